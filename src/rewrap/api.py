@@ -1,0 +1,371 @@
+"""The public functions: build the adapters of a job, run one verb over them, close them again.
+
+The command line uses these and nothing below them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rewrap.engine.compile import Rotation
+from rewrap.engine.conductor import Conductor, Examined
+from rewrap.engine.dryrun import dry_run
+from rewrap.engine.options import RunOptions
+from rewrap.engine.pipeline import StopFlag
+from rewrap.errors import KeyAccessError, LedgerError, UsageError
+from rewrap.events import Event, RunEnded
+from rewrap.interfaces import Sink
+from rewrap.job import Job
+from rewrap.keys.keyring import Keyring
+from rewrap.keys.local import load_key
+from rewrap.ledgers.sql import ExceptionRecord, Ledger, RunRecord, TableProgress, operator
+from rewrap.model import Table
+from rewrap.plan import Plan
+from rewrap.plan import plan as _plan
+from rewrap.stores.postgres.census import PostgresCensus, count_query
+from rewrap.stores.postgres.connection import address_of
+from rewrap.stores.postgres.guard import PostgresGuard
+from rewrap.stores.postgres.store import PostgresStore
+from rewrap.verify import Verification
+from rewrap.verify import verify as _verify
+
+
+def ignore(_event: Event) -> None:
+    """A sink for callers who only want the result."""
+
+
+async def run(
+    job: Job,
+    *,
+    from_versions: str,
+    to_version: str,
+    options: RunOptions | None = None,
+    dry: bool = False,
+    sink: Sink = ignore,
+    stop: StopFlag | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> RunEnded:
+    """Rotates a job's values from some versions (`"v1"`, `"v1,v2"`, `"any"`) to one.
+
+    Resumes the job's unfinished run of the same versions, if there is one. `stop` ends it at the next batch's
+    edge. The result's `exit_code` is 0 when verified complete, 3 when values remain, 4 when stopped; whatever
+    fails raises a RewrapError.
+    """
+    options, stop = options or RunOptions(), stop or StopFlag()
+    versions = job.resolve_from(from_versions, to_version)
+    keyring = open_keyring(job, [*versions, to_version], environ)
+    keyring.require_distinct(versions, to_version)
+    rotation = Rotation(job, keyring, versions, to_version)
+    store = _store(job, environ)
+    try:
+        if dry:
+            ended = await dry_run(rotation, store, sink, stop, options)
+        else:
+            ended = await _run(rotation, store, sink, stop, options, environ)
+    finally:
+        await store.close()
+    sink(ended)
+    return ended
+
+
+async def _run(
+    rotation: Rotation,
+    store: PostgresStore,
+    sink: Sink,
+    stop: StopFlag,
+    options: RunOptions,
+    environ: Mapping[str, str],
+) -> RunEnded:
+    job = rotation.job
+    identity = await store.identity()
+    async with _ledger(job, environ) as ledger:
+        assert ledger is not None
+        guard = PostgresGuard(store.address, job.store.guard_schema, identity)
+
+        async def examine(_tables: Sequence[Table]) -> Examined:
+            found = await _verified(
+                job, rotation.keyring, rotation.to_version, ledger, sink, environ, drain_s=0.0
+            )
+            verdict = found.verdict
+            return Examined(verdict.complete, tuple(verdict.reasons), found.values)
+
+        try:
+            return await Conductor(rotation, store, guard, ledger, sink, stop, options, examine).run()
+        finally:
+            await guard.close()
+
+
+async def resume(
+    job: Job,
+    *,
+    options: RunOptions | None = None,
+    sink: Sink = ignore,
+    stop: StopFlag | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> RunEnded:
+    """Goes on with the job's unfinished run, with the versions it began with."""
+    latest = await _latest(job, environ)
+    if latest is None or latest.state.finished:
+        raise UsageError(
+            f'job "{job.name}" has no unfinished run',
+            hint="start one with rewrap run --from … --to …",
+        )
+    return await run(
+        job,
+        from_versions=",".join(latest.from_versions),
+        to_version=latest.to_version,
+        options=options or RunOptions(resume=True),
+        sink=sink,
+        stop=stop,
+        environ=environ,
+    )
+
+
+async def verify(
+    job: Job,
+    *,
+    to_version: str | None = None,
+    deep: bool = False,
+    fence: bool = False,
+    sink: Sink = ignore,
+    environ: Mapping[str, str] = os.environ,
+) -> Verification:
+    """Counts every configured value in one snapshot; with `deep`, opens each with the new key alone.
+
+    `to_version` defaults to the last run's. Only the new key must be at hand; others help to tell unmarked
+    values from plaintext.
+    """
+    if to_version is None:
+        latest = await _latest(job, environ)
+        if latest is None:
+            raise UsageError(f'job "{job.name}" has no run to verify', hint="name the version: --to v2")
+        to_version = latest.to_version
+    _check_version(job, to_version)
+    keyring = open_keyring(job, [to_version], environ)
+    async with _ledger(job, environ, create=False) as ledger:
+        return await _verified(job, keyring, to_version, ledger, sink, environ, deep=deep, fence=fence)
+
+
+def _check_version(job: Job, version: str) -> None:
+    if version not in job.keys.versions:
+        raise UsageError(
+            f'job "{job.name}" has no key version "{version}"',
+            hint=f"versions in the job are {', '.join(job.keys.versions)}",
+        )
+
+
+async def plan(
+    job: Job,
+    *,
+    from_versions: str,
+    to_version: str,
+    environ: Mapping[str, str] = os.environ,
+) -> Plan:
+    """What a rotation would meet: tables, census by class and version, hazards. Reads only."""
+    versions = job.resolve_from(from_versions, to_version)
+    keyring = open_keyring(job, [*versions, to_version], environ)
+    keyring.require_distinct(versions, to_version)
+    store = _store(job, environ)
+    try:
+        async with _ledger(job, environ, create=False) as ledger:
+            census = await _verified(
+                job, keyring, to_version, ledger, ignore, environ, drain_s=0.0, settle=False
+            )
+        return await _plan(Rotation(job, keyring, versions, to_version), store, census)
+    finally:
+        await store.close()
+
+
+async def queries(
+    job: Job, *, to_version: str, environ: Mapping[str, str] = os.environ
+) -> list[tuple[str, str]]:
+    """Verify's census as SQL for psql: (table.column, statement)."""
+    _check_version(job, to_version)
+    census = PostgresCensus(job, address_of(job.store.url, _password(job, environ)))
+    try:
+        tables = await census.tables()
+    finally:
+        await census.close()
+    out = []
+    for table, target in zip(tables, job.targets, strict=True):
+        for entry in target.fields:
+            layout = job.layout(entry.layout)
+            statement = count_query(table, entry.column, layout, [to_version])
+            out.append((f"{table.name}.{entry.column}", statement))
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The job's newest run and how far each of its tables is, as the ledger has it."""
+
+    run: RunRecord
+    progress: tuple[TableProgress, ...]
+    put_aside: tuple[ExceptionRecord, ...]
+
+
+async def status(job: Job, *, environ: Mapping[str, str] = os.environ) -> Status | None:
+    """The newest run of a job; None when there was none. Reads the ledger only."""
+    async with _ledger(job, environ, create=False) as ledger:
+        latest = await ledger.latest() if ledger else None
+        if ledger is None or latest is None:
+            return None
+        return Status(
+            latest,
+            tuple(await ledger.progress(latest.run_id)),
+            tuple(await ledger.exceptions(latest.to_version)),
+        )
+
+
+async def quarantined(
+    job: Job, *, environ: Mapping[str, str] = os.environ, everything: bool = False
+) -> list[ExceptionRecord]:
+    """The values put aside on the way to the newest run's version."""
+    async with _ledger(job, environ, create=False) as ledger:
+        latest = await ledger.latest() if ledger else None
+        if ledger is None or latest is None:
+            return []
+        states = ("open", "waived", "retry", "resolved") if everything else ("open", "waived", "retry")
+        return await ledger.exceptions(latest.to_version, states=states)
+
+
+async def waive(
+    job: Job,
+    entries: Sequence[ExceptionRecord],
+    reason: str,
+    *,
+    environ: Mapping[str, str] = os.environ,
+) -> None:
+    """Accepts that these values stay as they are. The waiver ends when their bytes change."""
+    await _mark(job, entries, "waived", f"{operator()}: {reason}", environ)
+
+
+async def retry(
+    job: Job,
+    entries: Sequence[ExceptionRecord],
+    *,
+    sink: Sink = ignore,
+    stop: StopFlag | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> RunEnded:
+    """Tries these values again, in one more sweep of the newest run, and verifies."""
+    await _mark(job, entries, "retry", "", environ)
+    latest = await _latest(job, environ)
+    assert latest is not None
+    return await run(
+        job,
+        from_versions=",".join(latest.from_versions),
+        to_version=latest.to_version,
+        options=RunOptions(sweeps_only=latest.state.finished),
+        sink=sink,
+        stop=stop,
+        environ=environ,
+    )
+
+
+async def _mark(
+    job: Job,
+    entries: Sequence[ExceptionRecord],
+    state: str,
+    note: str,
+    environ: Mapping[str, str],
+) -> None:
+    async with _ledger(job, environ, create=False) as ledger:
+        latest = await ledger.latest() if ledger else None
+        if ledger is None or latest is None:
+            raise LedgerError(f'job "{job.name}" has no ledger', hint="run it first")
+        await ledger.mark(latest.to_version, entries, state, note)
+
+
+def open_keyring(job: Job, required: Sequence[str], environ: Mapping[str, str] = os.environ) -> Keyring:
+    """The job's keys: those required, and whatever others are at hand."""
+    keys = []
+    for version, section in job.keys.versions.items():
+        try:
+            keys.append(
+                load_key(
+                    version,
+                    section.material,
+                    section.encoding,
+                    job.key_lengths,
+                    environ,
+                    job.folder,
+                )
+            )
+        except KeyAccessError:
+            if version in required:
+                raise
+    return Keyring(keys)
+
+
+async def _verified(
+    job: Job,
+    keyring: Keyring,
+    to_version: str,
+    ledger: Ledger | None,
+    sink: Sink,
+    environ: Mapping[str, str],
+    *,
+    deep: bool = False,
+    fence: bool = False,
+    drain_s: float | None = None,
+    settle: bool = True,
+) -> Verification:
+    census = PostgresCensus(job, address_of(job.store.url, _password(job, environ)))
+    exceptions = await ledger.exceptions(to_version) if ledger else []
+    try:
+        found = await _verify(
+            job, census, keyring, to_version, exceptions, sink,
+            deep=deep, fence=fence, drain_s=drain_s,
+        )  # fmt: skip
+    finally:
+        await census.close()
+    if ledger is not None and settle and found.healed:
+        await ledger.mark(to_version, found.healed, "resolved", "verify found other bytes, or none")
+    return found
+
+
+async def _latest(job: Job, environ: Mapping[str, str]) -> RunRecord | None:
+    async with _ledger(job, environ, create=False) as ledger:
+        return await ledger.latest() if ledger else None
+
+
+@asynccontextmanager
+async def _ledger(
+    job: Job, environ: Mapping[str, str], *, create: bool = True
+) -> AsyncIterator[Ledger | None]:
+    ledger = await Ledger.open(job.name, Path(job.path), environ, create=create)
+    try:
+        yield ledger
+    finally:
+        if ledger is not None:
+            await ledger.close()
+
+
+def _store(job: Job, environ: Mapping[str, str]) -> PostgresStore:
+    return PostgresStore(job, _password(job, environ))
+
+
+def _password(job: Job, environ: Mapping[str, str]) -> str | None:
+    reference = job.store.password
+    if reference is None:
+        return None
+    scheme, _, place = reference.partition(":")
+    if scheme == "env":
+        if place not in environ:
+            raise UsageError(
+                f"the store's password is missing: environment variable {place} is not set",
+                hint=f"set {place}, or correct stores.*.password",
+            )
+        return environ[place]
+    try:
+        return (job.folder / os.path.expanduser(place)).read_text().strip()
+    except OSError as exc:
+        raise UsageError(
+            f"the store's password is missing: file {place}: {exc.strerror}",
+            hint="check the path and its permissions",
+        ) from None

@@ -1,0 +1,48 @@
+"""The command line: thin over `rewrap.api`; errors become two lines and an exit code."""
+
+from __future__ import annotations
+
+import typer
+
+from rewrap.cli import plan, quarantine, run, status, verify
+from rewrap.cli.terminal import quiet_libraries
+
+app = typer.Typer(
+    name="rewrap",
+    help="Rotate encryption keys over live rows: resumable, compare-and-swap, verified.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    # a traceback with local variables would print keys and plaintext
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 failed, 2 usage or job file, 3 values remain, 4 stopped and "
+    "resumable, 10 key unavailable or refused, 11 lease held by another run.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
+) -> None:
+    """Rotate encryption keys over live rows: resumable, compare-and-swap, verified."""
+    if version:
+        from rewrap import __version__
+
+        typer.echo(f"rewrap {__version__}")
+        raise typer.Exit
+
+
+app.command("plan")(plan.plan)
+app.command("run")(run.run)
+app.command("resume")(run.resume)
+app.command("status")(status.status)
+app.command("verify")(verify.verify)
+app.add_typer(quarantine.app, name="quarantine")
+
+
+def main() -> None:
+    """The console script."""
+    quiet_libraries()
+    app()

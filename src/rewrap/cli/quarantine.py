@@ -1,0 +1,178 @@
+"""`rewrap quarantine list|show|retry|waive`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import anyio
+import typer
+from rich.table import Table
+
+from rewrap import api
+from rewrap.cli.run import finish
+from rewrap.cli.terminal import (
+    DEFAULT_JOB,
+    DebugOption,
+    JobArgument,
+    JsonOption,
+    errors_shown,
+    load_job,
+    stdout_console,
+)
+from rewrap.errors import UsageError
+from rewrap.events import SCHEMA
+from rewrap.job import Job
+from rewrap.ledgers.sql import ExceptionRecord
+
+app = typer.Typer(
+    help="Values that could not be resealed: where they are and why, never what they hold.",
+    no_args_is_help=True,
+)
+
+TableOption = Annotated[str | None, typer.Option("--table", help="Only this table.")]
+RowOption = Annotated[str | None, typer.Option("--row", help="Only the row with this key.")]
+FieldOption = Annotated[str | None, typer.Option("--field", help="Only this column.")]
+
+EXPLAINED = {
+    "malformed": "has a version marker, but what follows is not in the layout's encoding or too short",
+    "unopenable": "does not open: damaged, sealed with another key, or bound to other associated data",
+    "too_large": "is larger than pace.max_value_bytes",
+    "rejected": "opens, but the database refused the new value (a constraint, a trigger, a length)",
+    "ambiguous_key": "carries no marker and opens under more than one key",
+    "contended": "was locked or changed by others three times running; the next run takes it",
+}
+
+
+@app.command("list")
+def list_(
+    job: JobArgument = DEFAULT_JOB,
+    table: TableOption = None,
+    everything: Annotated[bool, typer.Option("--all", help="Also those that were resolved since.")] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """The values put aside, by table and row."""
+    with errors_shown(as_json=as_json, debug=debug):
+        found = _chosen(_load(load_job(job), everything), table, None, None)
+        if as_json:
+            for entry in found:
+                typer.echo(json.dumps({"type": "quarantine", "schema": SCHEMA, **_shown(entry)}))
+            return
+        if not found:
+            typer.echo("nothing is put aside")
+            return
+        drawn = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("table", "row", "field", "reason", "version", "attempts", "state", "since"):
+            drawn.add_column(name)
+        for entry in found:
+            drawn.add_row(
+                entry.relation.replace('"', ""), entry.row_id, entry.field, entry.reason,
+                entry.version or "", str(entry.attempts), entry.state, entry.updated_at[:19],
+            )  # fmt: skip
+        stdout_console().print(drawn)
+
+
+@app.command("show")
+def show(
+    job: JobArgument = DEFAULT_JOB,
+    row: RowOption = None,
+    table: TableOption = None,
+    field: FieldOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """What is known about one value, and what can be done."""
+    with errors_shown(as_json=as_json, debug=debug):
+        found = _required(_chosen(_load(load_job(job), True), table, row, field))
+        for entry in found:
+            if as_json:
+                typer.echo(json.dumps({"type": "quarantine", "schema": SCHEMA, **_shown(entry)}))
+                continue
+            typer.echo(f"{entry.relation} row {entry.row_id}, column {entry.field}")
+            typer.echo(f"  reason: {entry.reason}: it {EXPLAINED[entry.reason]}")
+            typer.echo(f"  version in its marker: {entry.version or 'none'}")
+            typer.echo(f"  state: {entry.state}{' — ' + entry.note if entry.note else ''}")
+            typer.echo(f"  attempts: {entry.attempts}, last {entry.updated_at}")
+            typer.echo("  next: repair or restore the value, then rewrap quarantine retry;")
+            typer.echo('        or accept it: rewrap quarantine waive --row … --reason "…"')
+
+
+@app.command("retry")
+def retry(
+    job: JobArgument = DEFAULT_JOB,
+    row: RowOption = None,
+    table: TableOption = None,
+    field: FieldOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Try values again (all of them, or those chosen), in one more sweep, and verify."""
+    with errors_shown(as_json=as_json, debug=debug):
+        loaded = load_job(job)
+        found = _required(_chosen(_load(loaded, False), table, row, field))
+        finish(lambda sink, stop: api.retry(loaded, found, sink=sink, stop=stop), as_json=as_json)
+
+
+@app.command("waive")
+def waive(
+    job: JobArgument = DEFAULT_JOB,
+    row: RowOption = None,
+    table: TableOption = None,
+    field: FieldOption = None,
+    reason: Annotated[str, typer.Option("--reason", help="Why; it is kept with your name.")] = ...,  # type: ignore[assignment]  # typer's mark of a required option
+    every: Annotated[bool, typer.Option("--all", help="Every value put aside.")] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Accept that values stay as they are. A waiver ends when the value's bytes change."""
+    with errors_shown(as_json=as_json, debug=debug):
+        loaded = load_job(job)
+        if row is None and not every:
+            raise UsageError("name the row to waive", hint="--row KEY, or --all")
+        if not reason.strip():
+            raise UsageError("a waiver needs a reason", hint='--reason "restored from paper"')
+        found = _required(_chosen(_load(loaded, False), table, row, field))
+
+        async def work() -> None:
+            await api.waive(loaded, found, reason)
+
+        anyio.run(work)
+        typer.echo(f"waived {len(found)}; rewrap verify counts them apart")
+
+
+def _load(job: Job, everything: bool) -> list[ExceptionRecord]:
+    async def work() -> list[ExceptionRecord]:
+        return await api.quarantined(job, everything=everything)
+
+    return anyio.run(work)
+
+
+def _chosen(
+    entries: list[ExceptionRecord], table: str | None, row: str | None, field: str | None
+) -> list[ExceptionRecord]:
+    return [
+        entry
+        for entry in entries
+        if (table is None or _names(entry.relation, table))
+        and (row is None or entry.row_id == row)
+        and (field is None or entry.field == field)
+    ]
+
+
+def _names(relation: str, table: str) -> bool:
+    plain = relation.replace('"', "")
+    return table in (relation, plain, plain.partition(".")[2])
+
+
+def _required(entries: list[ExceptionRecord]) -> list[ExceptionRecord]:
+    if not entries:
+        raise UsageError("no such value is put aside", hint="see rewrap quarantine list for tables and rows")
+    return entries
+
+
+def _shown(entry: ExceptionRecord) -> dict[str, object]:
+    shown = asdict(entry)
+    del shown["digest"]
+    return shown

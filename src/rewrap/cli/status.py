@@ -1,0 +1,127 @@
+"""`rewrap status`."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from typing import Annotated
+
+import anyio
+import typer
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from rewrap import api
+from rewrap.cli.terminal import (
+    DEFAULT_JOB,
+    DebugOption,
+    JobArgument,
+    JsonOption,
+    errors_shown,
+    load_job,
+    stdout_console,
+)
+from rewrap.events import SCHEMA
+from rewrap.job import Job
+from rewrap.report import classes
+
+WATCH_S = 1.0
+
+
+def status(
+    job: JobArgument = DEFAULT_JOB,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep looking, once a second.")] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Where the newest run stands. Reads the ledger, not the database."""
+    with errors_shown(as_json=as_json, debug=debug):
+        loaded = load_job(job)
+        if not watch:
+            _show(loaded, as_json)
+            return
+        if as_json:
+            while _show(loaded, as_json):
+                time.sleep(WATCH_S)
+            return
+        _watch(loaded)
+
+
+def _look(job: Job) -> api.Status | None:
+    async def work() -> api.Status | None:
+        return await api.status(job)
+
+    return anyio.run(work)
+
+
+def _show(job: Job, as_json: bool) -> bool:
+    """Prints the status once; whether there is a run that may still move."""
+    found = _look(job)
+    if as_json:
+        typer.echo(json.dumps(_as_json(found), ensure_ascii=False))
+    else:
+        stdout_console().print(_drawn(job, found))
+    return found is not None and not found.run.state.finished
+
+
+def _watch(job: Job) -> None:
+    console = stdout_console()
+    with Live(console=console, refresh_per_second=2) as live:
+        while True:
+            found = _look(job)
+            live.update(_drawn(job, found), refresh=True)
+            if found is None or found.run.state.finished:
+                return
+            time.sleep(WATCH_S)
+
+
+def _as_json(found: api.Status | None) -> dict[str, object]:
+    shown: dict[str, object] = {"type": "status", "schema": SCHEMA, "run": None}
+    if found is not None:
+        run = asdict(found.run)
+        del run["commitments"]
+        shown["run"] = run
+        shown["progress"] = [asdict(entry) for entry in found.progress]
+        shown["quarantined"] = sum(1 for e in found.put_aside if not e.deferred)
+        shown["deferred"] = sum(1 for e in found.put_aside if e.deferred)
+    return shown
+
+
+def _drawn(job: Job, found: api.Status | None) -> Group:
+    if found is None:
+        return Group(Text(f'job "{job.name}" has not been run yet'))
+    run = found.run
+    head = Text.assemble(
+        f"run {run.run_id}: ",
+        (run.state, "bold"),
+        f" — {', '.join(run.from_versions)} → {run.to_version}, begun {run.started_at}, "
+        f"last changed by {run.state_by} {run.updated_at}",
+    )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("target", style="cyan")
+    for name in ("sweep", "rows", "rows/s"):
+        table.add_column(name, justify="right")
+    table.add_column("outcomes")
+    table.add_column("held back by")
+    for entry in found.progress:
+        total: dict[str, int] = {}
+        for counts in (entry.tally or {}).values():
+            for name, count in counts.items():
+                total[name] = total.get(name, 0) + count
+        table.add_row(
+            entry.relation.replace('"', ""),
+            str(entry.sweep),
+            f"{entry.rows_done:,}/{max(entry.rows_done, entry.rows_estimated):,}"
+            if entry.sweep == 1
+            else f"{entry.rows_done:,}",
+            f"{entry.rows_per_s:,.0f}",
+            classes(total),
+            "done" if entry.done else entry.waiting_for,
+        )
+    lines: list[Text | Table] = [head, table]
+    if found.put_aside:
+        lines.append(Text(f"put aside: {len(found.put_aside):,} (rewrap quarantine list)"))
+    return Group(*lines)

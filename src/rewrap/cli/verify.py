@@ -1,0 +1,88 @@
+"""`rewrap verify`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import anyio
+import typer
+
+from rewrap import api
+from rewrap.cli.terminal import (
+    DEFAULT_JOB,
+    DebugOption,
+    JobArgument,
+    JsonOption,
+    errors_shown,
+    load_job,
+    stdout_console,
+)
+from rewrap.errors import UsageError
+from rewrap.events import Event, FieldVerdict, Notice
+from rewrap.interfaces import Sink
+from rewrap.job import Job
+from rewrap.report import JsonLines, field_lines, verdict_lines
+from rewrap.verify import Verification
+
+
+def verify(
+    job: JobArgument = DEFAULT_JOB,
+    to_version: Annotated[
+        str | None, typer.Option("--to", help="The new version.", show_default="the last run's")
+    ] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Open every value with the new key alone.")] = False,
+    print_queries: Annotated[
+        bool, typer.Option("--print-queries", help="Print the census as SQL for psql, and leave.")
+    ] = False,
+    fence: Annotated[
+        bool,
+        typer.Option("--fence", help="When complete, add a constraint that refuses old values."),
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Count every configured value, by version and class, in one snapshot. Exit 0 only when complete."""
+    with errors_shown(as_json=as_json, debug=debug):
+        loaded = load_job(job)
+        if print_queries:
+            _print_queries(loaded, to_version)
+            return
+        fields: list[FieldVerdict] = []
+        notices: list[Notice] = []
+        lines = JsonLines(sys.stdout)
+
+        def sink(event: Event) -> None:
+            if as_json:
+                lines(event)
+            elif isinstance(event, FieldVerdict):
+                fields.append(event)
+            elif isinstance(event, Notice):
+                notices.append(event)
+
+        found = anyio.run(_work, loaded, to_version, deep, fence, sink)
+        if not as_json:
+            console = stdout_console()
+            console.print(field_lines(fields))
+            for notice in notices:
+                console.print(notice.message)
+            for line in verdict_lines(found.verdict):
+                console.print(line)
+        raise typer.Exit(found.exit_code)
+
+
+async def _work(job: Job, to_version: str | None, deep: bool, fence: bool, sink: Sink) -> Verification:
+    return await api.verify(job, to_version=to_version, deep=deep, fence=fence, sink=sink)
+
+
+def _print_queries(job: Job, to_version: str | None) -> None:
+    if to_version is None:
+        raise UsageError("--print-queries needs the new version", hint="add --to v2")
+    version = to_version
+
+    async def work() -> list[tuple[str, str]]:
+        return await api.queries(job, to_version=version)
+
+    for name, statement in anyio.run(work):
+        typer.echo(f"-- {name}: values by class and version; all but null and {version} must be 0")
+        typer.echo(f"{statement};")

@@ -1,0 +1,1 @@
+"""Ciphers and stored layouts: pure functions over bytes, no I/O."""

@@ -1,0 +1,72 @@
+"""From a job and a keyring to the transforms of each table, for one rotation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rewrap.crypto.layout import BoundLayout
+from rewrap.engine.reseal import FieldReseal, Reseal
+from rewrap.interfaces import Scope
+from rewrap.job import Job, TargetSection
+from rewrap.keys.keyring import Keyring
+from rewrap.model import Table
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """One rotation of a job: from some versions to one, with the keys at hand."""
+
+    job: Job
+    keyring: Keyring
+    from_versions: tuple[str, ...]
+    to_version: str
+
+    def target(self, table: Table) -> TargetSection:
+        return next(target for target in self.job.targets if target.table == table.name)
+
+    def bind(self, table: Table, column: str, version: str) -> BoundLayout:
+        """The layout of a column, bound to the key of a version."""
+        entry = next(e for e in self.target(table).fields if e.column == column)
+        return self.job.layout(entry.layout).bind(version, self.keyring.get(version).secret)
+
+    def reseal(self, table: Table) -> Reseal:
+        """The compiled transform of a table."""
+        target = self.target(table)
+        digester = self.keyring.get(self.to_version).digester()
+        probed = [*self.from_versions, self.to_version]
+        probed += [key.version for key in self.keyring if key.version not in probed]
+        return Reseal(
+            table,
+            [
+                FieldReseal(
+                    table=table.relation,
+                    column=entry.column,
+                    layout=self.job.layout(entry.layout),
+                    sources=tuple(self.bind(table, entry.column, v) for v in self.from_versions),
+                    target=self.bind(table, entry.column, self.to_version),
+                    probes=tuple(
+                        self.job.layout(entry.layout).bind(v, self.keyring.get(v).secret) for v in probed
+                    ),
+                    adopt=target.unmarked == "reseal",
+                    digester=digester,
+                )
+                for entry in target.fields
+            ],
+        )
+
+    def scope(self, table: Table) -> Scope:
+        """What is in scope of this rotation, as the store can search for it."""
+        target = self.target(table)
+        markers = {
+            entry.column: tuple(self.job.layout(entry.layout).marker_of(v) for v in self.from_versions)
+            for entry in target.fields
+        }
+        unmarked = {entry.column: self.job.layout(entry.layout).version_regex for entry in target.fields}
+        return Scope(markers, unmarked if target.unmarked == "reseal" else {})
+
+    def target_markers(self, table: Table) -> dict[str, str]:
+        """The marker each column's new values carry."""
+        return {
+            entry.column: self.job.layout(entry.layout).marker_of(self.to_version)
+            for entry in self.target(table).fields
+        }

@@ -1,0 +1,173 @@
+"""A dry run: reads and opens everything a run would, seals it in memory, and writes nothing anywhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rewrap.engine.compile import Rotation
+from rewrap.engine.health import KeyHealth
+from rewrap.engine.options import RunOptions
+from rewrap.engine.pipeline import Budget, StopFlag
+from rewrap.engine.proof import gather_proof, judge_sources, judge_target
+from rewrap.errors import KeyRefused
+from rewrap.events import Notice, Progress, RunEnded, RunStarted, SweepDone, SweepStarted
+from rewrap.interfaces import Scope, Sink, Store
+from rewrap.model import Outcome, Table, Tally, merge_tally
+
+
+async def dry_run(
+    rotation: Rotation, store: Store, sink: Sink, stop: StopFlag, options: RunOptions
+) -> RunEnded:
+    """What a run would find. No lock is taken, no ledger opened, no table or schema made."""
+    started = time.monotonic()
+    tables = await store.tables()
+    for notice in store.notices:
+        sink(Notice(level="info", message=notice))
+    for table in tables:
+        await store.refuse_fenced(table, rotation.target_markers(table))
+    versions = [*rotation.from_versions, rotation.to_version]
+    sink(
+        RunStarted(
+            run_id="dry-run",
+            job=rotation.job.name,
+            from_versions=list(rotation.from_versions),
+            to_version=rotation.to_version,
+            targets=[table.name for table in tables],
+            fingerprints={v: rotation.keyring.get(v).fingerprint for v in versions},
+            resumed=False,
+            dry_run=True,
+        )
+    )
+    health = await _prove(rotation, store, tables, sink, options)
+    outcomes: dict[str, dict[str, dict[str, int]]] = {}
+    rows = 0
+    stopped = False
+    for table in tables:
+        if stop:
+            stopped = True
+            break
+        tally, read = await _table(rotation, store, table, sink, stop, options, health)
+        outcomes[table.name] = {name: dict(+counts) for name, counts in tally.items()}
+        rows += read
+    odd = sum(
+        counts.get(outcome, 0)
+        for fields in outcomes.values()
+        for counts in fields.values()
+        for outcome in (Outcome.QUARANTINED, Outcome.UNMARKED, Outcome.OTHER_VERSION)
+    )
+    seconds = time.monotonic() - started
+    reasons = [f"{odd} values would be left: see the classes above"] if odd else []
+    if stopped or stop:
+        reasons.append(f"stopped by {stop.by}")
+    return RunEnded(
+        run_id="dry-run",
+        state="dry-run",
+        exit_code=4 if stop else 3 if odd else 0,
+        outcomes=outcomes,
+        rows=rows,
+        values=sum(sum(c.values()) for fields in outcomes.values() for c in fields.values()),
+        resealed_late=0,
+        sweeps=1,
+        seconds=round(seconds, 3),
+        rows_per_s=round(rows / seconds, 1),
+        reasons=reasons,
+    )
+
+
+async def _prove(
+    rotation: Rotation, store: Store, tables: Sequence[Table], sink: Sink, options: RunOptions
+) -> KeyHealth:
+    proof = await gather_proof(
+        store, tables, [*rotation.from_versions, rotation.to_version], frozenset(), rotation.bind
+    )
+    judge_sources(proof, rotation.from_versions, rotation.keyring)
+    key = rotation.keyring.get(rotation.to_version)
+    try:
+        judge_target(
+            proof,
+            key,
+            expected_fingerprint=options.to_fingerprint,
+            allow_unseen=options.allow_unseen_target,
+            allow_unopenable=options.allow_unopenable_target,
+        )
+    except KeyRefused as exc:
+        if proof.failed[key.version] or options.to_fingerprint is not None:
+            raise
+        sink(Notice(level="warning", message=f"a run would stop here: {exc.message}", hint=exc.hint))
+    limits = rotation.job.limits
+    health = KeyHealth(limits.max_quarantine, limits.max_quarantine_share)
+    health.opened(proof.opened)
+    return health
+
+
+async def _table(
+    rotation: Rotation,
+    store: Store,
+    table: Table,
+    sink: Sink,
+    stop: StopFlag,
+    options: RunOptions,
+    health: KeyHealth,
+) -> tuple[Tally, int]:
+    reseal = rotation.reseal(table)
+    (whole,) = await store.split(table, 1)
+    reader = store.reader(table)
+    budget = Budget(options.sample)
+    tally: Tally = {}
+    rows, after, started, said = 0, None, time.monotonic(), time.monotonic()
+    sink(SweepStarted(target=table.name, sweep=1, rows_estimated=table.estimated_rows, rows_done=0))
+    try:
+        while not stop and (limit := budget.take(rotation.job.pace.batch_size)):
+            page = await reader.fetch(whole, after, limit, Scope())
+            results = [reseal(page.rows)]
+            for key in results[0].large:
+                row = await reader.fetch_large(key)
+                if row is not None:
+                    results.append(reseal.judge_whole(row))
+            for result in results:
+                merge_tally(tally, result.tally)
+                for column, news in result.swap.news.items():
+                    fresh = {Outcome.RESEALED: len(news) - news.count(None)}
+                    merge_tally(tally, {column: {k.value: n for k, n in fresh.items()}})
+                health.opened(result.opened)
+                health.failed(result.faults)
+            health.check()
+            rows += len(page.rows)
+            after = page.last
+            if time.monotonic() - said > 1:
+                said = time.monotonic()
+                sink(_progress(table, rows, tally, time.monotonic() - started))
+            if after is None:
+                break
+    finally:
+        await reader.close()
+    sink(_progress(table, rows, tally, time.monotonic() - started))
+    sink(
+        SweepDone(
+            target=table.name,
+            sweep=1,
+            rows_done=rows,
+            found=sum(c.get(Outcome.RESEALED, 0) for c in tally.values()),
+            outcomes={name: dict(+counts) for name, counts in tally.items()},
+            seconds=round(time.monotonic() - started, 3),
+        )
+    )
+    return tally, rows
+
+
+def _progress(table: Table, rows: int, tally: Tally, seconds: float) -> Progress:
+    rate = rows / seconds if seconds else 0.0
+    left = max(0, table.estimated_rows - rows)
+    return Progress(
+        target=table.name,
+        sweep=1,
+        rows_done=rows,
+        rows_estimated=max(rows, table.estimated_rows),
+        resealed=sum(c.get(Outcome.RESEALED, 0) for c in tally.values()),
+        quarantined=sum(c.get(Outcome.QUARANTINED, 0) for c in tally.values()),
+        stale_left=None,
+        rows_per_s=round(rate, 1),
+        eta_s=round(left / rate, 1) if rate else None,
+        waiting_for="reads",
+    )

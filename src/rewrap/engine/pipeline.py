@@ -1,0 +1,270 @@
+"""One shard: read → reseal → swap → checkpoint, three tasks over bounded streams.
+
+The streams hold one batch each, so reading, sealing and writing overlap and memory stays flat. Batches are
+settled in key order by one writer: the settled prefix is contiguous by construction, and the checkpoint that
+rides in a swap is the end of the batch before it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from rewrap.engine.health import KeyHealth
+from rewrap.engine.reseal import Reseal, Resealed
+from rewrap.engine.retry import until_reachable
+from rewrap.engine.settle import Settled, Settler
+from rewrap.errors import AccountingError
+from rewrap.interfaces import (
+    Checkpoint,
+    Page,
+    Quarantine,
+    Scope,
+    ShardReader,
+    ShardWriter,
+)
+from rewrap.model import Fault, Outcome, ShardLease, Table, merge_tally, tally_total
+
+IDLE_CHECKPOINT_S = 1.0
+"""A checkpoint of its own is written after this many seconds without a swap to carry one."""
+
+
+@dataclass(slots=True)
+class Gauge:
+    """What a table's shards did so far in this sweep, for whoever watches. Seconds are busy seconds."""
+
+    rows: int = 0
+    resealed: int = 0
+    quarantined: int = 0
+    found: int = 0
+    read_s: float = 0.0
+    cpu_s: float = 0.0
+    write_s: float = 0.0
+    trouble: str = ""
+
+    @property
+    def waiting_for(self) -> str:
+        """What holds the table back: trouble if there is any, else the stage that takes longest."""
+        if self.trouble:
+            return self.trouble
+        stages = {"reads": self.read_s, "cpu": self.cpu_s, "writes": self.write_s}
+        return max(stages, key=stages.__getitem__)
+
+
+@dataclass(slots=True)
+class Budget:
+    """How many more rows may be read; None is no limit."""
+
+    rows: int | None = None
+
+    def take(self, wanted: int) -> int:
+        """At most `wanted` rows of what is left; 0 when it is used up."""
+        if self.rows is None:
+            return wanted
+        taken = min(wanted, self.rows)
+        self.rows -= taken
+        return taken
+
+    def give_back(self, rows: int) -> None:
+        if self.rows is not None:
+            self.rows += rows
+
+
+@dataclass(slots=True)
+class StopFlag:
+    """Set once, when the run is to end at the next batch's edge; `by` says who asked."""
+
+    by: str = ""
+
+    def set(self, by: str) -> None:
+        self.by = self.by or by
+
+    def __bool__(self) -> bool:
+        return bool(self.by)
+
+
+@dataclass(slots=True)
+class ShardTask:
+    """Everything one shard's pipeline needs. `known` are digests of values already put aside."""
+
+    table: Table
+    lease: ShardLease
+    reader: ShardReader
+    writer: ShardWriter
+    reseal: Reseal
+    scope: Scope
+    known: Mapping[tuple[str, str], str]
+    quarantine: Quarantine
+    health: KeyHealth
+    gauge: Gauge
+    stop: StopFlag
+    budget: Budget
+    batch_size: int
+    patience_s: float
+    _saved_at: float = field(default_factory=time.monotonic)
+
+
+@dataclass(slots=True)
+class _Work:
+    page: Page
+    resealed: Resealed
+
+
+async def run_shard(task: ShardTask) -> bool:
+    """Works a shard to its end, or to the stop flag; True when every row of it was settled."""
+    pages_in, pages_out = anyio.create_memory_object_stream[Page](1)
+    work_in, work_out = anyio.create_memory_object_stream[_Work](1)
+    async with anyio.create_task_group() as group:
+        group.start_soon(_read, task, pages_in)
+        group.start_soon(_reseal, task, pages_out, work_in)
+        finished = await _write(task, work_out)
+    await _save(task, done=finished)
+    task.lease.done = finished
+    return finished
+
+
+async def _read(task: ShardTask, pages: MemoryObjectSendStream[Page]) -> None:
+    after = task.lease.cursor
+    async with pages:
+        while not task.stop:
+            limit = task.budget.take(task.batch_size)
+            if limit == 0:
+                return
+            started = time.perf_counter()
+            page = await _fetch(task, after, limit)
+            task.gauge.read_s += time.perf_counter() - started
+            task.budget.give_back(limit - len(page.rows))
+            await pages.send(page)
+            after = page.last
+            if after is None:
+                return
+
+
+async def _fetch(task: ShardTask, after: str | None, limit: int) -> Page:
+    def reconnecting() -> None:
+        task.gauge.trouble = "reconnecting"
+
+    return await until_reachable(
+        lambda: task.reader.fetch(task.lease.range, after, limit, task.scope),
+        task.patience_s,
+        reconnecting,
+    )
+
+
+async def _reseal(
+    task: ShardTask,
+    pages: MemoryObjectReceiveStream[Page],
+    works: MemoryObjectSendStream[_Work],
+) -> None:
+    async with works, pages:
+        async for page in pages:
+            started = time.perf_counter()
+            resealed = task.reseal(page.rows)
+            task.gauge.cpu_s += time.perf_counter() - started
+            await works.send(_Work(page, resealed))
+
+
+async def _write(task: ShardTask, works: MemoryObjectReceiveStream[_Work]) -> bool:
+    def say(trouble: str) -> None:
+        task.gauge.trouble = trouble
+
+    settler = Settler(task.writer, task.reader, task.reseal, task.lease, task.patience_s, say)
+    async with works:
+        async for work in works:
+            started = time.perf_counter()
+            settled = await _settle(task, settler, work)
+            await _put_aside(task, settled)
+            _advance(task, work.page, settled)
+            if len(work.resealed.swap):
+                task._saved_at = time.monotonic()
+            elif time.monotonic() - task._saved_at > IDLE_CHECKPOINT_S:
+                await _save(task, done=False)
+            task.gauge.write_s += time.perf_counter() - started
+            task.gauge.trouble = ""
+            if work.page.last is None:
+                return True
+    return False
+
+
+async def _settle(task: ShardTask, settler: Settler, work: _Work) -> Settled:
+    """Every value of a page with its outcome: the page's own, the swapped, and the large ones' alone."""
+    before = Checkpoint(task.lease.cursor, task.lease.rows, task.lease.tally)
+    settled = Settled(work.resealed.tally, work.resealed.faults, work.resealed.opened)
+    settled.absorb(await settler.settle(work.resealed.swap, before))
+    for key in work.resealed.large:
+        row = await until_reachable(
+            lambda key=key: task.reader.fetch_large(key),  # type: ignore[misc]  # mypy: default argument of a lambda
+            task.patience_s,
+            lambda: None,
+        )
+        if row is None:
+            for column in task.table.field_names:
+                settled.add(column, Outcome.GONE)
+            continue
+        alone = task.reseal.judge_whole(row)
+        settled.absorb(Settled(alone.tally, alone.faults, alone.opened))
+        settled.absorb(await settler.settle(alone.swap, before))
+    values = len(work.page.rows) * len(task.table.fields)
+    if tally_total(settled.tally) != values:
+        raise AccountingError(
+            f"table {task.table.relation}: a page of {values} values came to "
+            f"{tally_total(settled.tally)} outcomes",
+            hint="nothing past this page was counted as done; this is a defect in rewrap, please report it",
+        )
+    return settled
+
+
+async def _put_aside(task: ShardTask, settled: Settled) -> None:
+    """Quarantines what failed, durably, before the checkpoint passes it; stops first on a wrong key."""
+    known, new = _sorted_out(task, settled.faults)
+    if task.scope.markers is not None:
+        # a later sweep meets again what an earlier one counted
+        for fault in known:
+            settled.tally[fault.field][Outcome.QUARANTINED] -= 1
+    task.health.opened(settled.opened)
+    task.health.failed(new)
+    task.health.check()
+    if new:
+        await task.quarantine.record(task.table.relation, new)
+    counts = _flat(settled)
+    task.gauge.resealed += counts[Outcome.RESEALED]
+    task.gauge.quarantined += len([f for f in new if f.reason != "contended"])
+    task.gauge.found += sum(counts[outcome] for outcome in _WAS_IN_SCOPE)
+
+
+_WAS_IN_SCOPE = (Outcome.RESEALED, Outcome.CONVERGED, Outcome.DEFERRED, Outcome.QUARANTINED)
+
+
+def _sorted_out(task: ShardTask, faults: list[Fault]) -> tuple[list[Fault], list[Fault]]:
+    known: list[Fault] = []
+    new: list[Fault] = []
+    for fault in faults:
+        same = task.known.get((fault.field, fault.row_id)) == fault.digest
+        (known if same and fault.reason != "contended" else new).append(fault)
+    return known, new
+
+
+def _flat(settled: Settled) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for counts in settled.tally.values():
+        total.update(counts)
+    return total
+
+
+def _advance(task: ShardTask, page: Page, settled: Settled) -> None:
+    if page.rows:
+        task.lease.cursor = str(page.rows[-1][0])
+    task.lease.rows += len(page.rows)
+    merge_tally(task.lease.tally, settled.tally)
+    task.gauge.rows += len(page.rows)
+
+
+async def _save(task: ShardTask, *, done: bool) -> None:
+    place = Checkpoint(task.lease.cursor, task.lease.rows, task.lease.tally, done)
+    await until_reachable(lambda: task.writer.checkpoint(task.lease, place), task.patience_s, lambda: None)
+    task._saved_at = time.monotonic()

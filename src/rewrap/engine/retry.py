@@ -1,0 +1,52 @@
+"""The only retry policies. Each wraps one attempt; what it retries is decided by class, never by text."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import anyio
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_random_exponential,
+)
+
+from rewrap.errors import StoreUnavailable
+
+T = TypeVar("T")
+
+RECONNECT_FIRST_S = 0.1
+RECONNECT_MAX_S = 5.0
+
+CONTENTION_PAUSES_S = (0.02, 0.1)
+"""Seconds before a lost row's second and third attempt: longer than most transactions hold a row."""
+
+MAX_LOSSES = 3
+"""Attempts at a row that others keep changing or locking; after that a later sweep has it."""
+
+
+async def until_reachable(
+    attempt: Callable[[], Awaitable[T]], patience_s: float, waiting: Callable[[], None]
+) -> T:
+    """The result of `attempt`, tried again while the store cannot be reached, for `patience_s` seconds.
+
+    `waiting` is called before each pause. The last StoreUnavailable is raised when patience ends.
+    """
+
+    def before_pause(state: RetryCallState) -> None:
+        waiting()
+
+    async for trial in AsyncRetrying(
+        retry=retry_if_exception_type(StoreUnavailable),
+        wait=wait_random_exponential(multiplier=RECONNECT_FIRST_S, max=RECONNECT_MAX_S),
+        stop=stop_after_delay(patience_s),
+        before_sleep=before_pause,
+        sleep=anyio.sleep,
+        reraise=True,
+    ):
+        with trial:
+            return await attempt()
+    raise AssertionError("unreachable: tenacity returns or raises")

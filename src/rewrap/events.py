@@ -1,0 +1,156 @@
+"""What a run says while it works: frozen events, which are also the `--json` schema.
+
+Each becomes one line `{"type": …, "schema": 1, …}`. Fields may be added, never changed or removed. No event
+holds plaintext, a key, a stored value or the password of a URL.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+SCHEMA = 1
+"""Version of the event schema; raised only if a field had to change its meaning."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    type: ClassVar[str] = "event"
+
+    def as_json(self) -> dict[str, Any]:
+        """The event as a JSON object: `type` and `schema` first."""
+        shown = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {"type": self.type, "schema": SCHEMA, **shown}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted(Event):
+    """A run begins, or goes on. `fingerprints` are of the keys by version; `targets` the tables."""
+
+    type: ClassVar[str] = "run_started"
+    run_id: str
+    job: str
+    from_versions: list[str]
+    to_version: str
+    targets: list[str]
+    fingerprints: dict[str, str]
+    resumed: bool
+    dry_run: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice(Event):
+    """Something the operator should know: `level` is info or warning."""
+
+    type: ClassVar[str] = "notice"
+    level: str
+    message: str
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepStarted(Event):
+    """A sweep over one table begins. Sweep 1 reads every row, later ones what is in scope."""
+
+    type: ClassVar[str] = "sweep_started"
+    target: str
+    sweep: int
+    rows_estimated: int
+    rows_done: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress(Event):
+    """How far a table is: rows read, values by outcome, rows per second, and what holds it back.
+
+    `stale_left` is an estimate; `eta_s` is seconds, None while unknown; `waiting_for` says why it is not
+    faster: reads, cpu, writes, row locks, reconnecting.
+    """
+
+    type: ClassVar[str] = "progress"
+    target: str
+    sweep: int
+    rows_done: int
+    rows_estimated: int
+    resealed: int
+    quarantined: int
+    stale_left: int | None
+    rows_per_s: float
+    eta_s: float | None
+    waiting_for: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepDone(Event):
+    """A sweep over one table ended; `found` is how many values it found in scope, `outcomes` by field."""
+
+    type: ClassVar[str] = "sweep_done"
+    target: str
+    sweep: int
+    rows_done: int
+    found: int
+    outcomes: dict[str, dict[str, int]]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quarantined(Event):
+    """A value went to quarantine. Where, and why; never what. `row` is masked for text keys."""
+
+    type: ClassVar[str] = "quarantined"
+    target: str
+    row: str
+    field: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldVerdict(Event):
+    """Verify's independent count of one column, in one snapshot."""
+
+    type: ClassVar[str] = "field_verdict"
+    target: str
+    field: str
+    values: int
+    classes: dict[str, int]
+    versions: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict(Event):
+    """What verify found over every target. `complete` only when everything that must be 0 is 0."""
+
+    type: ClassVar[str] = "verdict"
+    complete: bool
+    deep: bool
+    to_version: str
+    values: int
+    stale: int
+    unmarked: int
+    other_version: int
+    plaintext: int
+    quarantined: int
+    waived: int
+    deferred: int
+    unopenable: int
+    reasons: list[str] = field(default_factory=list)
+    log_position: str = ""
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnded(Event):
+    """A run came to an end or a stop. `state` is the run's; `exit_code` what the process returns."""
+
+    type: ClassVar[str] = "run_ended"
+    run_id: str
+    state: str
+    exit_code: int
+    outcomes: dict[str, dict[str, dict[str, int]]]
+    rows: int
+    values: int
+    resealed_late: int
+    sweeps: int
+    seconds: float
+    rows_per_s: float
+    reasons: list[str] = field(default_factory=list)

@@ -1,0 +1,224 @@
+"""The seams: what the engine asks of a store, of a ledger and of whoever listens.
+
+An adapter implements a Protocol by having its methods; nothing registers itself anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from rewrap.events import Event
+from rewrap.model import (
+    Activity,
+    Fault,
+    ServerIdentity,
+    ShardLease,
+    ShardRange,
+    Table,
+    Tally,
+)
+
+Sink = Callable[[Event], None]
+"""Takes events; must not block and must not raise."""
+
+Row = Sequence[Any]
+"""One stored row: (key, value of each field, text of each AAD column), in the table's order.
+
+A value is None (SQL NULL), text, or `OversizeMark`: the store held it back for its size.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class OversizeMark:
+    """Stands in a row for a value too large for its page; `size` is its length in bytes."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Consecutive rows of a shard in key order; `last` is the last key as text, None at the end.
+
+    A value over the page's size limit is held back: in its place stands text that begins with U+0001.
+    """
+
+    rows: list[Row]
+    last: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a sweep reads: every row (`markers` None), or rows with a value under one of the markers.
+
+    `unmarked` adds values that carry no marker at all. Both are by field name.
+    """
+
+    markers: dict[str, tuple[str, ...]] | None = None
+    unmarked: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class SwapBatch:
+    """New values of one batch, by row: parallel lists of equal length, filled at one place.
+
+    `olds[field][i]` and `news[field][i]` belong to `keys[i]`; a new value of None leaves that field of that
+    row alone. `tokens[i]` are the texts of the AAD columns that the new value is bound to.
+    """
+
+    keys: list[Any]
+    olds: dict[str, list[str | None]]
+    news: dict[str, list[str | None]]
+    tokens: list[Sequence[str | None]] | None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def part(self, places: Sequence[int]) -> SwapBatch:
+        """The same batch, restricted to some rows."""
+        return SwapBatch(
+            [self.keys[i] for i in places],
+            {name: [olds[i] for i in places] for name, olds in self.olds.items()},
+            {name: [news[i] for i in places] for name, news in self.news.items()},
+            None if self.tokens is None else [self.tokens[i] for i in places],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The settled prefix of a shard: its cursor, and the tally and row count up to there."""
+
+    cursor: str | None
+    rows: int
+    tally: Tally
+    done: bool = False
+
+
+class ShardReader(Protocol):
+    """Reads one table. Not for concurrent use: one statement at a time."""
+
+    async def fetch(self, shard: ShardRange, after: str | None, limit: int, scope: Scope) -> Page:
+        """The next rows of the shard after a key, at most `limit`, in key order."""
+        ...
+
+    async def fetch_large(self, key: Any) -> Row | None:
+        """One row with its values whole; None when it is gone. A value over the limit is a mark."""
+        ...
+
+    async def sample(self, count: int, prefixes: dict[str, str]) -> list[Row]:
+        """At most `count` rows from across the table that hold a value under one of the prefixes."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class ShardWriter(Protocol):
+    """Writes one table under a lease. Not for concurrent use."""
+
+    async def swap(
+        self, lease: ShardLease, batch: SwapBatch, checkpoint: Checkpoint, *, skip_locked: bool
+    ) -> int:
+        """Compare-and-swap of a whole batch in one statement; the number of rows written.
+
+        The checkpoint lands in the same transaction. Raises LeaseLost when the fence was raised.
+        """
+        ...
+
+    async def unsettled(self, batch: SwapBatch) -> list[tuple[int, Row | None]]:
+        """The rows of a batch that do not hold its new values now: (index, row or None when gone)."""
+        ...
+
+    async def checkpoint(self, lease: ShardLease, checkpoint: Checkpoint) -> None:
+        """Saves how far the shard is. Raises LeaseLost when the fence was raised."""
+        ...
+
+    async def reconnect(self) -> None:
+        """A fresh connection after the old one broke; what was not acknowledged may have landed."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Store(Protocol):
+    """A database that holds encrypted values."""
+
+    notices: list[str]
+
+    async def identity(self) -> ServerIdentity: ...
+
+    async def tables(self) -> list[Table]:
+        """The job's tables as the database has them; refuses what cannot be done safely."""
+        ...
+
+    async def split(self, table: Table, shards: int) -> list[ShardRange]:
+        """Ranges of about equal size that cover every key; bounds come from the server."""
+        ...
+
+    async def rehearse(self, table: Table, lease: ShardLease, batch: SwapBatch) -> bool:
+        """Swaps, reads back byte for byte, and rolls back: what triggers do shows here."""
+        ...
+
+    async def activity(self, table: Table) -> Activity: ...
+
+    async def drain(self, table: Table, timeout_s: float) -> list[str]:
+        """Waits for every transaction that has written the table to end; names those that did not."""
+        ...
+
+    async def flush(self) -> str:
+        """Makes everything written so far durable; the position of the log, as text."""
+        ...
+
+    def reader(self, table: Table, *, full: bool = True) -> ShardReader:
+        """A reader; `full` when it will read every row, false when it looks for few among many."""
+        ...
+
+    def writer(self, table: Table) -> ShardWriter: ...
+
+    async def refuse_fenced(self, table: Table, markers: dict[str, str]) -> None:
+        """Raises UnsafeTarget when a constraint on the table refuses values under these markers."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Guard(Protocol):
+    """The lock and the checkpoints of a run, kept in the store itself."""
+
+    async def claim(self, claim: Claim) -> dict[str, list[ShardLease]]:
+        """Takes every table of a run, or raises LeaseHeld; leases by relation, cursors as they stand."""
+        ...
+
+    async def begin_sweep(self, relation: str, sweep: int) -> list[ShardLease]:
+        """Sets a table's shards to the start of a sweep."""
+        ...
+
+    async def beat(self) -> None:
+        """Extends the leases; raises LeaseLost when somebody else has them."""
+        ...
+
+    async def release(self, *, finished: bool, void: bool = False) -> None:
+        """Gives the leases back; `void` also forgets the cursors, so that the next run starts over."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a run asks of the guard: itself, its versions, and how it would cut each table."""
+
+    run_id: str
+    owner: str
+    from_versions: tuple[str, ...]
+    to_version: str
+    ranges: dict[str, list[ShardRange]]
+    ttl_s: float
+    restart: bool = False
+    abandon: str | None = None
+
+
+class Quarantine(Protocol):
+    """Where faults are kept. Durable when a call returns."""
+
+    async def record(self, relation: str, faults: Sequence[Fault]) -> None: ...

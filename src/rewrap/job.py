@@ -1,0 +1,416 @@
+"""Job files: TOML in, a validated `Job` out.
+
+Errors name the TOML path and the fix. Key fields take only `env:` and `file:` references, so that no key is
+ever written into a job; `${NAME}` stands for an environment variable in every other string.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StringConstraints,
+    ValidationError,
+)
+
+from rewrap.crypto.layout import AadTemplate, Layout, LayoutError, builtin_layouts
+from rewrap.errors import JobError, UsageError
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_REFERENCE = re.compile(r"(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)")
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+def _reference(value: object) -> object:
+    # the message never repeats the value: whoever writes a key here must not find it in a log
+    if not isinstance(value, str) or not _REFERENCE.fullmatch(value):
+        raise ValueError('write "env:NAME" or "file:PATH"; a key itself never stands in a job file')
+    return value
+
+
+Reference = Annotated[str, BeforeValidator(_reference)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+
+
+class PostgresStore(_Section):
+    """`[stores.NAME]`: one Postgres database."""
+
+    kind: Literal["postgres"]
+    url: Name
+    password: Reference | None = None
+    guard_schema: Name = "rewrap"
+    max_connections: Annotated[int, Field(ge=3, le=200)] = 12
+    lock_timeout_ms: Annotated[int, Field(ge=10, le=5_000)] = 250
+
+
+class KeyVersion(_Section):
+    """`[keys.versions.NAME]`: where one version's bytes are, and how they are written."""
+
+    material: Reference
+    encoding: Literal["hex", "base64", "raw"] = "hex"
+
+
+class Keys(_Section):
+    """`[keys]`: the provider and its versions."""
+
+    provider: Literal["local"] = "local"
+    versions: Annotated[dict[str, KeyVersion], Field(min_length=1)]
+
+
+class LayoutSection(_Section):
+    """`[layouts.NAME]`: a stored format, or a built-in one with associated data added (`like`)."""
+
+    like: Name | None = None
+    marker: Name | None = None
+    version: Name | None = None
+    encoding: Literal["base64"] | None = None
+    cipher: Name | None = None
+    aad: Name | None = None
+
+
+class FieldSection(_Section):
+    """One encrypted column: its name and its layout's."""
+
+    column: Name
+    layout: Name
+
+
+class TargetSection(_Section):
+    """`[[targets]]`: one table."""
+
+    table: Name
+    key: Name = "id"
+    fields: Annotated[list[FieldSection], Field(min_length=1)]
+    store: Name | None = None
+    unmarked: Literal["count", "reseal"] = "count"
+    acknowledge: list[Literal["triggers"]] = []
+
+
+class Pace(_Section):
+    """`[pace]`: how hard a run works. Not part of the job's identity: change it at any time."""
+
+    batch_size: Annotated[int, Field(ge=1, le=10_000)] = 1_000
+    batch_bytes: Annotated[int, Field(ge=65_536, le=64 * 2**20)] = 4 * 2**20
+    shards: Annotated[int, Field(ge=1, le=32)] = 4
+    max_value_bytes: Annotated[int, Field(ge=1_024, le=256 * 2**20)] = 64 * 2**20
+
+
+class Limits(_Section):
+    """`[limits]`: when a run gives up."""
+
+    max_quarantine: Annotated[int, Field(ge=0)] = 100
+    max_quarantine_share: Annotated[float, Field(ge=0, le=1)] = 0.001
+    max_sweeps: Annotated[int, Field(ge=2, le=50)] = 5
+    drain_s: Annotated[float, Field(ge=0, le=3_600)] = 30.0
+    lease_s: Annotated[float, Field(ge=2, le=3_600)] = 30.0
+    reconnect_s: Annotated[float, Field(ge=0, le=3_600)] = 60.0
+
+
+class Job(_Section):
+    """What to rotate: stores, keys, layouts, targets. Load one with `Job.load(path)`.
+
+    `digest` identifies the job in a ledger: it covers targets, layouts, key versions and stores' kinds, and
+    neither pace nor limits, so that changing the batch size does not orphan a ledger.
+    """
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    stores: Annotated[dict[str, PostgresStore], Field(min_length=1, max_length=1)]
+    keys: Keys
+    layouts: dict[str, LayoutSection] = {}
+    targets: Annotated[list[TargetSection], Field(min_length=1)]
+    pace: Pace = Pace()
+    limits: Limits = Limits()
+
+    _path: Path = PrivateAttr(default=Path("rewrap.toml"))
+    _layouts: dict[str, Layout] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: str | Path, environ: Mapping[str, str] = os.environ) -> Job:
+        """The job in a file. Raises JobError, which names the file, the TOML path and the fix."""
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as exc:
+            raise JobError(
+                f"job file {path}: {exc.strerror}",
+                hint="name the job file: rewrap COMMAND JOB.toml (the default is rewrap.toml)",
+            ) from None
+        except UnicodeDecodeError:
+            raise JobError(f"job file {path} is not UTF-8 text") from None
+        return cls.parse(text, path=path, environ=environ)
+
+    @classmethod
+    def parse(
+        cls, text: str, *, path: str | Path = "rewrap.toml", environ: Mapping[str, str] = os.environ
+    ) -> Job:
+        """The job in a string; relative `file:` references start at the folder of `path`."""
+        path = Path(path)
+        try:
+            declared = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as exc:
+            raise JobError(f"job file {path}: {exc}", hint="this is not valid TOML") from None
+        _refuse_written_passwords(declared, path)
+        try:
+            job = cls.model_validate(_substitute(declared, environ, path))
+        except ValidationError as exc:
+            raise _job_error(exc, path) from None
+        job._path = path
+        job._layouts = _compile_layouts(job)
+        job._check_targets()
+        return job
+
+    def with_batch_size(self, rows: int) -> Job:
+        """The same job with another batch size; its digest stays the same."""
+        return self.model_copy(update={"pace": self.pace.model_copy(update={"batch_size": rows})})
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    @property
+    def folder(self) -> Path:
+        return self._path.parent
+
+    @property
+    def store(self) -> PostgresStore:
+        """The job's one store."""
+        return next(iter(self.stores.values()))
+
+    def layout(self, name: str) -> Layout:
+        return self._layouts[name]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over what a ledger's cursors depend on, in hex."""
+        identity = {
+            "name": self.name,
+            "keys": {v: k.model_dump() for v, k in sorted(self.keys.versions.items())},
+            "layouts": {n: repr(layout) for n, layout in sorted(self._layouts.items())},
+            "targets": [target.model_dump() for target in self.targets],
+            "stores": {n: s.kind for n, s in sorted(self.stores.items())},
+        }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def key_lengths(self) -> frozenset[int]:
+        """The key lengths, in bytes, that the layouts in use take."""
+        return frozenset(
+            self.layout(entry.layout).cipher.key_bytes for target in self.targets for entry in target.fields
+        )
+
+    def resolve_from(self, spec: str, to_version: str) -> tuple[str, ...]:
+        """The versions a `--from` names: one, several with commas, or `any` (all but the target)."""
+        known = list(self.keys.versions)
+        if spec == "any":
+            versions = [version for version in known if version != to_version]
+        else:
+            versions = [part.strip() for part in spec.split(",") if part.strip()]
+        for version in [*versions, to_version]:
+            if version not in known:
+                raise UsageError(
+                    f'job "{self.name}" has no key version "{version}"',
+                    hint=f"versions in the job are {', '.join(known)}; "
+                    f"add [keys.versions.{version}] to {self._path.name}",
+                )
+        if to_version in versions:
+            raise UsageError(
+                f'--from and --to both name "{to_version}"',
+                hint="--from is the version that values leave, --to the one they get",
+            )
+        if not versions:
+            raise UsageError("--from names no version", hint=f"versions are {', '.join(known)}")
+        self._check_versions([*versions, to_version])
+        return tuple(dict.fromkeys(versions))
+
+    def _check_versions(self, versions: list[str]) -> None:
+        for target in self.targets:
+            for entry in target.fields:
+                for version in versions:
+                    try:
+                        self.layout(entry.layout).marker_of(version)
+                    except LayoutError as exc:
+                        raise JobError(str(exc), hint=f"correct layouts.{entry.layout}.version") from None
+
+    def _check_targets(self) -> None:
+        seen: set[str] = set()
+        for at, target in enumerate(self.targets):
+            if target.table in seen:
+                raise self._error(
+                    f"targets[{at}].table", f'table "{target.table}" is named twice',
+                    "list all its columns in one target",
+                )  # fmt: skip
+            seen.add(target.table)
+            if target.store is not None and target.store not in self.stores:
+                raise self._error(
+                    f"targets[{at}].store", f'there is no store "{target.store}"',
+                    f"stores are {', '.join(self.stores)}",
+                )  # fmt: skip
+            columns = [entry.column for entry in target.fields]
+            if len(set(columns)) != len(columns):
+                raise self._error(f"targets[{at}].fields", "a column is named twice", "name each column once")
+            if target.key in columns:
+                raise self._error(
+                    f"targets[{at}].fields",
+                    f'column "{target.key}" is the key',
+                    "an encrypted column cannot be the key that rows are found by",
+                )
+            for place, entry in enumerate(target.fields):
+                where = f"targets[{at}].fields[{place}].layout"
+                if entry.layout not in self._layouts:
+                    known = ", ".join(sorted(self._layouts))
+                    raise self._error(where, f'there is no layout "{entry.layout}"', f"known: {known}")
+                aad = self.layout(entry.layout).aad
+                clash = set(aad.columns if aad else ()) & set(columns)
+                if clash:
+                    raise self._error(
+                        where,
+                        f'its aad names the encrypted column "{min(clash)}"',
+                        "associated data come from columns that this job does not rewrite",
+                    )
+
+    def _error(self, where: str, message: str, hint: str) -> JobError:
+        return JobError(f"job file {self._path}: {where}: {message}", hint=hint)
+
+
+def _compile_layouts(job: Job) -> dict[str, Layout]:
+    layouts = dict(builtin_layouts())
+    for name, section in job.layouts.items():
+        where = f"job file {job.path}: layouts.{name}"
+        base = None
+        if section.like is not None:
+            base = builtin_layouts().get(section.like)
+            if base is None:
+                known = ", ".join(sorted(builtin_layouts()))
+                raise JobError(
+                    f'{where}.like: there is no built-in layout "{section.like}"',
+                    hint=f"built-in layouts: {known}",
+                )
+        stated = {
+            "marker": section.marker or (base and base.marker),
+            "version": section.version or (base and base.version_pattern),
+            "encoding": section.encoding or (base and base.encoding),
+            "cipher": section.cipher or (base and base.cipher_name),
+        }
+        for key, value in stated.items():
+            if not value:
+                raise JobError(f"{where}.{key}: is missing", hint="see docs/layouts.md")
+        try:
+            layouts[name] = Layout(
+                name=name,
+                marker=str(stated["marker"]),
+                version_pattern=str(stated["version"]),
+                encoding=str(stated["encoding"]),
+                cipher_name=str(stated["cipher"]),
+                aad=AadTemplate.parse(section.aad) if section.aad else None,
+            )
+        except LayoutError as exc:
+            raise JobError(f"{where}: {exc}", hint="see docs/layouts.md") from None
+    return layouts
+
+
+def _substitute(value: Any, environ: Mapping[str, str], path: Path, where: str = "") -> Any:
+    """`value` with every `${NAME}` in its strings replaced; key references are left as they are."""
+    if isinstance(value, dict):
+        return {
+            key: _substitute(entry, environ, path, f"{where}.{key}" if where else key)
+            for key, entry in value.items()
+        }
+    if isinstance(value, list):
+        return [_substitute(entry, environ, path, f"{where}[{at}]") for at, entry in enumerate(value)]
+    if not isinstance(value, str) or where.endswith((".material", ".password")):
+        return value
+
+    def replace(found: re.Match[str]) -> str:
+        name = found.group(1)
+        if name not in environ:
+            raise JobError(
+                f"job file {path}: {where}: environment variable {name} is not set",
+                hint=f"set {name}, or write the value in place of ${{{name}}}",
+            )
+        return environ[name]
+
+    return _VARIABLE.sub(replace, value)
+
+
+def _refuse_written_passwords(declared: Mapping[str, Any], path: Path) -> None:
+    stores = declared.get("stores")
+    for name, store in stores.items() if isinstance(stores, dict) else ():
+        url = store.get("url") if isinstance(store, dict) else None
+        if not isinstance(url, str):
+            continue
+        try:
+            parts = urlsplit(_VARIABLE.sub("x", url))
+            written = "${" not in url and (parts.password or "password=" in (parts.query or ""))
+            if "${" in url and re.search(r"://[^/@\s]*:[^/@\s]*@", url):
+                secret = url.split("://", 1)[1].rsplit("@", 1)[0].partition(":")[2]
+                written = bool(secret) and not _VARIABLE.fullmatch(secret)
+        except ValueError:
+            continue
+        if written:
+            raise JobError(
+                f"job file {path}: stores.{name}.url: a password is written in the URL",
+                hint='write url = "${DATABASE_URL}", or leave the password out of the URL and set '
+                'password = "env:PGPASSWORD" or password = "file:PATH"',
+            )
+
+
+_FIXES = {
+    "extra_forbidden": "is not a field here; check the spelling",
+    "missing": "is missing",
+    "too_short": "is empty",
+}
+
+
+def _job_error(exc: ValidationError, path: Path) -> JobError:
+    """The first of pydantic's errors as one line, and the rest as a count. Never repeats the input."""
+    found = exc.errors(include_url=False, include_input=False, include_context=False)
+    # a misspelt field shows twice, as unknown and as missing: the first says more
+    first, *rest = sorted(found, key=lambda error: error["type"] != "extra_forbidden")
+    where = ""
+    for part in first["loc"]:
+        where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
+    message = _FIXES.get(first["type"], first["msg"].removeprefix("Value error, "))
+    message = message[:1].lower() + message[1:]
+    if first["type"] == "too_long" and where == "stores":
+        message = "names more than one store, which this version does not run"
+    more = f" (and {len(rest)} more)" if rest else ""
+    hint = "see docs/job-file.md"
+    if where.endswith(".encoding") and where.startswith("keys"):
+        hint = "encodings are hex, base64, raw"
+    if first["type"] == "extra_forbidden":
+        hint = _allowed_hint(first["loc"])
+    return JobError(f"job file {path}: {where}: {message}{more}", hint=hint)
+
+
+def _allowed_hint(loc: tuple[int | str, ...]) -> str:
+    sections: dict[str, type[BaseModel]] = {
+        "stores": PostgresStore,
+        "keys": Keys,
+        "layouts": LayoutSection,
+        "targets": TargetSection,
+        "pace": Pace,
+        "limits": Limits,
+    }
+    model: type[BaseModel] = Job if len(loc) == 1 else sections.get(str(loc[0]), Job)
+    if loc[:2] == ("keys", "versions"):
+        model = KeyVersion
+    if len(loc) > 3 and loc[0] == "targets":
+        model = FieldSection
+    return "fields here are " + ", ".join(model.model_fields)

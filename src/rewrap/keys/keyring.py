@@ -1,0 +1,92 @@
+"""The keyring: key versions readable now, each with a fingerprint that may be shown.
+
+Key bytes live in `Key.secret` and are read nowhere but where a layout is bound.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from rewrap.errors import KeyAccessError, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key version. `secret` is the key's bytes; only its fingerprint is ever shown or stored."""
+
+    version: str
+    secret: bytes = field(repr=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """`sha256:` and the first 16 hex digits of the SHA-256 of the key's bytes.
+
+        An operator gets the same from `printf %s "$HEX_KEY" | xxd -r -p | sha256sum`. It says nothing
+        useful about a random key of 128 bits or more; it would about a password.
+        """
+        return "sha256:" + hashlib.sha256(self.secret).hexdigest()[:16]
+
+    @property
+    def commitment(self) -> str:
+        """What a ledger keeps to recognise this key again: a hash for this purpose alone, in hex."""
+        return hashlib.sha256(b"rewrap key commitment\x00" + self.secret).hexdigest()
+
+    def digester(self) -> Digester:
+        """Digests of stored values, keyed so that whoever has only the ledger cannot test guesses."""
+        derived = hmac.new(self.secret, b"rewrap quarantine digest", hashlib.sha256).digest()
+        return Digester(derived)
+
+
+@dataclass(frozen=True, slots=True)
+class Digester:
+    """A keyed digest binds a quarantine entry to the bytes it speaks of (HMAC-SHA256, 128 bits)."""
+
+    derived: bytes = field(repr=False)
+
+    def digest(self, table: str, column: str, row_id: str, value: str) -> str:
+        mac = hmac.new(self.derived, digestmod=hashlib.sha256)
+        for part in (table, column, row_id, value):
+            encoded = part.encode("utf-8", "surrogatepass")
+            mac.update(len(encoded).to_bytes(8, "big"))
+            mac.update(encoded)
+        return mac.hexdigest()[:32]
+
+
+class Keyring:
+    """The key versions at hand, by version name."""
+
+    def __init__(self, keys: Iterable[Key]) -> None:
+        self._keys = {key.version: key for key in keys}
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{key.version}={key.fingerprint}" for key in self)
+        return f"Keyring({shown})"
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._keys.values())
+
+    def __contains__(self, version: str) -> bool:
+        return version in self._keys
+
+    def get(self, version: str) -> Key:
+        """The key of a version; KeyAccessError when it is not at hand."""
+        try:
+            return self._keys[version]
+        except KeyError:
+            have = ", ".join(self._keys) or "none"
+            raise KeyAccessError(
+                f'key version "{version}" is not at hand', hint=f"versions at hand: {have}"
+            ) from None
+
+    def require_distinct(self, from_versions: Iterable[str], to_version: str) -> None:
+        """Refuses a rotation onto the same bytes: it would change nothing and prove nothing."""
+        to_secret = self.get(to_version).secret
+        for version in from_versions:
+            if hmac.compare_digest(self.get(version).secret, to_secret):
+                raise UsageError(
+                    f'key versions "{version}" and "{to_version}" hold the same bytes',
+                    hint="a rotation needs a new key; check which variable or file each version names",
+                )

@@ -1,0 +1,85 @@
+"""The local provider: keys from environment variables and files."""
+
+from __future__ import annotations
+
+import binascii
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pybase64 import b64decode, urlsafe_b64decode
+
+from rewrap.errors import KeyAccessError
+from rewrap.keys.keyring import Key
+
+ENCODINGS = ("hex", "base64", "raw")
+
+
+def load_key(
+    version: str,
+    reference: str,
+    encoding: str,
+    lengths: frozenset[int],
+    environ: Mapping[str, str],
+    folder: Path,
+) -> Key:
+    """The key that `reference` (`env:NAME` or `file:PATH`) holds.
+
+    `lengths` are the key lengths in bytes that the job's layouts take. A relative path is read from
+    `folder`. Raises KeyAccessError, which names where the key should be and never what was there.
+    """
+    scheme, _, place = reference.partition(":")
+    where = f"environment variable {place}" if scheme == "env" else f"file {place}"
+    if scheme == "env":
+        text = environ.get(place)
+        if text is None:
+            raise KeyAccessError(
+                f'key version "{version}" is missing: {where} is not set',
+                hint=f"set {place} to the {encoding} form of the key, or correct keys.versions.{version}",
+            )
+        stored = text.encode("utf-8", "surrogateescape")
+    else:
+        path = folder / os.path.expanduser(place)
+        try:
+            stored = path.read_bytes()
+        except OSError as exc:
+            raise KeyAccessError(
+                f'key version "{version}" is missing: {where}: {exc.strerror}',
+                hint="check the path and its permissions; a relative path starts at the job file",
+            ) from None
+    secret = _decode(stored, encoding, version, where)
+    if len(secret) not in lengths:
+        wanted = " or ".join(str(n) for n in sorted(lengths))
+        raise KeyAccessError(
+            f'key version "{version}" in {where} has {len(secret)} bytes, its layout takes {wanted}',
+            hint=_length_hint(stored, secret, encoding, lengths),
+        )
+    return Key(version, secret)
+
+
+def _decode(stored: bytes, encoding: str, version: str, where: str) -> bytes:
+    try:
+        if encoding == "hex":
+            return binascii.unhexlify(stored.strip())
+        if encoding == "base64":
+            text = stored.strip()
+            if b"-" in text or b"_" in text:
+                return urlsafe_b64decode(text + b"=" * (-len(text) % 4))
+            return b64decode(text, validate=True)
+    except (ValueError, binascii.Error):
+        raise KeyAccessError(
+            f'key version "{version}" in {where} is not {encoding}',
+            hint=f"write it as {encoding}, or set keys.versions.{version}.encoding "
+            f"to one of {', '.join(ENCODINGS)}",
+        ) from None
+    return stored
+
+
+def _length_hint(stored: bytes, secret: bytes, encoding: str, lengths: frozenset[int]) -> str:
+    if encoding == "raw" and stored.endswith(b"\n") and len(secret.rstrip(b"\r\n")) in lengths:
+        return "the file ends with a newline; write it without one (printf %s), or use hex"
+    if encoding == "raw" and len(stored.strip()) in {2 * n for n in lengths}:
+        return 'this looks like hex; set encoding = "hex"'
+    if encoding == "base64" and len(stored.strip()) in {2 * n for n in lengths}:
+        return 'this has the length of hex; set encoding = "hex"'
+    return "a 32-byte key is 64 hex digits; make one with: openssl rand -hex 32"

@@ -1,0 +1,468 @@
+"""The ledger over SQLAlchemy: a SQLite file beside the job, or a Postgres database for several hosts.
+
+It holds what people and later commands ask for. The cursors that decide what is read again are in the store
+itself (docs/adr/0001-checkpoint-beside-the-rows.md).
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from rewrap.errors import LedgerError, UsageError
+from rewrap.ledgers.tables import (
+    SCHEMA_NUMBER,
+    exceptions,
+    meta,
+    metadata,
+    progress,
+    runs,
+    seals,
+)
+from rewrap.model import Fault, Reason, RunState
+
+LEDGER_VARIABLE = "REWRAP_LEDGER_URL"
+
+_NETWORK_FILESYSTEMS = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "glusterfs", "ceph", "lustre", "afs"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One run as the ledger has it."""
+
+    run_id: str
+    job: str
+    job_digest: str
+    from_versions: tuple[str, ...]
+    to_version: str
+    state: RunState
+    state_by: str
+    origin: str
+    commitments: dict[str, str]
+    started_at: str
+    updated_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class TableProgress:
+    """How far one table is in one sweep; `inserted_before` and `deleted_before` as in `Activity`."""
+
+    relation: str
+    sweep: int
+    rows_estimated: int
+    rows_done: int = 0
+    found: int = 0
+    tally: Mapping[str, Mapping[str, int]] | None = None
+    done: bool = False
+    rows_per_s: float = 0.0
+    waiting_for: str = ""
+    inserted_before: int = 0
+    deleted_before: int = 0
+    updated_at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ExceptionRecord:
+    """A value that was put aside. `state` is open, waived, retry or resolved; `digest` binds it to bytes."""
+
+    relation: str
+    field: str
+    row_id: str
+    reason: str
+    digest: str
+    version: str | None
+    attempts: int
+    state: str
+    note: str
+    updated_at: str
+
+    @property
+    def deferred(self) -> bool:
+        return self.reason == Reason.CONTENDED
+
+
+def operator() -> str:
+    """Who is at the keyboard, for the record: `user@host`."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def ledger_path(job_path: Path, job_name: str) -> Path:
+    """Where a job's ledger file is: beside the job, named after it."""
+    return job_path.parent / f"{job_name}.rewrap-ledger.sqlite"
+
+
+class Ledger:
+    """One open ledger. Every method is durable when it returns."""
+
+    def __init__(self, engine: AsyncEngine, job: str, shown: str) -> None:
+        self._engine = engine
+        self.job = job
+        self.shown = shown
+
+    @classmethod
+    async def open(
+        cls, job_name: str, job_path: Path, environ: Mapping[str, str], *, create: bool = True
+    ) -> Ledger | None:
+        """The job's ledger; None when there is none and `create` is false.
+
+        Raises LedgerError when it is newer than this program, or belongs to another job.
+        """
+        url = environ.get(LEDGER_VARIABLE)
+        if url:
+            ledger = cls(_postgres_engine(url), job_name, LEDGER_VARIABLE)
+        else:
+            path = ledger_path(job_path, job_name)
+            if not create and not path.exists():
+                return None
+            _prepare_file(path)
+            ledger = cls(_sqlite_engine(path), job_name, str(path))
+        try:
+            await ledger._check(create=create, shared=bool(url))
+        except BaseException:
+            await ledger.close()
+            raise
+        return ledger
+
+    async def _check(self, *, create: bool, shared: bool) -> None:
+        with self._translated():
+            async with self._engine.begin() as connection:
+                names = await connection.run_sync(lambda c: sa.inspect(c).get_table_names())
+                if meta.name not in names:
+                    if not create:
+                        return
+                    await connection.run_sync(metadata.create_all)
+                    await connection.execute(
+                        meta.insert(),
+                        [
+                            {"name": "schema", "value": str(SCHEMA_NUMBER)},
+                            {"name": "job", "value": "" if shared else self.job},
+                        ],
+                    )
+                    return
+                rows = await connection.execute(sa.select(meta.c.name, meta.c.value))
+                found = {row.name: row.value for row in rows}
+        if int(found.get("schema", "0")) > SCHEMA_NUMBER:
+            raise LedgerError(
+                f"ledger {self.shown} was written by a newer rewrap "
+                f"(schema {found['schema']}, this one knows {SCHEMA_NUMBER})",
+                hint="use that version of rewrap, or finish the run with it first",
+            )
+        if found.get("job") not in ("", self.job):
+            raise LedgerError(
+                f'ledger {self.shown} belongs to job "{found.get("job")}", not "{self.job}"',
+                hint="keep each job's ledger beside it, or set " + LEDGER_VARIABLE,
+            )
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+    @contextmanager
+    def _translated(self) -> Any:
+        try:
+            yield
+        except sa.exc.DBAPIError as exc:
+            raise LedgerError(
+                f"ledger {self.shown} cannot be used ({type(exc.orig).__name__})",
+                hint="check that it is a rewrap ledger, that it can be written, and that the disk "
+                "is not full",
+            ) from None
+        except OSError as exc:
+            raise LedgerError(
+                f"ledger {self.shown} cannot be reached: {exc.strerror or 'no answer'}",
+                hint=f"check {LEDGER_VARIABLE} and the server",
+            ) from None
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
+        with self._translated():
+            async with self._engine.begin() as connection:
+                yield connection
+
+    # runs
+
+    async def latest(self) -> RunRecord | None:
+        """The job's newest run."""
+        async with self._transaction() as connection:
+            row = (
+                await connection.execute(
+                    sa.select(runs).where(runs.c.job == self.job).order_by(runs.c.number.desc()).limit(1)
+                )
+            ).first()
+        if row is None:
+            return None
+        return RunRecord(
+            row.run_id,
+            row.job,
+            row.job_digest,
+            tuple(row.from_versions.split(",")),
+            row.to_version,
+            RunState(row.state),
+            row.state_by,
+            row.origin,
+            dict(row.commitments),
+            row.started_at,
+            row.updated_at,
+        )
+
+    async def begin(self, record: RunRecord) -> None:
+        async with self._transaction() as connection:
+            number = await connection.scalar(sa.select(sa.func.max(runs.c.number)))
+            await connection.execute(
+                runs.insert().values(
+                    run_id=record.run_id,
+                    job=record.job,
+                    job_digest=record.job_digest,
+                    from_versions=",".join(record.from_versions),
+                    to_version=record.to_version,
+                    state=record.state,
+                    state_by=record.state_by,
+                    origin=record.origin,
+                    commitments=record.commitments,
+                    started_at=record.started_at,
+                    updated_at=record.updated_at,
+                    number=(number or 0) + 1,
+                )
+            )
+
+    async def set_state(self, run_id: str, state: RunState, *, origin: str | None = None) -> None:
+        values: dict[str, Any] = {"state": state, "state_by": operator(), "updated_at": now()}
+        if origin is not None:
+            values["origin"] = origin
+        async with self._transaction() as connection:
+            await connection.execute(runs.update().where(runs.c.run_id == run_id).values(**values))
+
+    # progress
+
+    async def save_progress(self, run_id: str, entries: Iterable[TableProgress]) -> None:
+        async with self._transaction() as connection:
+            for entry in entries:
+                same = sa.and_(
+                    progress.c.run_id == run_id,
+                    progress.c.relation == entry.relation,
+                    progress.c.sweep == entry.sweep,
+                )
+                values = {
+                    "rows_estimated": entry.rows_estimated,
+                    "rows_done": entry.rows_done,
+                    "found": entry.found,
+                    "tally": {name: dict(counts) for name, counts in (entry.tally or {}).items()},
+                    "done": entry.done,
+                    "rows_per_s": entry.rows_per_s,
+                    "waiting_for": entry.waiting_for,
+                    "inserted_before": entry.inserted_before,
+                    "deleted_before": entry.deleted_before,
+                    "updated_at": now(),
+                }
+                changed = await connection.execute(progress.update().where(same).values(**values))
+                if not changed.rowcount:
+                    await connection.execute(
+                        progress.insert().values(
+                            run_id=run_id, relation=entry.relation, sweep=entry.sweep, **values
+                        )
+                    )
+
+    async def progress(self, run_id: str) -> list[TableProgress]:
+        """Every table and sweep of a run, sweeps in order."""
+        async with self._transaction() as connection:
+            rows = await connection.execute(
+                sa.select(progress)
+                .where(progress.c.run_id == run_id)
+                .order_by(progress.c.sweep, progress.c.relation)
+            )
+            return [
+                TableProgress(
+                    row.relation, row.sweep, row.rows_estimated, row.rows_done, row.found,
+                    row.tally, row.done, row.rows_per_s, row.waiting_for, row.inserted_before,
+                    row.deleted_before, row.updated_at,
+                )
+                for row in rows
+            ]  # fmt: skip
+
+    async def forget_progress(self, run_id: str) -> None:
+        async with self._transaction() as connection:
+            await connection.execute(progress.delete().where(progress.c.run_id == run_id))
+
+    # values put aside
+
+    async def record(self, run_id: str, to_version: str, relation: str, faults: Sequence[Fault]) -> None:
+        """Puts values aside, before a checkpoint passes them. A waiver survives only on equal bytes."""
+        async with self._transaction() as connection:
+            for fault in faults:
+                same = _same(self.job, to_version, relation, fault.field, fault.row_id)
+                held = (await connection.execute(sa.select(exceptions).where(same))).first()
+                kept = held is not None and held.state == "waived" and held.digest == fault.digest
+                if held:
+                    await connection.execute(exceptions.delete().where(same))
+                await connection.execute(
+                    exceptions.insert().values(
+                        job=self.job,
+                        to_version=to_version,
+                        relation=relation,
+                        field=fault.field,
+                        row_id=fault.row_id,
+                        reason=fault.reason,
+                        digest=fault.digest,
+                        version=fault.version,
+                        attempts=(held.attempts if held else 0) + 1,
+                        state="waived" if kept else "open",
+                        run_id=run_id,
+                        note=held.note if held is not None and kept else "",
+                        updated_at=now(),
+                    )
+                )
+
+    async def exceptions(
+        self, to_version: str, *, states: Sequence[str] = ("open", "waived", "retry")
+    ) -> list[ExceptionRecord]:
+        async with self._transaction() as connection:
+            rows = await connection.execute(
+                sa.select(exceptions)
+                .where(
+                    exceptions.c.job == self.job,
+                    exceptions.c.to_version == to_version,
+                    exceptions.c.state.in_(states),
+                )
+                .order_by(exceptions.c.relation, exceptions.c.field, exceptions.c.row_id)
+            )
+            return [
+                ExceptionRecord(
+                    row.relation, row.field, row.row_id, row.reason, row.digest, row.version,
+                    row.attempts, row.state, row.note, row.updated_at,
+                )
+                for row in rows
+            ]  # fmt: skip
+
+    async def mark(self, to_version: str, entries: Iterable[ExceptionRecord], state: str, note: str) -> None:
+        """Sets the state of values put aside: waived, retry or resolved."""
+        async with self._transaction() as connection:
+            for entry in entries:
+                await connection.execute(
+                    exceptions.update()
+                    .where(
+                        _same(self.job, to_version, entry.relation, entry.field, entry.row_id),
+                        exceptions.c.digest == entry.digest,
+                    )
+                    .values(state=state, note=note, updated_at=now())
+                )
+
+    async def withdraw(self, run_id: str) -> int:
+        """Forgets what a run put aside: it had the wrong key. The number of entries forgotten."""
+        async with self._transaction() as connection:
+            gone = await connection.execute(
+                exceptions.delete().where(exceptions.c.run_id == run_id, exceptions.c.state == "open")
+            )
+        return gone.rowcount
+
+    # seals
+
+    async def sealed(self, fingerprint: str) -> int:
+        """How many values this ledger has seen sealed under a key."""
+        async with self._transaction() as connection:
+            found = await connection.scalar(
+                sa.select(seals.c.sealed).where(seals.c.fingerprint == fingerprint)
+            )
+        return int(found or 0)
+
+    async def add_sealed(self, fingerprint: str, count: int) -> None:
+        async with self._transaction() as connection:
+            changed = await connection.execute(
+                seals.update().where(seals.c.fingerprint == fingerprint).values(sealed=seals.c.sealed + count)
+            )
+            if not changed.rowcount:
+                await connection.execute(seals.insert().values(fingerprint=fingerprint, sealed=count))
+
+
+def _same(job: str, to_version: str, relation: str, column: str, row_id: str) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        exceptions.c.job == job,
+        exceptions.c.to_version == to_version,
+        exceptions.c.relation == relation,
+        exceptions.c.field == column,
+        exceptions.c.row_id == row_id,
+    )
+
+
+def _postgres_engine(url: str) -> AsyncEngine:
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme.partition("+")[0] not in ("postgres", "postgresql"):
+        raise UsageError(
+            f"{LEDGER_VARIABLE} is not a Postgres URL",
+            hint="write postgresql://user@host:port/database, or unset it for a file beside the job",
+        )
+    return create_async_engine(
+        f"postgresql+asyncpg://{rest}",
+        hide_parameters=True,
+        pool_size=2,
+        connect_args={"server_settings": {"application_name": "rewrap ledger"}},
+    )
+
+
+def _sqlite_engine(path: Path) -> AsyncEngine:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}", hide_parameters=True)
+
+    @sa.event.listens_for(engine.sync_engine, "connect")
+    def settle(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        # a reader (rewrap status) never blocks the run; a commit is on disk when it returns
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA busy_timeout=10000")
+        cursor.close()
+
+    return engine
+
+
+def _prepare_file(path: Path) -> None:
+    """Makes the file, readable by its owner alone; refuses a network filesystem."""
+    kind = _filesystem_of(path)
+    if kind in _NETWORK_FILESYSTEMS:
+        raise LedgerError(
+            f"ledger {path} is on a network filesystem ({kind}), where SQLite's locks do not hold",
+            hint=f"put the job on a local disk, or set {LEDGER_VARIABLE} to a Postgres URL",
+        )
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        path.chmod(0o600)
+    except OSError as exc:
+        raise LedgerError(
+            f"ledger {path} cannot be written: {exc.strerror}",
+            hint=f"the ledger is a file beside the job; make that folder writable, or set "
+            f"{LEDGER_VARIABLE} to a Postgres URL",
+        ) from None
+
+
+def _filesystem_of(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
+    """The type of the filesystem a path is on, by the longest mount point above it; "" if unknown."""
+    try:
+        lines = mounts.read_text().splitlines()
+    except OSError:
+        return ""
+    place = str(path.resolve())
+    best, kind = "", ""
+    for line in lines:
+        head, _, tail = line.partition(" - ")
+        point = head.split(" ")[4]
+        inside = place == point or place.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, tail.split(" ")[0]
+    return kind

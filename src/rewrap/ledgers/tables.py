@@ -1,0 +1,79 @@
+"""The ledger's tables. `SCHEMA_NUMBER` goes up with every change; see docs/adr/0002-ledger.md."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+SCHEMA_NUMBER = 1
+
+metadata = sa.MetaData()
+
+meta = sa.Table(
+    "rewrap_meta",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
+)
+
+runs = sa.Table(
+    "rewrap_run",
+    metadata,
+    sa.Column("run_id", sa.String(32), primary_key=True),
+    sa.Column("job", sa.String(64), nullable=False),
+    sa.Column("job_digest", sa.String(64), nullable=False),
+    sa.Column("from_versions", sa.Text, nullable=False),
+    sa.Column("to_version", sa.Text, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("state_by", sa.Text, nullable=False),
+    sa.Column("origin", sa.Text, nullable=False),
+    # {"v1": commitment}: hashes of the keys, by which every process proves that it holds the same ones
+    sa.Column("commitments", sa.JSON, nullable=False),
+    sa.Column("started_at", sa.String(32), nullable=False),
+    sa.Column("updated_at", sa.String(32), nullable=False),
+    # a monotonic order of runs: two may start within one clock tick
+    sa.Column("number", sa.Integer, nullable=False),
+)
+
+progress = sa.Table(
+    "rewrap_progress",
+    metadata,
+    sa.Column("run_id", sa.String(32), primary_key=True),
+    sa.Column("relation", sa.String(300), primary_key=True),
+    sa.Column("sweep", sa.Integer, primary_key=True),
+    sa.Column("rows_estimated", sa.BigInteger, nullable=False),
+    sa.Column("rows_done", sa.BigInteger, nullable=False),
+    sa.Column("found", sa.BigInteger, nullable=False),
+    sa.Column("tally", sa.JSON, nullable=False),
+    sa.Column("done", sa.Boolean, nullable=False),
+    sa.Column("rows_per_s", sa.Float, nullable=False),
+    sa.Column("waiting_for", sa.String(64), nullable=False),
+    # rows the server had counted as inserted and deleted when the sweep began
+    sa.Column("inserted_before", sa.BigInteger, nullable=False),
+    sa.Column("deleted_before", sa.BigInteger, nullable=False),
+    sa.Column("updated_at", sa.String(32), nullable=False),
+)
+
+exceptions = sa.Table(
+    "rewrap_exception",
+    metadata,
+    sa.Column("job", sa.String(64), primary_key=True),
+    sa.Column("to_version", sa.String(200), primary_key=True),
+    sa.Column("relation", sa.String(300), primary_key=True),
+    sa.Column("field", sa.String(200), primary_key=True),
+    sa.Column("row_id", sa.String(400), primary_key=True),
+    sa.Column("reason", sa.String(32), nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("version", sa.Text),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("run_id", sa.String(32), nullable=False),
+    sa.Column("note", sa.Text, nullable=False),
+    sa.Column("updated_at", sa.String(32), nullable=False),
+)
+
+seals = sa.Table(
+    "rewrap_seals",
+    metadata,
+    sa.Column("fingerprint", sa.String(64), primary_key=True),
+    sa.Column("sealed", sa.BigInteger, nullable=False),
+)

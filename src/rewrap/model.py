@@ -1,0 +1,168 @@
+"""The words every layer shares: what a value ended as, where a run stands, what a table is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Outcome(StrEnum):
+    """The final class of one value (row, field). Every value read ends in exactly one."""
+
+    RESEALED = "resealed"
+    CURRENT = "current"
+    CONVERGED = "converged"
+    DEFERRED = "deferred"
+    QUARANTINED = "quarantined"
+    UNMARKED = "unmarked"
+    PLAINTEXT = "plaintext"
+    NULL = "null"
+    OTHER_VERSION = "other_version"
+    GONE = "gone"
+
+
+class Reason(StrEnum):
+    """Why a value is in quarantine, or put off.
+
+    An AEAD cannot tell a bad tag from a wrong key or wrong associated data, so they share `unopenable`.
+    """
+
+    MALFORMED = "malformed"
+    UNOPENABLE = "unopenable"
+    TOO_LARGE = "too_large"
+    REJECTED = "rejected"
+    AMBIGUOUS_KEY = "ambiguous_key"
+    CONTENDED = "contended"
+
+
+class RunState(StrEnum):
+    RUNNING = "running"
+    PAUSED = "paused"
+    FAILED = "failed"
+    INCOMPLETE = "incomplete"
+    COMPLETE = "complete"
+    ABANDONED = "abandoned"
+
+    @property
+    def finished(self) -> bool:
+        return self in (RunState.INCOMPLETE, RunState.COMPLETE, RunState.ABANDONED)
+
+
+Tally = dict[str, Counter[str]]
+"""Counts of outcomes by field: `{"title": Counter({"resealed": 500})}`."""
+
+
+def merge_tally(into: Tally, other: Mapping[str, Mapping[str, int]]) -> None:
+    """Adds `other` to `into`, field by field and outcome by outcome."""
+    for name, counts in other.items():
+        mine = into.setdefault(name, Counter())
+        for outcome, n in counts.items():
+            mine[outcome] += n
+
+
+def tally_total(tally: Mapping[str, Mapping[str, int]]) -> int:
+    """The number of values in a tally."""
+    return sum(sum(counts.values()) for counts in tally.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One value that could not be resealed. Never holds the value: only where it is and a keyed digest."""
+
+    row_id: str
+    field: str
+    reason: Reason
+    digest: str
+    version: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FieldColumn:
+    """A column of encrypted values, as the database declares it."""
+
+    name: str
+    type_name: str
+    nullable: bool
+    aad_columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A target as it was found in the database: names as stored (unquoted), key type, fields, AAD columns.
+
+    `relation` is the schema-qualified, quoted name; it is what statements use and what people read.
+    """
+
+    name: str
+    relation: str
+    oid: int
+    key: str
+    key_type: str
+    fields: tuple[FieldColumn, ...]
+    aad_columns: tuple[str, ...]
+    estimated_rows: int
+    estimated_bytes: int
+
+    @property
+    def field_names(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.fields)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRange:
+    """A key range `(lower, upper]` as text; None is unbounded. The first and last shard always are."""
+
+    shard: int
+    lower: str | None
+    upper: str | None
+
+
+@dataclass(slots=True)
+class ShardLease:
+    """The right to write one shard, and where its work stands.
+
+    `fence` is the token that every swap presents; a newer holder has raised it. `cursor` is the last key
+    of the contiguous settled prefix, as text.
+    """
+
+    relation: str
+    range: ShardRange
+    fence: int
+    sweep: int
+    cursor: str | None = None
+    done: bool = False
+    rows: int = 0
+    tally: Tally = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerIdentity:
+    """Which database this is, and on which history line: a restore or a failover changes it."""
+
+    system_id: str
+    timeline: str
+    database: str
+    version: int
+
+    @property
+    def origin(self) -> str:
+        return f"{self.system_id}/{self.timeline}/{self.database}"
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """Rows other sessions and we inserted and deleted, as the server counts them, since it last reset."""
+
+    inserted: int
+    deleted: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredValue:
+    """One stored value: its first characters, all of it unless it is very large, its size in bytes."""
+
+    head: str = field(repr=False)
+    whole: str | None = field(repr=False)
+    size: int

@@ -1,0 +1,313 @@
+"""Progress for people and for programs. Consumes events and nothing else."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Protocol, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from rewrap.events import (
+    Event,
+    FieldVerdict,
+    Notice,
+    Progress,
+    Quarantined,
+    RunEnded,
+    RunStarted,
+    SweepDone,
+    SweepStarted,
+    Verdict,
+)
+
+LINE_INTERVAL_S = 5.0
+"""Seconds between two progress lines of one table where there is no terminal."""
+
+QUARANTINE_LINES = 10
+"""Quarantined values shown one by one; the rest are counted (rewrap quarantine list has them all)."""
+
+
+class Reporter(Protocol):
+    """Shows events as they come. Used as a context around a run."""
+
+    def __call__(self, event: Event) -> None: ...
+
+    def __enter__(self) -> Reporter: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class JsonLines:
+    """One JSON object a line, as it happens."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def __call__(self, event: Event) -> None:
+        self._out.write(json.dumps(event.as_json(), ensure_ascii=False) + "\n")
+        self._out.flush()
+
+    def __enter__(self) -> JsonLines:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+
+class Lines:
+    """Plain lines on stderr: one for each table and interval. For logs, pipes and CI."""
+
+    def __init__(self, console: Console, interval_s: float = LINE_INTERVAL_S) -> None:
+        self.console = console
+        self._interval_s = interval_s
+        self._said: dict[str, float] = {}
+        self._quarantined = 0
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        hidden = self._quarantined - QUARANTINE_LINES
+        if hidden > 0:
+            self.say(Text(f"… and {hidden:,} more in quarantine: rewrap quarantine list"))
+
+    def say(self, text: Text) -> None:
+        self.console.print(text, soft_wrap=True, highlight=False)
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case RunStarted():
+                self.say(_started(event))
+            case Notice():
+                self.say(_notice(event))
+            case Quarantined():
+                self._quarantined += 1
+                if self._quarantined <= QUARANTINE_LINES:
+                    self.say(
+                        Text.assemble(
+                            (f"[{event.target}] ", "cyan"),
+                            ("quarantined ", "yellow"),
+                            f"row {event.row}, {event.field}: {event.reason}",
+                        )
+                    )
+            case Progress():
+                self.progress(event)
+            case SweepStarted():
+                self._said[event.target] = time.monotonic()
+                if event.sweep > 1:
+                    self.say(Text(f"[{event.target}] sweep {event.sweep}: what is still in scope"))
+            case SweepDone():
+                self.say(_sweep_done(event))
+            case _:
+                pass
+
+    def progress(self, event: Progress) -> None:
+        now = time.monotonic()
+        if now - self._said.get(event.target, 0.0) < self._interval_s:
+            return
+        self._said[event.target] = now
+        eta = "" if event.eta_s is None else f", ETA {duration(event.eta_s)}"
+        self.say(
+            Text.assemble(
+                (f"[{event.target}] ", "cyan"),
+                f"{event.rows_done:,}/{event.rows_estimated:,} rows — {event.resealed:,} resealed, "
+                f"{event.quarantined:,} quarantined, {event.rows_per_s:,.0f} rows/s{eta} "
+                f"(held back by {event.waiting_for})",
+            )
+        )
+
+
+class LiveTable(Lines):
+    """A table that is drawn again in place, on a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._progress: dict[str, Progress | None] = {}
+        self._done: set[str] = set()
+        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._draw)
+
+    def __enter__(self) -> LiveTable:
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._live.refresh()
+        self._live.__exit__(None, None, None)
+        super().__exit__(*exc)
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            self._progress = dict.fromkeys(event.targets)
+        if isinstance(event, SweepStarted):
+            self._done.discard(event.target)
+        if isinstance(event, SweepDone):
+            self._done.add(event.target)
+            if event.sweep > 1 and not event.found:
+                return
+        super().__call__(event)
+
+    def progress(self, event: Progress) -> None:
+        self._progress[event.target] = event
+
+    def _draw(self) -> Group:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("target", style="cyan", no_wrap=True)
+        for name in ("rows", "rows/s", "stale left", "quarantined", "ETA"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("held back by", no_wrap=True)
+        for target, event in self._progress.items():
+            if event is None:
+                table.add_row(target, "…", "", "", "", "", "waiting")
+                continue
+            share = event.rows_done / max(1, event.rows_estimated)
+            left = "" if event.stale_left is None else f"~{event.stale_left:,}"
+            done = target in self._done
+            table.add_row(
+                target,
+                f"{event.rows_done:,}/{event.rows_estimated:,} {share:4.0%}",
+                f"{event.rows_per_s:,.0f}",
+                "0" if done and event.sweep > 1 else left,
+                Text(f"{event.quarantined:,}", style="yellow" if event.quarantined else ""),
+                "done" if done else "" if event.eta_s is None else duration(event.eta_s),
+                f"sweep {event.sweep} done" if done else event.waiting_for,
+            )
+        return Group(table)
+
+
+def reporter(*, json_lines: bool, out: TextIO, console: Console) -> Reporter:
+    """What suits the place: JSON Lines where asked for, a live table on a terminal, lines elsewhere."""
+    if json_lines:
+        return JsonLines(out)
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LiveTable(console)
+    return Lines(console)
+
+
+def summary(ended: RunEnded, verdict: Verdict | None) -> list[Text]:
+    """The result of a run, for stdout."""
+    colour = {0: "green", 3: "yellow", 4: "yellow"}.get(ended.exit_code, "red")
+    lines = [
+        Text.assemble(
+            f"run {ended.run_id}: " if ended.state != "dry-run" else "",
+            (ended.state, f"bold {colour}"),
+            f" — {ended.rows:,} rows, {ended.values:,} values in {duration(ended.seconds)} "
+            f"({ended.rows_per_s:,.0f} rows/s)",
+        )
+    ]
+    for target, fields in ended.outcomes.items():
+        for name, counts in fields.items():
+            lines.append(Text(f"  {target}.{name}: {classes(counts) or 'no values'}"))
+    if ended.resealed_late:
+        lines.append(
+            Text(f"  written under the old version meanwhile, and resealed: {ended.resealed_late:,}")
+        )
+    if verdict is not None:
+        lines += verdict_lines(verdict)
+    lines += [
+        Text.assemble(("  left: ", "yellow"), reason)
+        for reason in ended.reasons
+        if verdict is None or reason not in verdict.reasons
+    ]
+    return lines
+
+
+def verdict_lines(verdict: Verdict) -> list[Text]:
+    """What verify found, for stdout."""
+    shown = {
+        "stale": verdict.stale,
+        "unmarked": verdict.unmarked,
+        "other_version": verdict.other_version,
+        "quarantined": verdict.quarantined,
+        "deferred": verdict.deferred,
+        "plaintext": verdict.plaintext,
+        "waived": verdict.waived,
+    }
+    if verdict.deep:
+        shown["unopenable"] = verdict.unopenable
+    head = ("complete", "bold green") if verdict.complete else ("not complete", "bold yellow")
+    how = "counted, and every value opened with the new key" if verdict.deep else "counted"
+    lines = [
+        Text.assemble(
+            f"verify to {verdict.to_version}: ",
+            head,
+            f" — {verdict.values:,} values {how} in one snapshot; "
+            + ", ".join(f"{name} {count:,}" for name, count in shown.items()),
+        )
+    ]
+    lines += [Text.assemble(("  left: ", "yellow"), reason) for reason in verdict.reasons]
+    return lines
+
+
+def field_lines(fields: list[FieldVerdict]) -> Table:
+    """Verify's census as a table: a row for each column, classes and versions."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("column", style="cyan")
+    table.add_column("values", justify="right")
+    table.add_column("classes")
+    table.add_column("versions")
+    for one in fields:
+        table.add_row(
+            f"{one.target}.{one.field}",
+            f"{one.values:,}",
+            classes(one.classes),
+            ", ".join(f"{version} {count:,}" for version, count in sorted(one.versions.items())),
+        )
+    return table
+
+
+def classes(counts: Mapping[str, int]) -> str:
+    """`2,840 resealed, 7 current`: the classes that occur, largest first."""
+    ordered = sorted(counts.items(), key=lambda entry: -entry[1])
+    return ", ".join(f"{count:,} {name}" for name, count in ordered if count)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 05 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3_600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3_600} h {whole % 3_600 // 60:02d} min"
+
+
+def _started(event: RunStarted) -> Text:
+    verb = "dry run" if event.dry_run else "resuming run" if event.resumed else "run"
+    name = "" if event.dry_run else f" {event.run_id}"
+    keys = ", ".join(f"{version} {shown}" for version, shown in event.fingerprints.items())
+    return Text.assemble(
+        (f"{verb}{name}", "bold"),
+        f" of {event.job}: {', '.join(event.from_versions)} → {event.to_version} over "
+        f"{', '.join(event.targets)} (keys: {keys})",
+    )
+
+
+def _notice(event: Notice) -> Text:
+    style = "yellow" if event.level == "warning" else ""
+    text = Text.assemble((f"{event.level}: " if event.level != "info" else "", style), event.message)
+    if event.hint:
+        text.append(f"\nhint: {event.hint}")
+    return text
+
+
+def _sweep_done(event: SweepDone) -> Text:
+    if event.sweep > 1:
+        return Text.assemble(
+            (f"[{event.target}] ", "cyan"),
+            f"sweep {event.sweep} found {event.found:,}" + ("" if event.found else " — none left"),
+        )
+    total: dict[str, int] = {}
+    for counts in event.outcomes.values():
+        for name, count in counts.items():
+            total[name] = total.get(name, 0) + count
+    return Text.assemble(
+        (f"[{event.target}] ", "cyan"),
+        f"done — {event.rows_done:,} rows in {duration(event.seconds)}: {classes(total) or 'empty'}",
+    )

@@ -1,0 +1,1 @@
+"""Stores: one package or module for each kind of database."""

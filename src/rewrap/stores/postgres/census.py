@@ -1,0 +1,151 @@
+"""Verify's own look at Postgres: its own connection, its own queries, one snapshot over every table.
+
+Nothing here is shared with the reading and writing of a run but the names of things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from rewrap.crypto.layout import MARKER_BYTES_MAX, Layout
+from rewrap.job import Job
+from rewrap.model import ServerIdentity, StoredValue, Table
+from rewrap.stores.postgres.connection import Address, Connection, close, connect, translated
+from rewrap.stores.postgres.drain import drain
+from rewrap.stores.postgres.fence import add_fence
+from rewrap.stores.postgres.schema import identify, quote, survey
+from rewrap.stores.postgres.statements import literal
+
+_FETCH_ROWS = 200
+"""Rows a server-side cursor hands over at a time."""
+
+_VALUE_BYTES_MAX = 64 * 2**20
+
+
+class PostgresCensus:
+    """Counts and reads values in one snapshot. Use as `async with census:` after `tables()`."""
+
+    def __init__(self, job: Job, address: Address) -> None:
+        self._job = job
+        self._address = address
+        self._connection: Connection | None = None
+        self._transaction: Any = None
+        self.identity: ServerIdentity | None = None
+
+    async def _connected(self) -> Connection:
+        if self._connection is None:
+            self._connection = await connect(self._address, application_name="rewrap verify")
+        return self._connection
+
+    async def tables(self) -> list[Table]:
+        """The job's tables, as they are; refuses a standby, which may lag."""
+        connection = await self._connected()
+        self.identity = await identify(connection, f"database {self._address.shown}")
+        return [
+            (await survey(connection, self._job, target, writing=False)).table for target in self._job.targets
+        ]
+
+    async def drain(self, table: Table, timeout_s: float) -> list[str]:
+        """Waits for the transactions that have written the table; describes those that did not end."""
+        return await drain(await self._connected(), table.oid, table.relation, timeout_s)
+
+    async def __aenter__(self) -> PostgresCensus:
+        connection = await self._connected()
+        with translated("verify"):
+            self._transaction = connection.transaction(isolation="repeatable_read", readonly=True)
+            await self._transaction.start()
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        transaction, self._transaction = self._transaction, None
+        if transaction is not None and self._connection is not None:
+            if self._connection.is_closed():
+                return
+            with translated("verify"):
+                await transaction.rollback()
+
+    async def rows(self, table: Table) -> int:
+        connection = await self._connected()
+        with translated(table.relation):
+            return int(await connection.fetchval(f"SELECT count(*) FROM {table.relation}"))
+
+    async def count(
+        self, table: Table, column: str, layout: Layout, versions: Sequence[str]
+    ) -> list[tuple[str, str | None, int]]:
+        """Values by class: ("null" | "bare" | "marked", version, number)."""
+        connection = await self._connected()
+        with translated(table.relation):
+            rows = await connection.fetch(count_query(table, column, layout, versions))
+        return [(row["class"], row["version"], row["n"]) for row in rows]
+
+    async def bare(self, table: Table, column: str, layout: Layout) -> AsyncIterator[list[Any]]:
+        """Pages of (key, value, AAD texts…) without a marker that could be a sealed payload."""
+        cipher = layout.cipher
+        shortest = -(-(cipher.nonce_bytes + cipher.tag_bytes) * 4 // 3)
+        quoted = quote(column)
+        condition = (
+            f"{quoted} IS NOT NULL AND {quoted} !~ {literal(layout.version_regex)} "
+            f"AND octet_length({quoted}) BETWEEN {shortest:d} AND {_VALUE_BYTES_MAX:d} "
+            f"AND {quoted} !~ '[^A-Za-z0-9+/=]'"
+        )
+        async for page in self._pages(table, column, condition):
+            yield page
+
+    async def marked(self, table: Table, column: str, marker: str) -> AsyncIterator[list[Any]]:
+        """Pages of (key, value, AAD texts…) under a marker, in no order."""
+        async for page in self._pages(table, column, f"starts_with({quote(column)}, {literal(marker)})"):
+            yield page
+
+    async def _pages(self, table: Table, column: str, condition: str) -> AsyncIterator[list[Any]]:
+        connection = await self._connected()
+        columns = [quote(table.key), quote(column)]
+        columns += [f"{quote(name)}::text" for name in table.aad_columns]
+        statement = f"SELECT {', '.join(columns)} FROM {table.relation} WHERE {condition}"
+        with translated(table.relation):
+            cursor = await connection.cursor(statement)
+            while page := await cursor.fetch(_FETCH_ROWS):
+                yield page
+
+    async def value(self, table: Table, column: str, row_id: str) -> StoredValue | None:
+        """What a column of one row holds; None when the row is gone. A very large value stays there."""
+        connection = await self._connected()
+        quoted = quote(column)
+        with translated(table.relation):
+            row = await connection.fetchrow(
+                f"SELECT left({quoted}, {MARKER_BYTES_MAX}) AS head, octet_length({quoted}) AS size, "
+                f"CASE WHEN octet_length({quoted}) <= {_VALUE_BYTES_MAX:d} THEN {quoted} END AS whole "
+                f"FROM {table.relation} WHERE {quote(table.key)} = ($1::text)::{table.key_type}",
+                row_id,
+            )
+        return None if row is None else StoredValue(row["head"] or "", row["whole"], row["size"] or 0)
+
+    async def position(self) -> str:
+        """Up to where the log is durable: a commit of our own has waited for it before the snapshot."""
+        connection = await self._connected()
+        with translated("verify"):
+            return str(await connection.fetchval("SELECT pg_current_wal_flush_lsn()::text"))
+
+    async def add_fence(self, table: Table, column: str, marker: str) -> bool:
+        return await add_fence(await self._connected(), table, column, marker)
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            await close(self._connection)
+            self._connection = None
+
+
+def count_query(table: Table, column: str, layout: Layout, versions: Sequence[str]) -> str:
+    """The census of one column as one statement, as it is run and as it is printed for psql."""
+    quoted = quote(column)
+    known = "".join(
+        f" WHEN starts_with({quoted}, {literal(layout.marker_of(version))}) THEN {literal(version)}"
+        for version in versions
+    )
+    return (
+        "SELECT CASE WHEN is_null THEN 'null' WHEN version IS NULL THEN 'bare' ELSE 'marked' END AS class, "
+        "version, count(*) AS n FROM (SELECT "
+        f"{quoted} IS NULL AS is_null, CASE{known} ELSE "
+        f"substring(left({quoted}, {MARKER_BYTES_MAX}) from {literal(layout.version_regex)}) END AS version "
+        f"FROM {table.relation}) AS v GROUP BY 1, 2 ORDER BY 1, 2"
+    )

@@ -1,0 +1,252 @@
+"""The guard: one lock a table and one checkpoint a shard, kept in the database that holds the rows.
+
+Two machines may have two ledgers, but they share the rows; so the lock, the fence and the cursor live with
+them. A swap and its checkpoint land in one transaction, and a restored or failed-over database brings back
+the cursor that belongs to its rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+from rewrap.errors import LeaseHeld, LeaseLost, StoreError, UsageError
+from rewrap.interfaces import Claim
+from rewrap.model import ServerIdentity, ShardLease, ShardRange, Tally
+from rewrap.stores.postgres.connection import Address, Connection, close, connect, translated
+from rewrap.stores.postgres.schema import quote
+
+_CLAIM_LOCK = 0x7265777261700001
+"""Advisory lock for the one transaction that claims tables: "rewrap" in ASCII, and a number."""
+
+
+def dump_tally(tally: Tally) -> str:
+    return json.dumps(tally, separators=(",", ":"))
+
+
+def load_tally(text: str) -> Tally:
+    return {name: Counter(counts) for name, counts in json.loads(text).items()}
+
+
+class PostgresGuard:
+    """Claims tables for one process, keeps its leases alive, and gives them back."""
+
+    def __init__(self, address: Address, schema: str, identity: ServerIdentity) -> None:
+        self._address = address
+        self._schema = schema
+        self.table = f"{quote(schema)}.shard"
+        self._identity = identity
+        self._connection: Connection | None = None
+        self._claim: Claim | None = None
+        self._shards = 0
+
+    @property
+    def _subject(self) -> str:
+        return f"schema {quote(self._schema)}"
+
+    async def _connected(self) -> Connection:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await connect(self._address, application_name="rewrap guard")
+        return self._connection
+
+    async def exists(self) -> bool:
+        """Whether the guard's table is there; looks, and changes nothing."""
+        connection = await self._connected()
+        with translated(self._subject):
+            found = await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", self.table)
+        return bool(found)
+
+    async def create(self) -> None:
+        """Makes the schema and its one table, unless they are there."""
+        if await self.exists():
+            return
+        connection = await self._connected()
+        try:
+            with translated(self._subject):
+                async with connection.transaction():
+                    # two first runs at once would both try to create it
+                    await connection.execute("SELECT pg_advisory_xact_lock($1)", _CLAIM_LOCK)
+                    for statement in self.ddl():
+                        await connection.execute(statement)
+        except StoreError as exc:
+            if exc.sqlstate != "42501":
+                raise
+            raise StoreError(
+                f"this role may not create the {self._subject}, "
+                "where rewrap keeps its lock and its checkpoints",
+                hint=f"have an owner run: CREATE SCHEMA {quote(self._schema)} AUTHORIZATION <role>; "
+                "or name a schema the role owns in stores.*.guard_schema",
+                sqlstate=exc.sqlstate,
+            ) from None
+
+    def ddl(self) -> list[str]:
+        """The statements that make the guard's table."""
+        return [
+            f"CREATE SCHEMA IF NOT EXISTS {quote(self._schema)}",
+            f"""CREATE TABLE IF NOT EXISTS {self.table} (
+                  relation text NOT NULL, shard int NOT NULL, run_id text NOT NULL,
+                  origin text NOT NULL, from_versions text NOT NULL, to_version text NOT NULL,
+                  sweep int NOT NULL, lower_key text, upper_key text, cursor_key text,
+                  done boolean NOT NULL DEFAULT false, row_count bigint NOT NULL DEFAULT 0,
+                  tally text NOT NULL DEFAULT '{{}}', fence bigint NOT NULL, owner text NOT NULL,
+                  owner_pid int NOT NULL, owner_started timestamptz,
+                  lease_until timestamptz NOT NULL, finished boolean NOT NULL DEFAULT false,
+                  updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+                  PRIMARY KEY (relation, shard)) WITH (fillfactor = 50)""",
+        ]
+
+    async def claim(self, claim: Claim) -> dict[str, list[ShardLease]]:
+        await self.create()
+        connection = await self._connected()
+        leases: dict[str, list[ShardLease]] = {}
+        with translated(self._subject):
+            async with connection.transaction():
+                await connection.execute("SET LOCAL lock_timeout = '10s'")
+                await connection.execute("SELECT pg_advisory_xact_lock($1)", _CLAIM_LOCK)
+                for relation, ranges in claim.ranges.items():
+                    held = await connection.fetch(_HELD.format(self.table), relation)
+                    keep = self._may_take(relation, held, claim)
+                    fence = 1 + max((row["fence"] for row in held), default=0)
+                    if not keep:
+                        await connection.execute(f"DELETE FROM {self.table} WHERE relation = $1", relation)
+                        await connection.executemany(
+                            _INSERT.format(self.table),
+                            [self._row(relation, entry, claim, fence) for entry in ranges],
+                        )
+                    rows = await connection.fetch(
+                        _TAKE.format(self.table), relation, claim.owner, claim.ttl_s, fence
+                    )
+                    leases[relation] = [_lease(row) for row in rows]
+        self._claim = claim
+        self._shards = sum(len(entries) for entries in leases.values())
+        return leases
+
+    def _may_take(self, relation: str, held: list[Connection], claim: Claim) -> bool:
+        """Whether the shards there are this run's to go on with; raises when they are somebody else's."""
+        for row in held:
+            other = row["run_id"] != claim.run_id
+            if row["live"] and row["owner"] != claim.owner:
+                raise LeaseHeld(
+                    f"table {relation} is being worked on by run {row['run_id']} ({row['owner']})",
+                    hint="wait for it, stop it with Ctrl-C where it runs, or watch it with "
+                    f"rewrap status; its lease ends {claim.ttl_s:.0f} s after its last sign of life",
+                )
+            if (
+                other
+                and not row["finished"]
+                and row["to_version"] != claim.to_version
+                and claim.abandon != row["run_id"]
+            ):
+                raise UsageError(
+                    f"table {relation} has an unfinished run {row['run_id']} from "
+                    f"{row['from_versions']} to {row['to_version']}",
+                    hint=f"finish it with --from {row['from_versions']} --to {row['to_version']}, or "
+                    f"give it up with --abandon {row['run_id']}; its rows stay readable under both keys",
+                )
+        return bool(held) and not claim.restart and all(
+            row["run_id"] == claim.run_id and row["origin"] == self._identity.origin
+            for row in held
+        )  # fmt: skip
+
+    def _row(self, relation: str, entry: ShardRange, claim: Claim, fence: int) -> tuple[Any, ...]:
+        return (
+            relation, entry.shard, claim.run_id, self._identity.origin,
+            ",".join(claim.from_versions), claim.to_version, entry.lower, entry.upper, fence,
+            claim.owner,
+        )  # fmt: skip
+
+    async def begin_sweep(self, relation: str, sweep: int) -> list[ShardLease]:
+        assert self._claim is not None
+        connection = await self._connected()
+        with translated(self._subject):
+            rows = await connection.fetch(_SWEEP.format(self.table), relation, self._claim.owner, sweep)
+        if not rows:
+            raise self._lost()
+        return [_lease(row) for row in rows]
+
+    async def beat(self) -> None:
+        assert self._claim is not None
+        connection = await self._connected()
+        with translated(self._subject):
+            alive = await connection.fetch(_BEAT.format(self.table), self._claim.owner, self._claim.ttl_s)
+        if len(alive) < self._shards:
+            raise self._lost()
+
+    async def release(self, *, finished: bool, void: bool = False) -> None:
+        if self._claim is None:
+            return
+        connection = await self._connected()
+        with translated(self._subject):
+            await connection.execute(_RELEASE.format(self.table), self._claim.owner, finished or void, void)
+        self._claim = None
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            await close(self._connection)
+            self._connection = None
+
+    def _lost(self) -> LeaseLost:
+        return lease_lost(self._subject)
+
+
+def lease_lost(subject: str) -> LeaseLost:
+    """The error of a process whose place another run has taken."""
+    return LeaseLost(
+        f"{subject}: another run took over while this one did not answer",
+        hint="nothing was written after it did; see rewrap status",
+    )
+
+
+def _lease(row: Connection) -> ShardLease:
+    return ShardLease(
+        relation=row["relation"],
+        range=ShardRange(row["shard"], row["lower_key"], row["upper_key"]),
+        fence=row["fence"],
+        sweep=row["sweep"],
+        cursor=row["cursor_key"],
+        done=row["done"],
+        rows=row["row_count"],
+        tally=load_tally(row["tally"]),
+    )
+
+
+# A killed process loses its session at once, so its lease need not run out first. A live session with an
+# expired lease is a frozen process: the raised fence stops it.
+_HELD = """
+SELECT s.*, s.lease_until > clock_timestamp() AND EXISTS (
+         SELECT FROM pg_stat_activity a WHERE a.pid = s.owner_pid
+            AND (a.backend_start IS NULL OR a.backend_start = s.owner_started)) AS live
+  FROM {} s WHERE s.relation = $1 ORDER BY s.shard FOR UPDATE
+"""
+
+_INSERT = """
+INSERT INTO {} (relation, shard, run_id, origin, from_versions, to_version, lower_key, upper_key, fence,
+                owner, sweep, owner_pid, lease_until)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 1, pg_backend_pid(), clock_timestamp())
+"""
+
+_TAKE = """
+UPDATE {} SET fence = $4, owner = $2, owner_pid = pg_backend_pid(), finished = false,
+       owner_started = (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()),
+       lease_until = clock_timestamp() + make_interval(secs => $3)
+ WHERE relation = $1 RETURNING *
+"""
+
+_SWEEP = """
+UPDATE {} SET sweep = $3, cursor_key = NULL, done = false, row_count = 0, tally = '{{}}',
+       updated_at = clock_timestamp()
+ WHERE relation = $1 AND owner = $2 RETURNING *
+"""
+
+_BEAT = """
+UPDATE {} SET lease_until = clock_timestamp() + make_interval(secs => $2), owner_pid = pg_backend_pid(),
+       owner_started = (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid())
+ WHERE owner = $1 RETURNING 1
+"""
+
+_RELEASE = """
+UPDATE {} SET lease_until = clock_timestamp(), finished = $2,
+       run_id = CASE WHEN $3 THEN 'void' ELSE run_id END
+ WHERE owner = $1
+"""

@@ -1,0 +1,325 @@
+"""What a job's tables really are: keys, columns, privileges, and what would make a rotation unsafe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rewrap.errors import SchemaMismatch, StoreError, UnsafeTarget
+from rewrap.job import Job, TargetSection
+from rewrap.model import FieldColumn, ServerIdentity, Table
+from rewrap.stores.postgres.connection import Connection, translated
+
+KEY_TYPES = {"int2": "smallint", "int4": "integer", "int8": "bigint", "uuid": "uuid"}
+"""Key types, by the catalog's name: what the cursor is cast to."""
+
+FIELD_TYPES = frozenset({"text", "varchar"})
+
+MIN_SERVER_VERSION = 120_000
+
+_EXACT_COUNT_BELOW = 200_000
+"""Rows. A table that the planner believes smaller is counted; a larger one is estimated."""
+
+
+def quote(identifier: str) -> str:
+    """An SQL identifier, quoted."""
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """A table, and what the operator should know about it before a run."""
+
+    table: Table
+    notices: tuple[str, ...]
+
+
+async def identify(connection: Connection, subject: str) -> ServerIdentity:
+    """Which database this is; refuses standbys, poolers and servers too old."""
+    with translated(subject):
+        row = await connection.fetchrow(
+            """SELECT pg_is_in_recovery() AS standby, pg_backend_pid() AS pid,
+                      current_setting('server_version_num')::int AS version,
+                      current_setting('row_security') AS row_security,
+                      current_database() AS database"""
+        )
+    if row["standby"]:
+        raise UnsafeTarget(
+            f"{subject} is a standby: it can be read, not written, and may lag",
+            hint="point the store's url at the primary",
+        )
+    if row["pid"] != connection.get_server_pid() or row["row_security"] != "off":
+        raise UnsafeTarget(
+            f"{subject}: this is a connection pooler, not a Postgres server",
+            hint="point the store's url at the server itself: rewrap sets its own session parameters "
+            "and must not share sessions with the application",
+        )
+    if row["version"] < MIN_SERVER_VERSION:
+        raise UnsafeTarget(
+            f"{subject}: Postgres {row['version'] // 10_000} is too old",
+            hint="rewrap needs Postgres 12 or newer",
+        )
+    system_id, timeline = "unknown", "unknown"
+    try:
+        with translated(subject):
+            found = await connection.fetchrow(
+                """SELECT (pg_control_system()).system_identifier::text AS system_id,
+                          substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) AS timeline"""
+            )
+        system_id, timeline = found["system_id"], found["timeline"]
+    except StoreError as exc:
+        # a managed server may withhold these functions: then only the database's name identifies it
+        if exc.sqlstate != "42501":
+            raise
+    return ServerIdentity(system_id, timeline, row["database"], row["version"])
+
+
+async def survey(connection: Connection, job: Job, target: TargetSection, *, writing: bool = True) -> Survey:
+    """The table of a target, checked; raises SchemaMismatch or UnsafeTarget with a hint.
+
+    What only matters to a write (UPDATE privilege, triggers, rules) is passed over unless `writing`.
+    """
+    subject = f'table "{target.table}"'
+    with translated(subject):
+        oid = await _find(connection, target.table)
+        if oid is None:
+            raise SchemaMismatch(
+                f"{subject} does not exist in this database",
+                hint="check targets.table; a table outside the search path is written schema.table",
+            )
+        relation = await connection.fetchrow(_RELATION, oid)
+        columns = {row["attname"]: row for row in await connection.fetch(_COLUMNS, oid)}
+    _check_kind(relation, subject, writing=writing)
+    key = _check_key(columns, target, subject)
+    fields, aad_columns = _check_columns(job, columns, target, subject, writing=writing)
+    notices: tuple[str, ...] = ()
+    if writing:
+        notices = await _check_hazards(connection, relation, target, subject)
+    with translated(subject):
+        if not await connection.fetchval(_UNIQUE, oid, key["attnum"]):
+            raise UnsafeTarget(
+                f'{subject}: key column "{target.key}" has no unique index of its own',
+                hint="rewrap finds each row again by its key; name the primary key in targets.key",
+            )
+        name = f"{quote(relation['nspname'])}.{quote(relation['relname'])}"
+        rows = int(relation["reltuples"])
+        if rows < _EXACT_COUNT_BELOW:
+            rows = await connection.fetchval(f"SELECT count(*) FROM {name}")
+    return Survey(
+        Table(
+            name=target.table,
+            relation=name,
+            oid=oid,
+            key=target.key,
+            key_type=KEY_TYPES[key["typname"]],
+            fields=fields,
+            aad_columns=aad_columns,
+            estimated_rows=rows,
+            estimated_bytes=relation["bytes"],
+        ),
+        notices,
+    )
+
+
+async def _find(connection: Connection, name: str) -> int | None:
+    """A table's oid by the name as a job writes it: exact spelling first, then SQL's quoting rules."""
+    exact: int | None = await connection.fetchval(
+        "SELECT to_regclass(quote_ident($1::text))::oid::int8", name
+    )
+    if exact is None and "." in name:
+        schema, _, table = name.partition(".")
+        exact = await connection.fetchval(
+            "SELECT to_regclass(quote_ident($1::text) || '.' || quote_ident($2::text))::oid::int8",
+            schema,
+            table,
+        )
+    if exact is None:
+        try:
+            exact = await connection.fetchval("SELECT to_regclass($1::text)::oid::int8", name)
+        except Exception as exc:
+            if getattr(exc, "sqlstate", "") not in ("42601", "42602", "22023"):
+                raise
+    return exact
+
+
+def _check_kind(relation: Connection, subject: str, *, writing: bool) -> None:
+    reasons = {
+        "v": "a view",
+        "m": "a materialized view",
+        "f": "a foreign table",
+        "p": "a partitioned table, which this version does not rotate",
+    }
+    if relation["relkind"] != "r":
+        what = reasons.get(relation["relkind"], "not a table")
+        raise UnsafeTarget(f"{subject} is {what}", hint="name the table that stores the rows")
+    if relation["has_children"]:
+        raise UnsafeTarget(
+            f"{subject} has child tables that inherit from it",
+            hint="a write to the parent reaches the children, whose keys may repeat; "
+            "name the child tables themselves",
+        )
+    if relation["rls_active"]:
+        raise UnsafeTarget(
+            f"{subject} has row-level security that applies to this role: rows would stay hidden",
+            hint="use the table's owner or a role with BYPASSRLS",
+        )
+    if writing and relation["update_rules"]:
+        raise UnsafeTarget(
+            f"{subject} has a rule on UPDATE, which may rewrite what rewrap writes",
+            hint="drop the rule or use a trigger in its place",
+        )
+    if writing and relation["unidentified_publication"]:
+        raise UnsafeTarget(
+            f"{subject} is published for logical replication without a replica identity: "
+            "Postgres refuses updates",
+            hint="ALTER TABLE … REPLICA IDENTITY FULL, or add a primary key",
+        )
+
+
+def _check_key(columns: dict[str, Connection], target: TargetSection, subject: str) -> Connection:
+    key = _column(columns, target.key, "targets.key", subject)
+    if key["typname"] not in KEY_TYPES:
+        raise UnsafeTarget(
+            f'{subject}: key column "{target.key}" is {key["declared"]}, '
+            "which this version does not page through",
+            hint=f"key types are {', '.join(sorted(set(KEY_TYPES.values())))}",
+        )
+    if not key["attnotnull"]:
+        raise UnsafeTarget(
+            f'{subject}: key column "{target.key}" may be NULL: such rows could not be found again',
+            hint="name a NOT NULL unique column in targets.key",
+        )
+    if not key["may_select"]:
+        raise _no_privilege(subject, target.key, "SELECT")
+    return key
+
+
+def _check_columns(
+    job: Job,
+    columns: dict[str, Connection],
+    target: TargetSection,
+    subject: str,
+    *,
+    writing: bool,
+) -> tuple[tuple[FieldColumn, ...], tuple[str, ...]]:
+    fields, bound = [], []
+    for entry in target.fields:
+        column = _column(columns, entry.column, "targets.fields.column", subject)
+        if column["typname"] not in FIELD_TYPES:
+            raise UnsafeTarget(
+                f'{subject}: column "{entry.column}" is {column["declared"]}, '
+                "which this version does not rewrite",
+                hint=f"column types are {', '.join(sorted(FIELD_TYPES))}",
+            )
+        if column["attgenerated"] or column["attidentity"]:
+            raise UnsafeTarget(
+                f'{subject}: column "{entry.column}" is generated: the server writes it itself',
+                hint="name the column that it is generated from",
+            )
+        if not column["may_select"]:
+            raise _no_privilege(subject, entry.column, "SELECT")
+        if writing and not column["may_update"]:
+            raise _no_privilege(subject, entry.column, "UPDATE")
+        aad = job.layout(entry.layout).aad
+        for name in aad.columns if aad else ():
+            feeding = _column(columns, name, f"layouts.{entry.layout}.aad", subject)
+            if not feeding["may_select"]:
+                raise _no_privilege(subject, name, "SELECT")
+            if name not in bound:
+                bound.append(name)
+        fields.append(
+            FieldColumn(
+                entry.column,
+                column["declared"],
+                not column["attnotnull"],
+                tuple(aad.columns) if aad else (),
+            )
+        )
+    return tuple(fields), tuple(bound)
+
+
+async def _check_hazards(
+    connection: Connection, relation: Connection, target: TargetSection, subject: str
+) -> tuple[str, ...]:
+    notices = []
+    with translated(subject):
+        triggers = await connection.fetch(
+            _TRIGGERS, relation["oid"], [entry.column for entry in target.fields]
+        )
+    before = [row["tgname"] for row in triggers if row["before"]]
+    if before and "triggers" not in target.acknowledge:
+        raise UnsafeTarget(
+            f"{subject} has a BEFORE UPDATE trigger ({', '.join(before)}), "
+            "which may change or drop what rewrap writes",
+            hint="read the trigger; if it leaves the encrypted columns alone, set "
+            'acknowledge = ["triggers"] in the target',
+        )
+    notices += [
+        f'{subject}: trigger "{row["tgname"]}" will fire for every row that is resealed' for row in triggers
+    ]
+    if relation["published"]:
+        notices.append(f"{subject} is published: every resealed row goes to the subscribers")
+    return tuple(notices)
+
+
+def _column(columns: dict[str, Connection], name: str, where: str, subject: str) -> Connection:
+    if name not in columns:
+        raise SchemaMismatch(
+            f'{subject} has no column "{name}"',
+            hint=f"correct {where}; its columns are {', '.join(list(columns)[:20])}",
+        )
+    return columns[name]
+
+
+def _no_privilege(subject: str, column: str, privilege: str) -> StoreError:
+    return StoreError(
+        f'{subject}: this role lacks {privilege} on column "{column}"',
+        hint=f"GRANT {privilege} ({quote(column)}) ON … TO the role (see docs/privileges.md)",
+        sqlstate="42501",
+    )
+
+
+_RELATION = """
+SELECT c.oid::int8 AS oid, n.nspname, c.relname, c.relkind::text AS relkind,
+       CASE WHEN c.reltuples < 0 THEN 0 ELSE c.reltuples END AS reltuples,
+       pg_table_size(c.oid) AS bytes,
+       EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid) AS has_children,
+       (c.relrowsecurity AND row_security_active(c.oid)) AS rls_active,
+       EXISTS (SELECT FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.ev_type = '2') AS update_rules,
+       EXISTS (SELECT FROM pg_publication_tables p
+                WHERE p.schemaname = n.nspname AND p.tablename = c.relname) AS published,
+       (EXISTS (SELECT FROM pg_publication_tables p JOIN pg_publication b USING (pubname)
+                 WHERE p.schemaname = n.nspname AND p.tablename = c.relname AND b.pubupdate)
+        AND (c.relreplident = 'n' OR (c.relreplident = 'd' AND NOT EXISTS
+             (SELECT FROM pg_index x WHERE x.indrelid = c.oid AND x.indisprimary))))
+         AS unidentified_publication
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.oid = $1::int8::oid
+"""
+
+_COLUMNS = """
+SELECT a.attname::text AS attname, a.attnum::int2 AS attnum, t.typname::text AS typname,
+       format_type(a.atttypid, a.atttypmod) AS declared, a.attnotnull,
+       a.attgenerated::text AS attgenerated, a.attidentity::text AS attidentity,
+       has_column_privilege(a.attrelid, a.attnum, 'SELECT') AS may_select,
+       has_column_privilege(a.attrelid, a.attnum, 'UPDATE') AS may_update
+  FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+ WHERE a.attrelid = $1::int8::oid AND a.attnum > 0 AND NOT a.attisdropped
+ ORDER BY a.attnum
+"""
+
+_UNIQUE = """
+SELECT EXISTS (SELECT FROM pg_index x
+  WHERE x.indrelid = $1::int8::oid AND x.indisunique AND x.indisvalid AND x.indimmediate
+    AND x.indpred IS NULL AND x.indexprs IS NULL AND x.indnkeyatts = 1 AND x.indkey[0] = $2::int2)
+"""
+
+_TRIGGERS = """
+SELECT tg.tgname::text AS tgname, (tg.tgtype & 2) <> 0 AS before
+  FROM pg_trigger tg
+ WHERE tg.tgrelid = $1::int8::oid AND NOT tg.tgisinternal AND tg.tgenabled IN ('O', 'A')
+   AND (tg.tgtype & 16) <> 0
+   AND (cardinality(tg.tgattr::int2[]) = 0 OR EXISTS (
+         SELECT FROM pg_attribute a WHERE a.attrelid = tg.tgrelid
+            AND a.attnum = ANY (tg.tgattr::int2[]) AND a.attname = ANY ($2::text[])))
+ ORDER BY 1
+"""
