@@ -23,7 +23,6 @@ from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
 from rewrap.keys.local import load_key
 from rewrap.ledgers.sql import ExceptionRecord, Ledger, RunRecord, TableProgress, operator
-from rewrap.model import Table
 from rewrap.plan import Plan
 from rewrap.plan import plan as _plan
 from rewrap.stores.postgres.census import PostgresCensus, count_query
@@ -86,7 +85,7 @@ async def _run(
         assert ledger is not None
         guard = PostgresGuard(store.address, job.store.guard_schema, identity)
 
-        async def examine(_tables: Sequence[Table]) -> Examined:
+        async def examine() -> Examined:
             found = await _verified(
                 job, rotation.keyring, rotation.to_version, ledger, sink, environ, drain_s=0.0
             )

@@ -8,6 +8,7 @@
     │   ├── SchemaMismatch      exit 2   the table is not what the job says
     │   ├── UnsafeTarget        exit 2   the table cannot be rotated safely as it stands
     │   ├── StoreUnavailable    exit 1   retry may help
+    │   ├── Rewound             exit 1   the server crashed and lost acknowledged writes; handled inside
     │   └── FenceError          exit 3   the fence cannot be added while old values remain
     ├── KeyAccessError          exit 10  a key is missing or cannot be read
     │   └── KeyRefused          exit 10  a key was read, and does not open what it must open
@@ -62,6 +63,10 @@ class UnsafeTarget(StoreError):
 
 
 class StoreUnavailable(StoreError):
+    retryable = True
+
+
+class Rewound(StoreError):
     retryable = True
 
 

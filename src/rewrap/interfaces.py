@@ -121,7 +121,8 @@ class ShardWriter(Protocol):
     ) -> int:
         """Compare-and-swap of a whole batch in one statement; the number of rows written.
 
-        The checkpoint lands in the same transaction. Raises LeaseLost when the fence was raised.
+        The checkpoint lands in the same transaction. Raises LeaseLost when the fence was raised, Rewound
+        when the store lost writes that it had acknowledged.
         """
         ...
 
@@ -133,8 +134,11 @@ class ShardWriter(Protocol):
         """Saves how far the shard is. Raises LeaseLost when the fence was raised."""
         ...
 
-    async def reconnect(self) -> None:
-        """A fresh connection after the old one broke; what was not acknowledged may have landed."""
+    async def reconnect(self, lease: ShardLease) -> None:
+        """A fresh connection after the old one broke; what was not acknowledged may have landed.
+
+        Raises Rewound when, on the contrary, acknowledged writes are gone.
+        """
         ...
 
     async def close(self) -> None: ...
@@ -191,6 +195,10 @@ class Guard(Protocol):
 
     async def begin_sweep(self, relation: str, sweep: int) -> list[ShardLease]:
         """Sets a table's shards to the start of a sweep."""
+        ...
+
+    async def lease(self, relation: str, shard: int) -> ShardLease:
+        """One shard as the store has it now; raises LeaseLost when somebody else has it."""
         ...
 
     async def beat(self) -> None:

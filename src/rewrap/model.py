@@ -124,7 +124,8 @@ class ShardLease:
     """The right to write one shard, and where its work stands.
 
     `fence` is the token that every swap presents; a newer holder has raised it. `cursor` is the last key
-    of the contiguous settled prefix, as text.
+    of the contiguous settled prefix, as text. `seq` counts the writes to the shard's record that this
+    holder saw acknowledged: after a crash the server may have kept fewer.
     """
 
     relation: str
@@ -135,6 +136,7 @@ class ShardLease:
     done: bool = False
     rows: int = 0
     tally: Tally = field(default_factory=dict)
+    seq: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ class Gauge:
     resealed: int = 0
     quarantined: int = 0
     found: int = 0
+    sealed: int = 0
     read_s: float = 0.0
     cpu_s: float = 0.0
     write_s: float = 0.0
@@ -165,6 +166,7 @@ async def _reseal(
         async for page in pages:
             started = time.perf_counter()
             resealed = task.reseal(page.rows)
+            task.gauge.sealed += len(resealed.swap)
             task.gauge.cpu_s += time.perf_counter() - started
             await works.send(_Work(page, resealed))
 

@@ -115,7 +115,9 @@ class Settler:
 
     async def _reconnect(self) -> None:
         self._say("reconnecting")
-        await until_reachable(self._writer.reconnect, self._patience_s, lambda: self._say("reconnecting"))
+        await until_reachable(
+            lambda: self._writer.reconnect(self._lease), self._patience_s, lambda: self._say("reconnecting")
+        )
 
     async def _halve(self, batch: SwapBatch, checkpoint: Checkpoint) -> Settled:
         if len(batch) == 1:

@@ -17,25 +17,27 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from rewrap.errors import LedgerError, UsageError
+from rewrap.errors import LedgerError
+from rewrap.ledgers.place import (
+    LEDGER_VARIABLE,
+    ledger_path,
+    postgres_engine,
+    prepare_file,
+    sqlite_engine,
+)
 from rewrap.ledgers.tables import (
     SCHEMA_NUMBER,
     exceptions,
     meta,
     metadata,
     progress,
+    proofs,
     runs,
     seals,
 )
 from rewrap.model import Fault, Reason, RunState
-
-LEDGER_VARIABLE = "REWRAP_LEDGER_URL"
-
-_NETWORK_FILESYSTEMS = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "glusterfs", "ceph", "lustre", "afs"}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +108,6 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def ledger_path(job_path: Path, job_name: str) -> Path:
-    """Where a job's ledger file is: beside the job, named after it."""
-    return job_path.parent / f"{job_name}.rewrap-ledger.sqlite"
-
-
 class Ledger:
     """One open ledger. Every method is durable when it returns."""
 
@@ -129,13 +126,13 @@ class Ledger:
         """
         url = environ.get(LEDGER_VARIABLE)
         if url:
-            ledger = cls(_postgres_engine(url), job_name, LEDGER_VARIABLE)
+            ledger = cls(postgres_engine(url), job_name, LEDGER_VARIABLE)
         else:
             path = ledger_path(job_path, job_name)
             if not create and not path.exists():
                 return None
-            _prepare_file(path)
-            ledger = cls(_sqlite_engine(path), job_name, str(path))
+            prepare_file(path)
+            ledger = cls(sqlite_engine(path), job_name, str(path))
         try:
             await ledger._check(create=create, shared=bool(url))
         except BaseException:
@@ -373,7 +370,22 @@ class Ledger:
             )
         return gone.rowcount
 
-    # seals
+    # keys
+
+    async def proof(self, commitment: str) -> int:
+        """How many stored values a key is known to have opened."""
+        async with self._transaction() as connection:
+            found = await connection.scalar(
+                sa.select(proofs.c.opened).where(proofs.c.commitment == commitment)
+            )
+        return int(found or 0)
+
+    async def add_proof(self, opened: Mapping[str, int]) -> None:
+        """Remembers that keys (by commitment) have opened stored values."""
+        async with self._transaction() as connection:
+            for commitment, count in opened.items():
+                await connection.execute(proofs.delete().where(proofs.c.commitment == commitment))
+                await connection.execute(proofs.insert().values(commitment=commitment, opened=count))
 
     async def sealed(self, fingerprint: str) -> int:
         """How many values this ledger has seen sealed under a key."""
@@ -400,69 +412,3 @@ def _same(job: str, to_version: str, relation: str, column: str, row_id: str) ->
         exceptions.c.field == column,
         exceptions.c.row_id == row_id,
     )
-
-
-def _postgres_engine(url: str) -> AsyncEngine:
-    scheme, separator, rest = url.partition("://")
-    if not separator or scheme.partition("+")[0] not in ("postgres", "postgresql"):
-        raise UsageError(
-            f"{LEDGER_VARIABLE} is not a Postgres URL",
-            hint="write postgresql://user@host:port/database, or unset it for a file beside the job",
-        )
-    return create_async_engine(
-        f"postgresql+asyncpg://{rest}",
-        hide_parameters=True,
-        pool_size=2,
-        connect_args={"server_settings": {"application_name": "rewrap ledger"}},
-    )
-
-
-def _sqlite_engine(path: Path) -> AsyncEngine:
-    engine = create_async_engine(f"sqlite+aiosqlite:///{path}", hide_parameters=True)
-
-    @sa.event.listens_for(engine.sync_engine, "connect")
-    def settle(connection: Any, _record: Any) -> None:
-        cursor = connection.cursor()
-        # a reader (rewrap status) never blocks the run; a commit is on disk when it returns
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=FULL")
-        cursor.execute("PRAGMA busy_timeout=10000")
-        cursor.close()
-
-    return engine
-
-
-def _prepare_file(path: Path) -> None:
-    """Makes the file, readable by its owner alone; refuses a network filesystem."""
-    kind = _filesystem_of(path)
-    if kind in _NETWORK_FILESYSTEMS:
-        raise LedgerError(
-            f"ledger {path} is on a network filesystem ({kind}), where SQLite's locks do not hold",
-            hint=f"put the job on a local disk, or set {LEDGER_VARIABLE} to a Postgres URL",
-        )
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        path.chmod(0o600)
-    except OSError as exc:
-        raise LedgerError(
-            f"ledger {path} cannot be written: {exc.strerror}",
-            hint=f"the ledger is a file beside the job; make that folder writable, or set "
-            f"{LEDGER_VARIABLE} to a Postgres URL",
-        ) from None
-
-
-def _filesystem_of(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
-    """The type of the filesystem a path is on, by the longest mount point above it; "" if unknown."""
-    try:
-        lines = mounts.read_text().splitlines()
-    except OSError:
-        return ""
-    place = str(path.resolve())
-    best, kind = "", ""
-    for line in lines:
-        head, _, tail = line.partition(" - ")
-        point = head.split(" ")[4]
-        inside = place == point or place.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best):
-            best, kind = point, tail.split(" ")[0]
-    return kind

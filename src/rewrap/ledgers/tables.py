@@ -71,6 +71,14 @@ exceptions = sa.Table(
     sa.Column("updated_at", sa.String(32), nullable=False),
 )
 
+proofs = sa.Table(
+    "rewrap_proof",
+    metadata,
+    # how many stored values a key has opened, by the key's commitment
+    sa.Column("commitment", sa.String(64), primary_key=True),
+    sa.Column("opened", sa.BigInteger, nullable=False),
+)
+
 seals = sa.Table(
     "rewrap_seals",
     metadata,

@@ -89,7 +89,8 @@ class PostgresGuard:
                   origin text NOT NULL, from_versions text NOT NULL, to_version text NOT NULL,
                   sweep int NOT NULL, lower_key text, upper_key text, cursor_key text,
                   done boolean NOT NULL DEFAULT false, row_count bigint NOT NULL DEFAULT 0,
-                  tally text NOT NULL DEFAULT '{{}}', fence bigint NOT NULL, owner text NOT NULL,
+                  tally text NOT NULL DEFAULT '{{}}', seq bigint NOT NULL DEFAULT 0,
+                  fence bigint NOT NULL, owner text NOT NULL,
                   owner_pid int NOT NULL, owner_started timestamptz,
                   lease_until timestamptz NOT NULL, finished boolean NOT NULL DEFAULT false,
                   updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -165,6 +166,20 @@ class PostgresGuard:
             raise self._lost()
         return [_lease(row) for row in rows]
 
+    async def lease(self, relation: str, shard: int) -> ShardLease:
+        assert self._claim is not None
+        connection = await self._connected()
+        with translated(self._subject):
+            row = await connection.fetchrow(
+                f"SELECT * FROM {self.table} WHERE relation = $1 AND shard = $2 AND owner = $3",
+                relation,
+                shard,
+                self._claim.owner,
+            )
+        if row is None:
+            raise self._lost()
+        return _lease(row)
+
     async def beat(self) -> None:
         assert self._claim is not None
         connection = await self._connected()
@@ -208,6 +223,7 @@ def _lease(row: Connection) -> ShardLease:
         done=row["done"],
         rows=row["row_count"],
         tally=load_tally(row["tally"]),
+        seq=row["seq"],
     )
 
 

@@ -165,13 +165,13 @@ class Statements:
         return f"{self._advance(', done = $8')} RETURNING fence"
 
     def fence(self) -> str:
-        """A shard's fence now. $1 relation, $2 shard."""
-        return f"SELECT fence FROM {self.guard} WHERE relation = $1 AND shard = $2"
+        """A shard's fence and write count now. $1 relation, $2 shard."""
+        return f"SELECT fence, seq FROM {self.guard} WHERE relation = $1 AND shard = $2"
 
     def _advance(self, more: str = "") -> str:
         return (
             f"UPDATE {self.guard} SET cursor_key = $1, row_count = $2, tally = $3, "
-            "updated_at = clock_timestamp(), "
+            "seq = seq + 1, updated_at = clock_timestamp(), "
             f"lease_until = clock_timestamp() + make_interval(secs => $7){more} "
             "WHERE relation = $4 AND shard = $5 AND fence = $6"
         )

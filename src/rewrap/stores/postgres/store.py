@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from rewrap.errors import ResealMismatch, StoreError
+from rewrap.errors import ResealMismatch, Rewound, StoreError
 from rewrap.interfaces import Checkpoint, OversizeMark, Page, Row, Scope, SwapBatch
 from rewrap.job import Job
 from rewrap.model import Activity, ServerIdentity, ShardLease, ShardRange, Table
@@ -106,7 +107,7 @@ class PostgresStore:
                 transaction = connection.transaction()
                 await transaction.start()
                 try:
-                    written = await writer.swap(lease, batch, checkpoint, skip_locked=True)
+                    written = await writer.swap(replace(lease), batch, checkpoint, skip_locked=True)
                     changed = await writer.unsettled(batch) if written else []
                 finally:
                     await transaction.rollback()
@@ -184,7 +185,7 @@ class PostgresReader:
     async def fetch(self, shard: ShardRange, after: str | None, limit: int, scope: Scope) -> Page:
         limit = max(1, min(limit, self._limit))
         # whatever the page holds, it holds at most batch_bytes for each column
-        inline = self._store.job.pace.batch_bytes // limit
+        inline = min(self._store.job.pace.batch_bytes // limit, self._store.job.pace.max_value_bytes)
         statement = self._statements.fetch(shard, first=after is None, limit=limit, scope=scope)
         arguments: list[Any] = [inline]
         start = after if after is not None else shard.lower
@@ -264,8 +265,10 @@ class PostgresWriter:
         self._swap = self._statements.swap(skip_locked=False)
         self._swap_free = self._statements.swap(skip_locked=True)
         self._lease_s = store.job.limits.lease_s
-        self._inline = store.job.pace.batch_bytes // store.job.pace.batch_size
+        pace = store.job.pace
+        self._inline = min(pace.batch_bytes // pace.batch_size, pace.max_value_bytes)
         self._connection: Connection | None = None
+        self._checked = False
 
     async def connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():
@@ -277,11 +280,27 @@ class PostgresWriter:
                 # replanned for each batch, the join turns into a merge that reads the key from its start
                 plan_cache_mode="force_generic_plan",
             )
+            self._checked = False
         return self._connection
 
-    async def reconnect(self) -> None:
+    async def reconnect(self, lease: ShardLease) -> None:
         await self.close()
-        await self.connected()
+        await self._ready(lease)
+
+    async def _ready(self, lease: ShardLease) -> Connection:
+        """A connection to write through. A new one first asks what the server kept of the shard."""
+        connection = await self.connected()
+        if not self._checked:
+            with translated(self._table.relation):
+                kept = await connection.fetchrow(self._statements.fence(), lease.relation, lease.range.shard)
+            if kept is None or kept["fence"] != lease.fence:
+                raise lease_lost(f"table {self._table.relation}")
+            if kept["seq"] < lease.seq:
+                raise Rewound(f"table {self._table.relation}: the server lost acknowledged writes")
+            # one more than was acknowledged: the last one landed, and its answer was lost
+            lease.seq = kept["seq"]
+            self._checked = True
+        return connection
 
     async def swap(
         self, lease: ShardLease, batch: SwapBatch, checkpoint: Checkpoint, *, skip_locked: bool
@@ -293,12 +312,13 @@ class PostgresWriter:
         for at in range(len(self._table.aad_columns)):
             assert batch.tokens is not None
             arguments.append([token[at] for token in batch.tokens])
-        connection = await self.connected()
+        connection = await self._ready(lease)
         with translated(self._table.relation):
             status = await connection.execute(self._swap_free if skip_locked else self._swap, *arguments)
         written = int(status.rpartition(" ")[2])
         if written == 0:
             await self._check_fence(lease)
+        lease.seq += 1
         return written
 
     async def unsettled(self, batch: SwapBatch) -> list[tuple[int, Row | None]]:
@@ -310,13 +330,18 @@ class PostgresWriter:
         return [(row[0] - 1, row[1:] if row[1] is not None else None) for row in rows]
 
     async def checkpoint(self, lease: ShardLease, checkpoint: Checkpoint) -> None:
-        connection = await self.connected()
+        connection = await self._ready(lease)
         with translated(self._table.relation):
-            fence = await connection.fetchval(
-                self._statements.checkpoint(), *self._place(lease, checkpoint), checkpoint.done
-            )
+            async with connection.transaction():
+                if checkpoint.done:
+                    # nothing follows that would make this durable, and with it all that came before
+                    await connection.execute("SET LOCAL synchronous_commit = on")
+                fence = await connection.fetchval(
+                    self._statements.checkpoint(), *self._place(lease, checkpoint), checkpoint.done
+                )
         if fence is None:
             raise lease_lost(f"table {self._table.relation}")
+        lease.seq += 1
 
     async def close(self) -> None:
         if self._connection is not None:
@@ -337,8 +362,8 @@ class PostgresWriter:
     async def _check_fence(self, lease: ShardLease) -> None:
         connection = await self.connected()
         with translated(self._table.relation):
-            fence = await connection.fetchval(self._statements.fence(), lease.relation, lease.range.shard)
-        if fence != lease.fence:
+            kept = await connection.fetchrow(self._statements.fence(), lease.relation, lease.range.shard)
+        if kept is None or kept["fence"] != lease.fence:
             raise lease_lost(f"table {self._table.relation}")
 
 

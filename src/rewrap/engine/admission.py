@@ -1,0 +1,231 @@
+"""Before the first write: which run this is, whether its keys are right, and whose the tables are."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rewrap.engine.compile import Rotation
+from rewrap.engine.course import Course
+from rewrap.engine.options import RunOptions
+from rewrap.engine.proof import Proof, gather_proof, judge_sources, judge_target
+from rewrap.errors import KeyRefused, LedgerError, UsageError
+from rewrap.events import Notice, RunStarted
+from rewrap.interfaces import Claim, Guard, Sink, Store
+from rewrap.ledgers.sql import Ledger, RunRecord, now, operator
+from rewrap.model import RunState, ServerIdentity, Table
+
+SEALS_WARN, SEALS_MAX = 2**31, 2**32
+"""Values sealed under one AES-GCM key with random nonces (SP 800-38D 8.3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A run that may begin: its tables with their leases, and what the stored values proved."""
+
+    run_id: str
+    resumed: bool
+    courses: list[Course]
+    proof: Proof
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Admits a run, or raises. Writes nothing but the lock and the run's record, and those last."""
+
+    rotation: Rotation
+    store: Store
+    guard: Guard
+    ledger: Ledger
+    sink: Sink
+    options: RunOptions
+
+    async def admit(self) -> Admitted:
+        identity = await self.store.identity()
+        tables = await self.store.tables()
+        commitments = self._commitments()
+        record, resumed = await self._record(identity, commitments)
+        for notice in self.store.notices:
+            self.sink(Notice(level="info", message=notice))
+        for table in tables:
+            await self.store.refuse_fenced(table, self.rotation.target_markers(table))
+        proof = await self._prove(tables, commitments, resumed=resumed)
+        courses = await self._claim(tables, record, identity, resumed=resumed)
+        await self.ledger.add_proof(
+            {commitments[v]: count for v, count in proof.opened.items() if v in commitments}
+        )
+        self._say_started(record, tables, resumed=resumed)
+        return Admitted(record.run_id, resumed, courses, proof)
+
+    def _commitments(self) -> dict[str, str]:
+        versions = [*self.rotation.from_versions, self.rotation.to_version]
+        return {version: self.rotation.keyring.get(version).commitment for version in versions}
+
+    async def _record(self, identity: ServerIdentity, commitments: dict[str, str]) -> tuple[RunRecord, bool]:
+        """The run to go on with, or a new one; refuses what would leave another one half done."""
+        latest = await self.ledger.latest()
+        if latest is not None:
+            same = (latest.from_versions, latest.to_version) == (
+                self.rotation.from_versions,
+                self.rotation.to_version,
+            )
+            abandoned = self.options.abandon == latest.run_id
+            if not latest.state.finished and not abandoned:
+                self._check_unfinished(latest, same=same)
+                _check_commitments(latest, commitments)
+                return latest, True
+            if not latest.state.finished:
+                await self.ledger.set_state(latest.run_id, RunState.ABANDONED)
+            elif same and self.options.sweeps_only:
+                _check_commitments(latest, commitments)
+                return latest, True
+        if self.options.resume:
+            raise UsageError(
+                f'job "{self.rotation.job.name}" has no unfinished run',
+                hint="start one with rewrap run --from … --to …",
+            )
+        fresh = RunRecord(
+            run_id=secrets.token_hex(4),
+            job=self.rotation.job.name,
+            job_digest=self.rotation.job.digest,
+            from_versions=self.rotation.from_versions,
+            to_version=self.rotation.to_version,
+            state=RunState.RUNNING,
+            state_by=operator(),
+            origin=identity.origin,
+            commitments=commitments,
+            started_at=now(),
+            updated_at=now(),
+        )
+        return fresh, False
+
+    def _check_unfinished(self, latest: RunRecord, *, same: bool) -> None:
+        if not same:
+            raise UsageError(
+                f'job "{latest.job}" has an unfinished run {latest.run_id} '
+                f"from {','.join(latest.from_versions)} to {latest.to_version} ({latest.state})",
+                hint=f"finish it with rewrap resume, or give it up with --abandon {latest.run_id}; "
+                "the values it has resealed stay readable under both keys",
+            )
+        if latest.job_digest != self.rotation.job.digest:
+            raise LedgerError(
+                f"the job file has changed since run {latest.run_id} began",
+                hint="restore its targets, layouts and keys (pace and limits may change), or give "
+                f"the run up with --abandon {latest.run_id} and start again",
+            )
+
+    async def _prove(
+        self, tables: Sequence[Table], commitments: Mapping[str, str], *, resumed: bool
+    ) -> Proof:
+        rotation = self.rotation
+        versions = [*rotation.from_versions, rotation.to_version]
+        proof = await gather_proof(
+            self.store, tables, versions, frozenset(rotation.from_versions), rotation.bind
+        )
+        # a key that opened stored values once is the right one: what it fails on now is broken
+        proof.opened.update(
+            {v: count for v in versions if (count := await self.ledger.proof(commitments[v]))}
+        )
+        judge_sources(proof, rotation.from_versions, rotation.keyring)
+        judge_target(
+            proof,
+            rotation.keyring.get(rotation.to_version),
+            expected_fingerprint=self.options.to_fingerprint,
+            # a resumed run's key was vouched for when it began, and is recognised by its commitment
+            allow_unseen=self.options.allow_unseen_target or resumed,
+            allow_unopenable=self.options.allow_unopenable_target,
+        )
+        await self._check_seals(tables)
+        return proof
+
+    async def _check_seals(self, tables: Sequence[Table]) -> None:
+        """Random 96-bit nonces: refuses to go past 2^32 seals under a key, the application's included."""
+        rotation, version = self.rotation, self.rotation.to_version
+        ahead = sum(
+            table.estimated_rows
+            for table in tables
+            for name in table.field_names
+            if rotation.bind(table, name, version).layout.cipher.seal_limit
+        )
+        if not ahead:
+            return
+        sealed = await self.ledger.sealed(rotation.keyring.get(version).fingerprint)
+        # the application seals with the same key: at least as often as there are values, we assume
+        expected = sealed + 2 * ahead
+        if expected >= SEALS_MAX:
+            raise KeyRefused(
+                f'key version "{version}" would come to about {expected} seals, past the {SEALS_MAX} '
+                "that random 96-bit nonces allow",
+                hint="mint a new key and rotate to that one",
+            )
+        if expected >= SEALS_WARN:
+            self.sink(
+                Notice(
+                    level="warning",
+                    message=f'key version "{version}" comes to about {expected} seals of the '
+                    f"{SEALS_MAX} that random nonces allow",
+                    hint="plan the next rotation",
+                )
+            )
+
+    async def _claim(
+        self,
+        tables: Sequence[Table],
+        record: RunRecord,
+        identity: ServerIdentity,
+        *,
+        resumed: bool,
+    ) -> list[Course]:
+        job = self.rotation.job
+        ranges = {t.relation: await self.store.split(t, job.pace.shards) for t in tables}
+        leases = await self.guard.claim(
+            Claim(
+                run_id=record.run_id,
+                owner=f"{operator()} {secrets.token_hex(4)}",
+                from_versions=self.rotation.from_versions,
+                to_version=self.rotation.to_version,
+                ranges=ranges,
+                ttl_s=job.limits.lease_s,
+                restart=self.options.restart,
+                abandon=self.options.abandon,
+            )
+        )
+        if not resumed:
+            await self.ledger.begin(record)
+        else:
+            if record.origin != identity.origin:
+                self.sink(
+                    Notice(
+                        level="warning",
+                        message="the database was restored or failed over since this run began: "
+                        "it starts from the beginning",
+                    )
+                )
+            await self.ledger.set_state(record.run_id, RunState.RUNNING, origin=identity.origin)
+        return [Course(table, leases[table.relation]) for table in tables]
+
+    def _say_started(self, record: RunRecord, tables: Sequence[Table], *, resumed: bool) -> None:
+        keyring = self.rotation.keyring
+        versions = [*self.rotation.from_versions, self.rotation.to_version]
+        self.sink(
+            RunStarted(
+                run_id=record.run_id,
+                job=record.job,
+                from_versions=list(self.rotation.from_versions),
+                to_version=self.rotation.to_version,
+                targets=[table.name for table in tables],
+                fingerprints={v: keyring.get(v).fingerprint for v in versions},
+                resumed=resumed,
+                dry_run=False,
+            )
+        )
+
+
+def _check_commitments(latest: RunRecord, commitments: Mapping[str, str]) -> None:
+    for version, commitment in commitments.items():
+        if latest.commitments.get(version, commitment) != commitment:
+            raise KeyRefused(
+                f'key version "{version}" is not the key that run {latest.run_id} began with',
+                hint="one name must not stand for two keys; restore the first one",
+            )

@@ -1,0 +1,109 @@
+"""One table's way through a run: its shards, its tallies, and what is shown and saved of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from rewrap.engine.pipeline import Gauge
+from rewrap.events import Progress
+from rewrap.ledgers.sql import TableProgress
+from rewrap.model import Activity, Outcome, ShardLease, Table, Tally, merge_tally
+
+
+@dataclass(slots=True)
+class Course:
+    """One table of a run. `base` is the tally of the sweep that read every row, `late` what later sweeps
+    resealed; `before` is how often rows had come and gone when the run began to read it.
+    """
+
+    table: Table
+    leases: list[ShardLease]
+    base: Tally = field(default_factory=dict)
+    recounted: Tally | None = None
+    before: Activity = field(default_factory=lambda: Activity(0, 0))
+    gauge: Gauge = field(default_factory=Gauge)
+    sweep: int = 1
+    late: int = 0
+    rows: int = 0
+    started: float = 0.0
+    rate: float = 0.0
+    _sealed: int = 0
+    _seen: tuple[float, int] = (0.0, 0)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether nothing of the table has been settled yet."""
+        return all(lease.sweep == 1 and lease.cursor is None and not lease.done for lease in self.leases)
+
+    @property
+    def done(self) -> bool:
+        return all(lease.done for lease in self.leases)
+
+    @property
+    def tally(self) -> Tally:
+        """The counts of the sweep in hand, over all shards."""
+        total: Tally = {}
+        for lease in self.leases:
+            merge_tally(total, lease.tally)
+        return total
+
+    @property
+    def sealed(self) -> int:
+        """Values sealed by this process, landed or not."""
+        return self._sealed + self.gauge.sealed
+
+    def begin(self, sweep: int) -> None:
+        """Starts a sweep's gauge, from where its shards stand."""
+        self._sealed += self.gauge.sealed
+        self.sweep = sweep
+        self.gauge = Gauge(rows=sum(lease.rows for lease in self.leases))
+        for counts in self.tally.values():
+            self.gauge.resealed += counts.get(Outcome.RESEALED, 0)
+            self.gauge.quarantined += counts.get(Outcome.QUARANTINED, 0)
+        self.rate, self._seen = 0.0, (0.0, 0)
+
+    def observe(self) -> None:
+        """Updates the rate: an average that leans to the last few seconds."""
+        at, rows = time.monotonic(), self.gauge.rows
+        if self._seen[0]:
+            elapsed = max(1e-6, at - self._seen[0])
+            current = max(0.0, (rows - self._seen[1]) / elapsed)
+            self.rate = current if not self.rate else 0.6 * self.rate + 0.4 * current
+        self._seen = (at, rows)
+
+    def progress(self) -> Progress:
+        gauge, full = self.gauge, self.sweep == 1
+        left = max(0, self.table.estimated_rows - gauge.rows)
+        return Progress(
+            target=self.table.name,
+            sweep=self.sweep,
+            rows_done=gauge.rows,
+            rows_estimated=max(self.table.estimated_rows, gauge.rows),
+            resealed=gauge.resealed,
+            quarantined=gauge.quarantined,
+            stale_left=self._stale_left(left) if full else None,
+            rows_per_s=round(self.rate, 1),
+            eta_s=round(left / self.rate, 1) if full and self.rate else None,
+            waiting_for=gauge.waiting_for,
+        )
+
+    def record(self) -> TableProgress:
+        return TableProgress(
+            relation=self.table.relation,
+            sweep=self.sweep,
+            rows_estimated=self.table.estimated_rows,
+            rows_done=self.gauge.rows,
+            found=self.gauge.found,
+            tally=self.tally,
+            done=self.done,
+            rows_per_s=self.rate,
+            waiting_for=self.gauge.waiting_for,
+            inserted_before=self.before.inserted,
+            deleted_before=self.before.deleted,
+        )
+
+    def _stale_left(self, left: int) -> int:
+        """Rows not yet read, times the share of those read that were stale."""
+        share = self.gauge.found / self.gauge.rows if self.gauge.rows else 1.0
+        return round(left * len(self.table.fields) * min(1.0, share))

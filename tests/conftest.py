@@ -1,0 +1,79 @@
+"""Fixtures: one real Postgres for all tests, a fresh database and folder for each."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+
+from rewrap.demo.postgres import EmbeddedPostgres
+from tests.support.workbench import Workbench
+
+_NUMBERS = itertools.count(1)
+
+SETTINGS = {
+    "max_prepared_transactions": "10",
+    "wal_level": "logical",
+    "max_connections": "120",
+    "autovacuum_naptime": "5s",
+}
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[EmbeddedPostgres]:
+    """A server of the tests' own, with prepared transactions allowed."""
+    with EmbeddedPostgres(SETTINGS) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def server_dsn(request: pytest.FixtureRequest) -> str:
+    """A superuser's URL: of the server in REWRAP_TEST_DSN, or else of one started for the tests."""
+    given = os.environ.get("REWRAP_TEST_DSN")
+    if given:
+        return given
+    server: EmbeddedPostgres = request.getfixturevalue("postgres")
+    return server.dsn()
+
+
+@pytest.fixture
+def bench(server_dsn: str, tmp_path: Path) -> Iterator[Workbench]:
+    """A fresh database, a folder, and a job over table notes."""
+    name = f"t{os.getpid()}_{next(_NUMBERS)}"
+    admin = Workbench(server_dsn, tmp_path)
+    admin.sql(f"CREATE DATABASE {name}")
+    parts = urlsplit(server_dsn)
+    try:
+        yield Workbench(urlunsplit(parts._replace(path=f"/{name}")), tmp_path)
+    finally:
+        admin.sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def require(component: str, *programs: str) -> None:
+    """Skips, loudly, where a component is missing; fails where CI should have it."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    if not missing:
+        return
+    message = f"{component} is missing: no {', '.join(missing)} on the PATH"
+    if os.environ.get("REWRAP_REQUIRE_COMPONENTS"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def php() -> str:
+    """PHP with its sodium and pgsql extensions."""
+    require("PHP", "php")
+    found = subprocess.run(
+        ["php", "-r", 'exit(extension_loaded("pgsql") && extension_loaded("sodium") ? 0 : 1);'],
+        check=False,
+    )
+    if found.returncode:
+        require("PHP's pgsql or sodium extension", "php-with-pgsql-and-sodium")
+    return "php"

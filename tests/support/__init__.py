@@ -1,0 +1,1 @@
+"""What tests share: servers, databases, the command line, and values sealed without rewrap."""
