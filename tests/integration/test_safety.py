@@ -612,8 +612,8 @@ def test_rule_13_a_crashed_server_never_has_a_cursor_ahead_of_its_rows(
             )
             assert ahead == 0
         _, err = running.communicate(timeout=90)
-    assert crash >= 2
     assert running.returncode == 0, err
+    assert crash >= 2
     assert opened(bench) == {i: f"note {i}" for i in range(1, 30_001)}
 
 

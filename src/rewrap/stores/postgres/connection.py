@@ -108,7 +108,10 @@ def translated(subject: str) -> Iterator[None]:
         yield
     except asyncpg.PostgresError as exc:
         raise _store_error(exc, subject) from None
-    except (asyncpg.InterfaceError, asyncpg.InternalClientError) as exc:
+    except asyncpg.InternalClientError:
+        # what the driver says when a server dies in the middle of an answer
+        raise _unavailable(subject, "the connection broke off") from None
+    except asyncpg.InterfaceError as exc:
         if "closed" in str(exc) or "connection" in str(exc):
             raise _unavailable(subject, "the connection was lost") from None
         raise StoreError(f"{subject}: the driver refused the call ({type(exc).__name__})") from None
