@@ -1,0 +1,205 @@
+"""One suite over both ledgers: the SQLite file and the Postgres database."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import stat
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import pytest
+
+from rewrap.errors import LedgerError
+from rewrap.ledgers.sql import Ledger, RunRecord, TableProgress, now
+from rewrap.model import Fault, Reason, RunState
+from tests.support.values import box
+from tests.support.workbench import Workbench
+
+T = TypeVar("T")
+
+TABLE = '"public"."notes"'
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request: pytest.FixtureRequest, bench: Workbench) -> Workbench:
+    """A workbench whose ledger is a file, or the database named by REWRAP_LEDGER_URL."""
+    if request.param == "postgres":
+        bench.environ["REWRAP_LEDGER_URL"] = bench.dsn
+    return bench
+
+
+def with_ledger(bench: Workbench, work: Callable[[Ledger], Awaitable[T]], job: str = "test") -> T:
+    async def main() -> T:
+        ledger = await Ledger.open(job, bench.folder / "rewrap.toml", bench.environ)
+        assert ledger is not None
+        try:
+            return await work(ledger)
+        finally:
+            await ledger.close()
+
+    return asyncio.run(main())
+
+
+def record(run_id: str, job: str = "test") -> RunRecord:
+    return RunRecord(
+        run_id, job, "digest", ("v1", "v3"), "v2", RunState.RUNNING, "me@here", "sys/1/db",
+        {"v1": "aa", "v2": "bb"}, now(), now(),
+    )  # fmt: skip
+
+
+def fault(row: str, digest: str = "d1", reason: Reason = Reason.UNOPENABLE) -> Fault:
+    return Fault(row, "body", reason, digest, "v1")
+
+
+def test_latest_run_is_the_last_one_begun(place: Workbench) -> None:
+    """Runs come back as they were written, the newest first, with who changed their state."""
+
+    async def work(ledger: Ledger) -> None:
+        assert await ledger.latest() is None
+        await ledger.begin(record("one"))
+        await ledger.begin(record("two"))
+        await ledger.set_state("two", RunState.PAUSED, origin="sys/2/db")
+        found = await ledger.latest()
+        assert found is not None
+        assert (found.run_id, found.state, found.origin) == ("two", RunState.PAUSED, "sys/2/db")
+        assert found.from_versions == ("v1", "v3")
+        assert found.commitments == {"v1": "aa", "v2": "bb"}
+        assert "@" in found.state_by
+
+    with_ledger(place, work)
+
+
+def test_what_was_written_is_there_after_closing(place: Workbench) -> None:
+    """A ledger opened again has it all."""
+    with_ledger(place, lambda ledger: ledger.begin(record("one")))
+    found = with_ledger(place, lambda ledger: ledger.latest())
+    assert found is not None
+    assert found.run_id == "one"
+
+
+def test_progress_is_kept_by_table_and_sweep(place: Workbench) -> None:
+    """Saving again replaces; a forgotten run's progress is gone."""
+
+    async def work(ledger: Ledger) -> None:
+        first = TableProgress(TABLE, 1, 10, rows_done=5, tally={"body": {"resealed": 5}})
+        await ledger.save_progress("one", [first, TableProgress(TABLE, 2, 10)])
+        await ledger.save_progress("one", [dataclasses.replace(first, rows_done=10, done=True)])
+        entries = await ledger.progress("one")
+        assert [(e.sweep, e.rows_done, e.done) for e in entries] == [(1, 10, True), (2, 0, False)]
+        assert entries[0].tally == {"body": {"resealed": 5}}
+        await ledger.forget_progress("one")
+        assert await ledger.progress("one") == []
+
+    with_ledger(place, work)
+
+
+def test_faults_are_counted_again_not_twice(place: Workbench) -> None:
+    """The same value put aside again has one entry and one attempt more."""
+
+    async def work(ledger: Ledger) -> None:
+        await ledger.record("one", "v2", TABLE, [fault("1"), fault("2")])
+        await ledger.record("one", "v2", TABLE, [fault("1")])
+        entries = await ledger.exceptions("v2")
+        assert [(e.row_id, e.attempts, e.state) for e in entries] == [("1", 2, "open"), ("2", 1, "open")]
+        assert await ledger.exceptions("v3") == []
+
+    with_ledger(place, work)
+
+
+def test_a_waiver_survives_equal_bytes_only(place: Workbench) -> None:
+    """Put aside again with another digest, a waived value is open again."""
+
+    async def work(ledger: Ledger) -> None:
+        await ledger.record("one", "v2", TABLE, [fault("1"), fault("2")])
+        await ledger.mark("v2", await ledger.exceptions("v2"), "waived", "lost")
+        await ledger.record("two", "v2", TABLE, [fault("1"), fault("2", "d2")])
+        entries = await ledger.exceptions("v2")
+        assert [(e.row_id, e.state, e.note) for e in entries] == [("1", "waived", "lost"), ("2", "open", "")]
+
+    with_ledger(place, work)
+
+
+def test_a_mark_misses_when_the_bytes_changed_meanwhile(place: Workbench) -> None:
+    """Waiving what one saw does not waive what came after."""
+
+    async def work(ledger: Ledger) -> None:
+        await ledger.record("one", "v2", TABLE, [fault("1")])
+        seen = await ledger.exceptions("v2")
+        await ledger.record("one", "v2", TABLE, [fault("1", "d2")])
+        await ledger.mark("v2", seen, "waived", "lost")
+        assert [e.state for e in await ledger.exceptions("v2")] == ["open"]
+
+    with_ledger(place, work)
+
+
+def test_withdrawing_takes_back_what_one_run_put_aside(place: Workbench) -> None:
+    """Only that run's open entries go."""
+
+    async def work(ledger: Ledger) -> None:
+        await ledger.record("one", "v2", TABLE, [fault("1")])
+        await ledger.record("two", "v2", TABLE, [fault("2"), fault("3")])
+        assert await ledger.withdraw("two") == 2
+        assert [e.row_id for e in await ledger.exceptions("v2")] == ["1"]
+
+    with_ledger(place, work)
+
+
+def test_seals_and_proofs_are_remembered_by_key(place: Workbench) -> None:
+    """Counts add up for a key, and a key that opened stored values is known again."""
+
+    async def work(ledger: Ledger) -> None:
+        assert await ledger.sealed("fp") == 0
+        await ledger.add_sealed("fp", 2**31)
+        await ledger.add_sealed("fp", 2**31)
+        assert await ledger.sealed("fp") == 2**32
+        assert await ledger.proof("c") == 0
+        await ledger.add_proof({"c": 20})
+        assert await ledger.proof("c") == 20
+
+    with_ledger(place, work)
+
+
+def test_a_run_uses_the_ledger_it_is_given(place: Workbench) -> None:
+    """A whole run, a quarantined value and a verdict over either ledger."""
+    place.notes([box(f"note {i}") for i in range(50)] + ["v1:AAAA"])
+    assert place.run().code == 3
+    assert place.ledger.exists() == ("REWRAP_LEDGER_URL" not in place.environ)
+    assert [e["row_id"] for e in place.rewrap("quarantine", "list", "--json").events] == ["51"]
+    assert place.rewrap("status", "--json").event("status")["run"]["state"] == "incomplete"
+    place.sql("DELETE FROM notes WHERE id = 51")
+    assert place.run().code == 0
+
+
+def test_a_shared_ledger_keeps_jobs_apart(bench: Workbench) -> None:
+    """Several jobs may share a Postgres ledger; each sees its own runs and entries."""
+    bench.environ["REWRAP_LEDGER_URL"] = bench.dsn
+
+    async def first(ledger: Ledger) -> None:
+        await ledger.begin(record("one"))
+        await ledger.record("one", "v2", TABLE, [fault("1")])
+
+    async def second(ledger: Ledger) -> None:
+        assert await ledger.latest() is None
+        assert await ledger.exceptions("v2") == []
+
+    with_ledger(bench, first)
+    with_ledger(bench, second, job="other")
+
+
+def test_a_file_belongs_to_one_job_and_one_user(bench: Workbench) -> None:
+    """A SQLite ledger renamed to another job's is refused; its mode is 0600."""
+    with_ledger(bench, lambda ledger: ledger.begin(record("one")))
+    assert stat.S_IMODE(bench.ledger.stat().st_mode) == 0o600
+    bench.ledger.rename(bench.folder / "other.rewrap-ledger.sqlite")
+    with pytest.raises(LedgerError, match='belongs to job "test"'):
+        with_ledger(bench, lambda ledger: ledger.latest(), job="other")
+
+
+def test_what_is_no_ledger_is_refused(bench: Workbench) -> None:
+    """Another file in its place is a clear error, and stays as it is."""
+    bench.ledger.write_text("not a database, and long enough to be taken for one" * 100)
+    before = bench.ledger.read_bytes()
+    with pytest.raises(LedgerError, match="cannot be used"):
+        with_ledger(bench, lambda ledger: ledger.latest())
+    assert bench.ledger.read_bytes() == before
