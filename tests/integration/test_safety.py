@@ -470,6 +470,43 @@ def test_rule_10_one_locked_row_does_not_hold_up_its_batch(bench: Workbench) -> 
     assert opened(bench)[77] == "note 77"
 
 
+def test_rule_10_a_locked_table_is_waited_for_and_can_be_left(bench: Workbench) -> None:
+    """While somebody holds the whole table nothing is put off: the run waits, says why, can be stopped."""
+    bench.job(more="[limits]\ndrain_s = 0.3\n")
+    bench.notes([box(f"note {i}") for i in range(1, 201)])
+    command = ["run", "--from", "v1", "--to", "v2", "--allow-unseen-target", "--json"]
+    with Holder(bench, "LOCK TABLE notes IN SHARE MODE"), bench.started(*command) as waiting:
+        time.sleep(5)
+        assert waiting.poll() is None
+        waiting.send_signal(signal.SIGTERM)
+        out, err = waiting.communicate(timeout=20)
+    assert waiting.returncode == 4, err
+    assert "a lock on the table" in out
+    ran = bench.rewrap("resume", "--json")
+    assert ran.code == 0
+    assert ran.event("run_ended")["outcomes"]["notes"]["body"] == {"resealed": 200}
+
+
+def test_rule_10_a_table_locked_in_the_middle_of_a_run_is_waited_for(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index build that begins during a run holds up writes; no value is put off for it."""
+    bench.job(more="[pace]\nbatch_size = 50\nshards = 1\n")
+    bench.notes([box(f"note {i}") for i in range(1, 201)])
+    holders: list[Holder] = []
+
+    async def lock_table(writer: Any, *_args: Any, **_kwargs: Any) -> None:
+        if not holders and writer._connection is not None and not writer._connection.is_in_transaction():
+            holders.append(Holder(bench, "LOCK TABLE notes IN SHARE MODE").__enter__())
+            threading.Timer(2.0, holders[0].release).start()
+
+    disturb(monkeypatch, PostgresWriter, "swap", before=lock_table)
+    ended = run_here(bench)
+    assert holders
+    assert ended.exit_code == 0
+    assert ended.outcomes["notes"]["body"] == {"resealed": 200}
+
+
 def test_rule_10_a_row_the_database_refuses_is_found_and_set_aside(bench: Workbench) -> None:
     """One row's constraint fails the whole statement: halving finds it, and the others are written."""
     bench.notes([box(f"note {i}") for i in range(1, 301)])
@@ -766,6 +803,15 @@ def test_rule_20_retry_takes_up_what_was_repaired(bench: Workbench) -> None:
     assert bench.rewrap("quarantine", "retry", "--json").code == 0
     assert opened(bench)[31] == "repaired"
     assert bench.rewrap("quarantine", "list").out.strip() == "nothing is put aside"
+
+
+def test_rule_21_a_compromise_is_not_cured_by_a_rotation(bench: Workbench) -> None:
+    """With --reason compromise the report says that authenticity since then is not established."""
+    bench.notes([box("one")])
+    ran = bench.run("--reason", "compromise")
+    assert ran.code == 0
+    assert any("authenticity since the compromise" in event.get("message", "") for event in ran.events)
+    assert "authenticity" not in bench.run().out
 
 
 # around

@@ -15,7 +15,7 @@ from rewrap.engine.course import Course
 from rewrap.engine.health import KeyHealth
 from rewrap.engine.options import RunOptions
 from rewrap.engine.pipeline import Budget, ShardTask, StopFlag, run_shard
-from rewrap.engine.retry import until_reachable
+from rewrap.engine.retry import LOCKED, TABLE_LOCK_PAUSE_S, TABLE_LOCKED, until_reachable
 from rewrap.errors import (
     AccountingError,
     KeyRefused,
@@ -23,10 +23,11 @@ from rewrap.errors import (
     LedgerError,
     Rewound,
     RewrapError,
+    StoreError,
     StoreUnavailable,
 )
 from rewrap.events import Notice, Quarantined, RunEnded, SweepDone, SweepStarted
-from rewrap.interfaces import Guard, Scope, Sink, Store
+from rewrap.interfaces import Guard, Scope, Sink, Store, SwapBatch
 from rewrap.ledgers.sql import Ledger
 from rewrap.model import Activity, Fault, Outcome, Reason, RunState, ShardLease, merge_tally
 
@@ -161,8 +162,22 @@ class Conductor:
         reseal = self.rotation.reseal(course.table)
         for row in admitted.proof.rows.get(course.table.relation, [])[:5]:
             batch = reseal([row]).swap
-            if len(batch) and await self.store.rehearse(course.table, course.leases[0], batch):
+            if len(batch) and await self._rehearsed(course, batch):
                 return
+
+    async def _rehearsed(self, course: Course, batch: SwapBatch) -> bool:
+        """Whether the rehearsal wrote its row; waits while somebody holds the whole table."""
+        while not self.stop.requested:
+            try:
+                return await self.store.rehearse(course.table, course.leases[0], batch)
+            except StoreError as exc:
+                if exc.sqlstate != LOCKED:
+                    raise
+            if not course.gauge.trouble:
+                course.gauge.trouble = TABLE_LOCKED
+                self.sink(course.progress())
+            await anyio.sleep(TABLE_LOCK_PAUSE_S)
+        return True
 
     async def _sweep(self, courses: list[Course], sweep: int, *, full: bool) -> bool:
         """One pass over the tables; False when it was stopped before its end."""
@@ -230,10 +245,12 @@ class Conductor:
         limiter: anyio.CapacityLimiter,
     ) -> None:
         async with limiter:
-            while not self.stop:
+            while not self.stop.requested:
                 try:
                     await self._shard_once(course, lease, full, budget)
                     return
+                except Rewound:
+                    pass
                 except BaseExceptionGroup as errors:
                     first = first_of(errors)
                     if not isinstance(first, Rewound):
@@ -302,7 +319,7 @@ class Conductor:
     # the end
 
     def _stopped(self, started: float) -> RunEnded:
-        sampled = self.options.sample is not None and not self.stop
+        sampled = self.options.sample is not None and not self.stop.requested
         reason = "the sample is done" if sampled else f"stopped by {self.stop.by}"
         return self._ended(RunState.PAUSED, 4, started, 0, [reason])
 
@@ -322,6 +339,12 @@ class Conductor:
                 for course in self._courses
                 if course.gauge.found
             ]
+        if self.options.compromised:
+            self._notice(
+                "warning",
+                "whoever had the old key could write values that were resealed here as genuine, and can read "
+                "any copy of the old ones: authenticity since the compromise is not established",
+            )
         complete = examined.complete and clean and not open_writers
         state = RunState.COMPLETE if complete else RunState.INCOMPLETE
         return self._ended(state, 0 if complete else 3, started, sweeps, reasons)

@@ -44,7 +44,7 @@ async def dry_run(
     rows = 0
     stopped = False
     for table in tables:
-        if stop:
+        if stop.requested:
             stopped = True
             break
         tally, read = await _table(rotation, store, table, sink, stop, options, health)
@@ -58,12 +58,12 @@ async def dry_run(
     )
     seconds = time.monotonic() - started
     reasons = [f"{odd} values would be left: see the classes above"] if odd else []
-    if stopped or stop:
+    if stopped or stop.requested:
         reasons.append(f"stopped by {stop.by}")
     return RunEnded(
         run_id="dry-run",
         state="dry-run",
-        exit_code=4 if stop else 3 if odd else 0,
+        exit_code=4 if stop.requested else 3 if odd else 0,
         outcomes=outcomes,
         rows=rows,
         values=sum(sum(c.values()) for fields in outcomes.values() for c in fields.values()),
@@ -118,7 +118,7 @@ async def _table(
     rows, after, started, said = 0, None, time.monotonic(), time.monotonic()
     sink(SweepStarted(target=table.name, sweep=1, rows_estimated=table.estimated_rows, rows_done=0))
     try:
-        while not stop and (limit := budget.take(rotation.job.pace.batch_size)):
+        while not stop.requested and (limit := budget.take(rotation.job.pace.batch_size)):
             page = await reader.fetch(whole, after, limit, Scope())
             results = [reseal(page.rows)]
             for key in results[0].large:

@@ -12,7 +12,8 @@ class RunOptions:
     `sample` is how many rows of each table to do before stopping at a checkpoint; `restart` reads from the
     start whatever the checkpoint says; `resume` refuses to begin a new run; `sweeps_only` does only what is
     still in scope of a finished run; `abandon` names an unfinished run to give up. `to_fingerprint`,
-    `allow_unseen_target` and `allow_unopenable_target` say how the new key is vouched for.
+    `allow_unseen_target` and `allow_unopenable_target` say how the new key is vouched for. `compromised` says
+    that the old key is known to others: the report then says what a rotation cannot mend.
     """
 
     sample: int | None = None
@@ -23,3 +24,4 @@ class RunOptions:
     to_fingerprint: str | None = None
     allow_unseen_target: bool = False
     allow_unopenable_target: bool = False
+    compromised: bool = False

@@ -18,7 +18,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from rewrap.engine.health import KeyHealth
 from rewrap.engine.reseal import Reseal, Resealed
 from rewrap.engine.retry import until_reachable
-from rewrap.engine.settle import Settled, Settler
+from rewrap.engine.settle import Interrupted, Settled, Settler
 from rewrap.errors import AccountingError
 from rewrap.interfaces import (
     Checkpoint,
@@ -85,7 +85,8 @@ class StopFlag:
     def set(self, by: str) -> None:
         self.by = self.by or by
 
-    def __bool__(self) -> bool:
+    @property
+    def requested(self) -> bool:
         return bool(self.by)
 
 
@@ -132,7 +133,7 @@ async def run_shard(task: ShardTask) -> bool:
 async def _read(task: ShardTask, pages: MemoryObjectSendStream[Page]) -> None:
     after = task.lease.cursor
     async with pages:
-        while not task.stop:
+        while not task.stop.requested:
             limit = task.budget.take(task.batch_size)
             if limit == 0:
                 return
@@ -175,11 +176,16 @@ async def _write(task: ShardTask, works: MemoryObjectReceiveStream[_Work]) -> bo
     def say(trouble: str) -> None:
         task.gauge.trouble = trouble
 
-    settler = Settler(task.writer, task.reader, task.reseal, task.lease, task.patience_s, say)
+    settler = Settler(
+        task.writer, task.reader, task.reseal, task.lease, task.patience_s, say, lambda: task.stop.requested
+    )
     async with works:
         async for work in works:
             started = time.perf_counter()
-            settled = await _settle(task, settler, work)
+            try:
+                settled = await _settle(task, settler, work)
+            except Interrupted:
+                return False
             await _put_aside(task, settled)
             _advance(task, work.page, settled)
             if len(work.resealed.swap):

@@ -24,6 +24,13 @@ RECONNECT_MAX_S = 5.0
 CONTENTION_PAUSES_S = (0.02, 0.1)
 """Seconds before a lost row's second and third attempt: longer than most transactions hold a row."""
 
+LOCKED = "55P03"
+"""Postgres' lock_not_available: lock_timeout passed."""
+
+TABLE_LOCK_PAUSE_S = 0.25
+TABLE_LOCKED = "a lock on the table"
+"""What is said while somebody holds a whole table, and how long to wait before asking again."""
+
 MAX_LOSSES = 3
 """Attempts at a row that others keep changing or locking; after that a later sweep has it."""
 

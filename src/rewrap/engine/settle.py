@@ -13,14 +13,24 @@ from dataclasses import dataclass, field
 import anyio
 
 from rewrap.engine.reseal import Reseal
-from rewrap.engine.retry import CONTENTION_PAUSES_S, MAX_LOSSES, until_reachable
+from rewrap.engine.retry import (
+    CONTENTION_PAUSES_S,
+    LOCKED,
+    MAX_LOSSES,
+    TABLE_LOCK_PAUSE_S,
+    TABLE_LOCKED,
+    until_reachable,
+)
 from rewrap.errors import StoreError, StoreUnavailable
 from rewrap.interfaces import Checkpoint, Row, ShardReader, ShardWriter, SwapBatch
 from rewrap.model import Fault, Outcome, Reason, ShardLease, Tally, merge_tally
 
 _TRY_AGAIN = frozenset({"40001", "40P01"})
-_LOCKED = "55P03"
 _DISCONNECTS_BEFORE_HALVING = 2
+
+
+class Interrupted(Exception):
+    """The run was told to stop while a batch could not be written; nothing of it is settled."""
 
 
 def refuses_value(sqlstate: str) -> bool:
@@ -46,7 +56,7 @@ class Settled:
 
 
 class Settler:
-    """Settles batches of one shard, in order, with one writer."""
+    """Settles batches of one shard, in order, with one writer. `stopping` says that the run shall end."""
 
     def __init__(
         self,
@@ -56,6 +66,7 @@ class Settler:
         lease: ShardLease,
         patience_s: float,
         say: Callable[[str], None],
+        stopping: Callable[[], bool] = lambda: False,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
         self._writer = writer
@@ -64,6 +75,7 @@ class Settler:
         self._lease = lease
         self._patience_s = patience_s
         self._say = say
+        self._stopping = stopping
         self._sleep = sleep
 
     async def settle(self, batch: SwapBatch, checkpoint: Checkpoint) -> Settled:
@@ -91,7 +103,11 @@ class Settler:
                 if refuses_value(exc.sqlstate):
                     done.absorb(await self._halve(batch, checkpoint))
                     return done
-                if exc.sqlstate == _LOCKED:
+                if exc.sqlstate == LOCKED and skip_locked:
+                    # no row is waited for any more: somebody holds the whole table (an index build)
+                    await self._wait_for_table()
+                    continue
+                if exc.sqlstate == LOCKED:
                     skip_locked = True
                     self._say("row locks")
                 elif exc.sqlstate not in _TRY_AGAIN:
@@ -105,6 +121,12 @@ class Settler:
             if len(batch) and losses > 0:
                 await self._sleep(CONTENTION_PAUSES_S[min(losses, len(CONTENTION_PAUSES_S)) - 1])
         return done
+
+    async def _wait_for_table(self) -> None:
+        self._say(TABLE_LOCKED)
+        if self._stopping():
+            raise Interrupted
+        await self._sleep(TABLE_LOCK_PAUSE_S)
 
     async def _landed(self, batch: SwapBatch) -> list[tuple[int, Row | None]]:
         return await until_reachable(

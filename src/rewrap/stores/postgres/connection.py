@@ -7,6 +7,7 @@ would leak to the application.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ Connection = Any
 """An asyncpg connection; its stubs make every row generic, which the hot path has no use for."""
 
 CONNECT_TIMEOUT_S = 10.0
+
+PEER_SILENCE_S = 60
+"""Seconds after which a peer that answers nothing, not even to the kernel, is taken for gone."""
 
 _FRAMEWORK_PARAMETERS = frozenset({"serverversion", "charset", "schema", "pgbouncer", "pool_timeout"})
 """Query parameters that frameworks (Doctrine, Prisma) put in a DATABASE_URL and no server knows."""
@@ -81,12 +85,29 @@ def address_of(url: str, password: str | None = None) -> Address:
 async def connect(address: Address, **settings: str) -> Connection:
     """An open connection with rewrap's settings; `settings` add to them or replace them."""
     with translated(f"database {address.shown}"):
-        return await asyncpg.connect(
+        connection = await asyncpg.connect(
             address.url,
             password=address.password,
             timeout=CONNECT_TIMEOUT_S,
             server_settings={**BASE_SETTINGS, **settings},
         )
+    _watch_peer(connection)
+    return connection
+
+
+def _watch_peer(connection: Connection) -> None:
+    """Has the kernel notice a peer that vanished without a word, which else takes hours."""
+    peer = connection._transport.get_extra_info("socket")
+    if peer is None or peer.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        ("TCP_KEEPIDLE", PEER_SILENCE_S // 2),
+        ("TCP_KEEPINTVL", PEER_SILENCE_S // 6),
+        ("TCP_USER_TIMEOUT", PEER_SILENCE_S * 1_000),
+    ):
+        if hasattr(socket, option):
+            peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 async def close(connection: Connection) -> None:
