@@ -29,7 +29,7 @@ from tests.support.inprocess import load, run_here
 from tests.support.values import KEY_V1, KEY_V2, aead, box, unaead, unbox
 from tests.support.workbench import ACCOUNTS, NOTES, Workbench, wait_for
 
-QUICK = "[limits]\ndrain_s = 0.3\nlease_s = 2\nreconnect_s = 15\n"
+QUICK = "[limits]\ndrain_s = 0.3\nlease_s = 10\nreconnect_s = 15\n"
 
 
 def opened(bench: Workbench) -> dict[int, str]:
@@ -370,15 +370,15 @@ async def _claimed(bench: Workbench, run_id: str = "one", ttl_s: float = 30.0) -
 
 def test_rule_08_a_frozen_worker_cannot_write_after_it_was_replaced(bench: Workbench) -> None:
     """SIGSTOP past the lease, another run finishes, SIGCONT: the first one writes nothing and exits 11."""
-    bench.job(more=QUICK + "[pace]\nbatch_size = 10\nshards = 1\n")
-    bench.notes([box(f"note {i}") for i in range(1, 4_001)])
+    bench.job(more="[limits]\nlease_s = 15\n[pace]\nbatch_size = 10\nshards = 1\n")
+    bench.notes([box(f"note {i}") for i in range(1, 8_001)])
     arguments = ["run", "--from", "v1", "--to", "v2", "--allow-unseen-target"]
     with bench.started(*arguments) as frozen:
         wait_for(lambda: bench.value("SELECT count(*) FROM notes WHERE starts_with(body, 'v2:')") > 100)
         os.kill(frozen.pid, signal.SIGSTOP)
         held = bench.run()
         assert held.code == 11, held.err
-        time.sleep(2.5)
+        wait_for(lambda: bench.value("SELECT bool_and(lease_until < clock_timestamp()) FROM rewrap.shard"))
         assert bench.run().code == 0
         after = bench.sql("SELECT id, body, xmin::text FROM notes ORDER BY id")
         os.kill(frozen.pid, signal.SIGCONT)
@@ -398,10 +398,14 @@ def test_rule_08_a_swap_in_flight_waits_for_whoever_raises_the_fence(bench: Work
 
     async def work() -> None:
         store, stale = await _claimed(bench)
-        newer_store, newer = await _claimed(bench, ttl_s=0.0)
+        writer = store.writer((await store.tables())[0])
+        await writer.checkpoint(stale, Checkpoint(None, 0, {}))
+        clock = await asyncpg.connect(bench.dsn)
+        await clock.execute("UPDATE rewrap.shard SET lease_until = clock_timestamp()")
+        await clock.close()
+        newer_store, newer = await _claimed(bench, "two")
         await newer_store.close()
         assert newer.fence == stale.fence + 1
-        writer = store.writer((await store.tables())[0])
         batch = SwapBatch([1], {"body": [before[1]]}, {"body": [box("one", "v2")]}, None)
         try:
             with pytest.raises(LeaseLost):
@@ -528,18 +532,39 @@ def test_rule_10_a_row_the_database_refuses_is_found_and_set_aside(bench: Workbe
 
 def test_rule_10_the_application_is_never_a_deadlocks_victim(bench: Workbench) -> None:
     """A transaction that holds row 200 and wants row 1 commits, while a batch holds 1 and wants 200."""
-    bench.job(more="[pace]\nbatch_size = 200\nshards = 1\n")
+    acknowledged = NOTES.replace('table = "notes"', 'table = "notes"\nacknowledge = ["triggers"]')
+    bench.job(acknowledged, more="[pace]\nbatch_size = 200\nshards = 1\n")
     bench.notes([box(f"note {i}") for i in range(1, 201)])
+    # the batch holds row 1 for a while before it comes to row 200
+    bench.sql(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$BEGIN IF NEW.body LIKE 'v2:%' THEN PERFORM pg_sleep(0.6); END IF; RETURN NEW; END$$"
+    )
+    bench.sql(
+        "CREATE TRIGGER slow BEFORE UPDATE ON notes FOR EACH ROW WHEN (OLD.id = 2) EXECUTE FUNCTION slow()"
+    )
     errors: list[BaseException] = []
+    met: list[int] = []
+    over = threading.Event()
 
     async def application() -> None:
         connection = await asyncpg.connect(bench.dsn)
-        deadline = time.monotonic() + 4
+        asleep = (
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'rewrap writer' "
+            "AND wait_event = 'PgSleep' AND datname = current_database()"
+        )
         try:
-            while time.monotonic() < deadline:
+            while not over.is_set():
                 async with connection.transaction():
                     await connection.execute("UPDATE notes SET other = 'b' WHERE id = 200")
-                    await asyncio.sleep(0.02)
+                    deadline = time.monotonic() + 2
+                    while time.monotonic() < deadline and not over.is_set():
+                        await connection.execute("SELECT pg_stat_clear_snapshot()")
+                        if await connection.fetchval(asleep):
+                            met.append(1)
+                            break
+                        await asyncio.sleep(0.01)
+                    # waits for the batch, which will wait for row 200: this transaction waits longer
                     await connection.execute("UPDATE notes SET other = 'a' WHERE id = 1")
         except asyncpg.PostgresError as exc:
             errors.append(exc)
@@ -549,9 +574,11 @@ def test_rule_10_the_application_is_never_a_deadlocks_victim(bench: Workbench) -
     thread = threading.Thread(target=lambda: asyncio.run(application()))
     thread.start()
     ran = bench.run()
+    over.set()
     thread.join(20)
     assert errors == []
-    assert ran.code in (0, 3)
+    assert met
+    assert ran.code in (0, 3), ran.err
     assert opened(bench) == {i: f"note {i}" for i in range(1, 201)}
 
 
