@@ -55,10 +55,7 @@ async def run(
     fails raises a RewrapError.
     """
     options, stop = options or RunOptions(), stop or StopFlag()
-    versions = job.resolve_from(from_versions, to_version)
-    keyring = open_keyring(job, [*versions, to_version], environ)
-    keyring.require_distinct(versions, to_version)
-    rotation = Rotation(job, keyring, versions, to_version)
+    rotation = _rotation(job, from_versions, to_version, environ)
     store = _store(job, environ)
     try:
         if dry:
@@ -69,6 +66,22 @@ async def run(
         await store.close()
     sink(ended)
     return ended
+
+
+def _rotation(job: Job, from_versions: str, to_version: str, environ: Mapping[str, str]) -> Rotation:
+    """The rotation that a `--from` and a `--to` ask for, with its keys; `any` is all others at hand."""
+    if from_versions == "any":
+        at_hand = [key.version for key in open_keyring(job, [], environ) if key.version != to_version]
+        if not at_hand and to_version in job.keys.versions:
+            raise KeyAccessError(
+                f'no key but that of "{to_version}" is at hand to open values with',
+                hint=f"versions in the job are {', '.join(job.keys.versions)}; set their variables or files",
+            )
+        from_versions = ",".join(at_hand)
+    versions = job.resolve_from(from_versions, to_version)
+    keyring = open_keyring(job, [*versions, to_version], environ)
+    keyring.require_distinct(versions, to_version)
+    return Rotation(job, keyring, versions, to_version)
 
 
 async def _run(
@@ -138,23 +151,25 @@ async def verify(
     `to_version` defaults to the last run's. Only the new key must be at hand; others help to tell unmarked
     values from plaintext.
     """
-    if to_version is None:
-        latest = await _latest(job, environ)
-        if latest is None:
-            raise UsageError(f'job "{job.name}" has no run to verify', hint="name the version: --to v2")
-        to_version = latest.to_version
-    _check_version(job, to_version)
+    to_version = await _target_version(job, to_version, environ)
     keyring = open_keyring(job, [to_version], environ)
     async with _ledger(job, environ, create=False) as ledger:
         return await _verified(job, keyring, to_version, ledger, sink, environ, deep=deep, fence=fence)
 
 
-def _check_version(job: Job, version: str) -> None:
+async def _target_version(job: Job, version: str | None, environ: Mapping[str, str]) -> str:
+    """The version named, or else the last run's; refuses one that the job does not have."""
+    if version is None:
+        latest = await _latest(job, environ)
+        if latest is None:
+            raise UsageError(f'job "{job.name}" has no run to verify', hint="name the version: --to v2")
+        version = latest.to_version
     if version not in job.keys.versions:
         raise UsageError(
             f'job "{job.name}" has no key version "{version}"',
             hint=f"versions in the job are {', '.join(job.keys.versions)}",
         )
+    return version
 
 
 async def plan(
@@ -165,25 +180,23 @@ async def plan(
     environ: Mapping[str, str] = os.environ,
 ) -> Plan:
     """What a rotation would meet: tables, census by class and version, hazards. Reads only."""
-    versions = job.resolve_from(from_versions, to_version)
-    keyring = open_keyring(job, [*versions, to_version], environ)
-    keyring.require_distinct(versions, to_version)
+    rotation = _rotation(job, from_versions, to_version, environ)
     store = _store(job, environ)
     try:
         async with _ledger(job, environ, create=False) as ledger:
             census = await _verified(
-                job, keyring, to_version, ledger, ignore, environ, drain_s=0.0, settle=False
+                job, rotation.keyring, to_version, ledger, ignore, environ, drain_s=0.0, settle=False
             )
-        return await _plan(Rotation(job, keyring, versions, to_version), store, census)
+        return await _plan(rotation, store, census)
     finally:
         await store.close()
 
 
 async def queries(
-    job: Job, *, to_version: str, environ: Mapping[str, str] = os.environ
+    job: Job, *, to_version: str | None = None, environ: Mapping[str, str] = os.environ
 ) -> list[tuple[str, str]]:
-    """Verify's census as SQL for psql: (table.column, statement)."""
-    _check_version(job, to_version)
+    """Verify's census as SQL for psql: what each counts, and the statement. Defaults as `verify`."""
+    to_version = await _target_version(job, to_version, environ)
     census = PostgresCensus(job, address_of(job.store.url, _password(job, environ)))
     try:
         tables = await census.tables()
@@ -194,7 +207,13 @@ async def queries(
         for entry in target.fields:
             layout = job.layout(entry.layout)
             statement = count_query(table, entry.column, layout, [to_version])
-            out.append((f"{table.name}.{entry.column}", statement))
+            out.append(
+                (
+                    f"{table.name}.{entry.column}: values by class and version; "
+                    f"all but null and {to_version} must be 0",
+                    statement,
+                )
+            )
     return out
 
 
@@ -316,14 +335,18 @@ async def _verified(
 ) -> Verification:
     census = PostgresCensus(job, address_of(job.store.url, _password(job, environ)))
     exceptions = await ledger.exceptions(to_version) if ledger else []
+    latest = await ledger.latest() if ledger else None
+    left = latest.from_versions if latest and latest.to_version == to_version else None
     try:
         found = await _verify(
             job, census, keyring, to_version, exceptions, sink,
-            deep=deep, fence=fence, drain_s=drain_s,
+            left_versions=left, deep=deep, fence=fence, drain_s=drain_s,
         )  # fmt: skip
     finally:
         await census.close()
-    if ledger is not None and settle and found.healed:
+    # a copy or a restored database says nothing about the one that the ledger speaks of
+    here = latest is not None and latest.origin == found.verdict.origin
+    if ledger is not None and settle and here and found.healed:
         await ledger.mark(to_version, found.healed, "resolved", "verify found other bytes, or none")
     return found
 

@@ -133,6 +133,7 @@ class Verdict(Event):
     waived: int
     deferred: int
     unopenable: int
+    undecided: int = 0
     reasons: list[str] = field(default_factory=list)
     log_position: str = ""
     origin: str = ""

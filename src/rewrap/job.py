@@ -14,7 +14,6 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -53,7 +52,7 @@ class PostgresStore(_Section):
     """`[stores.NAME]`: one Postgres database."""
 
     kind: Literal["postgres"]
-    url: Name
+    url: Annotated[Name, Field(repr=False)]
     password: Reference | None = None
     guard_schema: Name = "rewrap"
     max_connections: Annotated[int, Field(ge=3, le=200)] = 12
@@ -153,7 +152,9 @@ class Job(_Section):
                 hint="name the job file: rewrap COMMAND JOB.toml (the default is rewrap.toml)",
             ) from None
         except UnicodeDecodeError:
-            raise JobError(f"job file {path} is not UTF-8 text") from None
+            raise JobError(
+                f"job file {path} is not UTF-8 text", hint="name the job file, not a ledger or a key file"
+            ) from None
         return cls.parse(text, path=path, environ=environ)
 
     @classmethod
@@ -203,7 +204,8 @@ class Job(_Section):
             "name": self.name,
             "keys": {v: k.model_dump() for v, k in sorted(self.keys.versions.items())},
             "layouts": {n: repr(layout) for n, layout in sorted(self._layouts.items())},
-            "targets": [target.model_dump() for target in self.targets],
+            # what the operator has acknowledged changes no cursor, and may be needed to go on
+            "targets": [target.model_dump(exclude={"acknowledge"}) for target in self.targets],
             "stores": {n: s.kind for n, s in sorted(self.stores.items())},
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -216,12 +218,9 @@ class Job(_Section):
         )
 
     def resolve_from(self, spec: str, to_version: str) -> tuple[str, ...]:
-        """The versions a `--from` names: one, several with commas, or `any` (all but the target)."""
+        """The versions a `--from` names: one, or several with commas."""
         known = list(self.keys.versions)
-        if spec == "any":
-            versions = [version for version in known if version != to_version]
-        else:
-            versions = [part.strip() for part in spec.split(",") if part.strip()]
+        versions = [part.strip() for part in spec.split(",") if part.strip()]
         for version in [*versions, to_version]:
             if version not in known:
                 raise UsageError(
@@ -353,17 +352,7 @@ def _refuse_written_passwords(declared: Mapping[str, Any], path: Path) -> None:
     stores = declared.get("stores")
     for name, store in stores.items() if isinstance(stores, dict) else ():
         url = store.get("url") if isinstance(store, dict) else None
-        if not isinstance(url, str):
-            continue
-        try:
-            parts = urlsplit(_VARIABLE.sub("x", url))
-            written = "${" not in url and (parts.password or "password=" in (parts.query or ""))
-            if "${" in url and re.search(r"://[^/@\s]*:[^/@\s]*@", url):
-                secret = url.split("://", 1)[1].rsplit("@", 1)[0].partition(":")[2]
-                written = bool(secret) and not _VARIABLE.fullmatch(secret)
-        except ValueError:
-            continue
-        if written:
+        if isinstance(url, str) and _holds_password(url):
             raise JobError(
                 f"job file {path}: stores.{name}.url: a password is written in the URL",
                 hint='write url = "${DATABASE_URL}", or leave the password out of the URL and set '
@@ -371,10 +360,19 @@ def _refuse_written_passwords(declared: Mapping[str, Any], path: Path) -> None:
             )
 
 
+def _holds_password(url: str) -> bool:
+    """Whether a URL, as the file has it, holds a password that is not `${NAME}` as a whole."""
+    authority = re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0]
+    written = [authority.rpartition("@")[0].partition(":")[2]]
+    written += re.findall(r"[?&](?:ssl)?password=([^&#]*)", url, re.IGNORECASE)
+    return any(text and not _VARIABLE.fullmatch(text) for text in written)
+
+
 _FIXES = {
     "extra_forbidden": "is not a field here; check the spelling",
     "missing": "is missing",
     "too_short": "is empty",
+    "string_too_short": "is empty",
 }
 
 

@@ -67,6 +67,8 @@ class Lines:
         self._interval_s = interval_s
         self._said: dict[str, float] = {}
         self._quarantined = 0
+        self._from = "the old version"
+        self._dry = False
 
     def __enter__(self) -> Lines:
         return self
@@ -82,6 +84,8 @@ class Lines:
     def __call__(self, event: Event) -> None:
         match event:
             case RunStarted():
+                self._from = " or ".join(event.from_versions)
+                self._dry = event.dry_run
                 self.say(_started(event))
             case Notice():
                 self.say(_notice(event))
@@ -100,9 +104,14 @@ class Lines:
             case SweepStarted():
                 self._said[event.target] = time.monotonic()
                 if event.sweep > 1:
-                    self.say(Text(f"[{event.target}] sweep {event.sweep}: what is still in scope"))
+                    self.say(
+                        Text.assemble(
+                            (f"[{event.target}] ", "cyan"),
+                            f"sweep {event.sweep}: looking for values still under {self._from}",
+                        )
+                    )
             case SweepDone():
-                self.say(_sweep_done(event))
+                self.say(_sweep_done(event, dry=self._dry))
             case _:
                 pass
 
@@ -111,13 +120,14 @@ class Lines:
         if now - self._said.get(event.target, 0.0) < self._interval_s:
             return
         self._said[event.target] = now
-        eta = "" if event.eta_s is None else f", ETA {duration(event.eta_s)}"
+        left = eta(event)
         self.say(
             Text.assemble(
                 (f"[{event.target}] ", "cyan"),
-                f"{event.rows_done:,}/{event.rows_estimated:,} rows — {event.resealed:,} resealed, "
-                f"{event.quarantined:,} quarantined, {event.rows_per_s:,.0f} rows/s{eta} "
-                f"(held back by {event.waiting_for})",
+                f"{event.rows_done:,}/{event.rows_estimated:,} rows — {event.resealed:,} "
+                f"{'to reseal' if self._dry else 'resealed'}, {event.quarantined:,} "
+                f"{'to quarantine' if self._dry else 'quarantined'}, {event.rows_per_s:,.0f} rows/s"
+                f"{left and f', ETA {left}'} (held back by {event.waiting_for})",
             )
         )
 
@@ -128,7 +138,8 @@ class LiveTable(Lines):
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self._progress: dict[str, Progress | None] = {}
-        self._done: set[str] = set()
+        self._read: dict[str, SweepDone] = {}
+        self._sweeping: dict[str, str] = {}
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._draw)
 
     def __enter__(self) -> LiveTable:
@@ -143,18 +154,28 @@ class LiveTable(Lines):
     def __call__(self, event: Event) -> None:
         if isinstance(event, RunStarted):
             self._progress = dict.fromkeys(event.targets)
-        if isinstance(event, SweepStarted):
-            self._done.discard(event.target)
-        if isinstance(event, SweepDone):
-            self._done.add(event.target)
-            if event.sweep > 1 and not event.found:
+        if isinstance(event, SweepStarted) and event.sweep > 1:
+            # it has a place of its own in the table
+            self._sweeping[event.target] = f"sweep {event.sweep}"
+            return
+        if isinstance(event, SweepDone) and event.sweep == 1:
+            self._read[event.target] = event
+        if isinstance(event, SweepDone) and event.sweep > 1:
+            self._sweeping[event.target] = f"sweep {event.sweep} found {event.found:,}"
+            if not event.found:
                 return
         super().__call__(event)
 
     def progress(self, event: Progress) -> None:
-        self._progress[event.target] = event
+        if event.sweep == 1:
+            self._progress[event.target] = event
+        else:
+            self._sweeping[event.target] = f"sweep {event.sweep}, {event.waiting_for}"
 
     def _draw(self) -> Group:
+        if not any(self._progress.values()) and not self._sweeping:
+            # a run that is refused has nothing to show
+            return Group()
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("target", style="cyan", no_wrap=True)
         for name in ("rows", "rows/s", "stale left", "quarantined", "ETA"):
@@ -162,19 +183,20 @@ class LiveTable(Lines):
         table.add_column("held back by", no_wrap=True)
         for target, event in self._progress.items():
             if event is None:
-                table.add_row(target, "…", "", "", "", "", "waiting")
+                table.add_row(target, "…", "", "", "", "", self._sweeping.get(target, ""))
                 continue
+            read = self._read.get(target)
             share = event.rows_done / max(1, event.rows_estimated)
             left = "" if event.stale_left is None else f"~{event.stale_left:,}"
-            done = target in self._done
+            rate = read.rows_done / max(read.seconds, 0.001) if read else event.rows_per_s
             table.add_row(
                 target,
                 f"{event.rows_done:,}/{event.rows_estimated:,} {share:4.0%}",
-                f"{event.rows_per_s:,.0f}",
-                "0" if done and event.sweep > 1 else left,
+                f"{rate:,.0f}" if rate else "",
+                left,
                 Text(f"{event.quarantined:,}", style="yellow" if event.quarantined else ""),
-                "done" if done else "" if event.eta_s is None else duration(event.eta_s),
-                f"sweep {event.sweep} done" if done else event.waiting_for,
+                "done" if read else eta(event),
+                self._sweeping.get(target, "") if read else event.waiting_for,
             )
         return Group(table)
 
@@ -191,17 +213,19 @@ def reporter(*, json_lines: bool, out: TextIO, console: Console) -> Reporter:
 def summary(ended: RunEnded, verdict: Verdict | None) -> list[Text]:
     """The result of a run, for stdout."""
     colour = {0: "green", 3: "yellow", 4: "yellow"}.get(ended.exit_code, "red")
+    dry = ended.state == "dry-run"
     lines = [
         Text.assemble(
-            f"run {ended.run_id}: " if ended.state != "dry-run" else "",
-            (ended.state, f"bold {colour}"),
-            f" — {ended.rows:,} rows, {ended.values:,} values in {duration(ended.seconds)} "
-            f"({ended.rows_per_s:,.0f} rows/s)",
+            "dry run: " if dry else f"run {ended.run_id}: ",
+            ("nothing was written" if dry else ended.state, f"bold {colour}"),
+            f" — {ended.rows:,} rows, {ended.values:,} values {'read ' if dry else ''}"
+            f"in {duration(ended.seconds)} ({ended.rows_per_s:,.0f} rows/s)",
         )
     ]
     for target, fields in ended.outcomes.items():
         for name, counts in fields.items():
-            lines.append(Text(f"  {target}.{name}: {classes(counts) or 'no values'}"))
+            said = f"{'would be ' if dry else ''}{classes(counts)}" if any(counts.values()) else "no values"
+            lines.append(Text(f"  {target}.{name}: {said}"))
     if ended.resealed_late:
         lines.append(
             Text(f"  written under the old version meanwhile, and resealed: {ended.resealed_late:,}")
@@ -230,7 +254,7 @@ def verdict_lines(verdict: Verdict) -> list[Text]:
     if verdict.deep:
         shown["unopenable"] = verdict.unopenable
     head = ("complete", "bold green") if verdict.complete else ("not complete", "bold yellow")
-    how = "counted, and every value opened with the new key" if verdict.deep else "counted"
+    how = f"counted, and all under {verdict.to_version} opened," if verdict.deep else "counted"
     lines = [
         Text.assemble(
             f"verify to {verdict.to_version}: ",
@@ -266,8 +290,18 @@ def classes(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in ordered if count)
 
 
+def eta(event: Progress) -> str:
+    """How long a table will take yet, for people; empty where nobody can say."""
+    if not event.eta_s or event.rows_per_s < 1 or event.waiting_for in _STANDSTILLS:
+        return ""
+    return duration(event.eta_s)
+
+
+_STANDSTILLS = frozenset({"reconnecting", "a lock on the table"})
+
+
 def duration(seconds: float) -> str:
-    """Seconds as people say them: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 05 min`."""
+    """Seconds as people say them: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 05 min`, `3 d 4 h`."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -275,7 +309,9 @@ def duration(seconds: float) -> str:
         return f"{whole} s"
     if whole < 3_600:
         return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3_600} h {whole % 3_600 // 60:02d} min"
+    if whole < 48 * 3_600:
+        return f"{whole // 3_600} h {whole % 3_600 // 60:02d} min"
+    return f"{whole // 86_400} d {whole % 86_400 // 3_600} h"
 
 
 def _started(event: RunStarted) -> Text:
@@ -297,7 +333,7 @@ def _notice(event: Notice) -> Text:
     return text
 
 
-def _sweep_done(event: SweepDone) -> Text:
+def _sweep_done(event: SweepDone, *, dry: bool) -> Text:
     if event.sweep > 1:
         return Text.assemble(
             (f"[{event.target}] ", "cyan"),
@@ -309,5 +345,6 @@ def _sweep_done(event: SweepDone) -> Text:
             total[name] = total.get(name, 0) + count
     return Text.assemble(
         (f"[{event.target}] ", "cyan"),
-        f"done — {event.rows_done:,} rows in {duration(event.seconds)}: {classes(total) or 'empty'}",
+        f"{'read' if dry else 'done'} — {event.rows_done:,} rows in {duration(event.seconds)}: "
+        f"{'would be ' if dry and any(total.values()) else ''}{classes(total) or 'empty'}",
     )

@@ -65,6 +65,16 @@ class FieldCount:
     classes: Counter[str] = field(default_factory=Counter)
     versions: Counter[str] = field(default_factory=Counter)
     unopenable: int = 0
+    undecided: int = 0
+
+    def event(self) -> FieldVerdict:
+        return FieldVerdict(
+            target=self.target,
+            field=self.column,
+            values=self.values,
+            classes=dict(+self.classes),
+            versions=dict(self.versions),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,50 +99,36 @@ async def verify(
     exceptions: Sequence[ExceptionRecord],
     sink: Sink,
     *,
+    left_versions: Sequence[str] | None = None,
     deep: bool = False,
     fence: bool = False,
     drain_s: float | None = None,
 ) -> Verification:
     """Counts every configured column in one snapshot, by version and class.
 
-    Only versions whose keys are in `keyring` can be told from plaintext where a value has no marker.
+    `left_versions` are the versions that values came from (the job's others, if not given). A value without
+    a marker that looks sealed is told from plaintext by their keys; where one is not at hand, verify does
+    not say complete.
     """
+    others = [version for version in job.keys.versions if version != to_version]
+    look = _Look(job, census, keyring, to_version, exceptions, tuple(left_versions or others))
     tables = await census.tables()
-    patience = job.limits.drain_s if drain_s is None else drain_s
-    reasons = []
-    for table in tables:
-        # an old value in an open transaction is in no snapshot, and in the table the moment after
-        for writer in await census.drain(table, patience):
-            reasons.append(f"table {table.name}: {writer} has written and not yet ended")
+    reasons = await look.open_writers(tables, job.limits.drain_s if drain_s is None else drain_s)
     counted: list[FieldCount] = []
-    healed: list[ExceptionRecord] = []
     async with census:
         values = {}
         for table in tables:
             values[table.relation] = await census.rows(table) * len(table.fields)
-            for entry in _fields(job, table):
-                one = await _count(job, census, keyring, to_version, table, *entry)
-                healed += await _explain(
-                    census, keyring, to_version, table, entry[0], entry[1], exceptions, one
-                )
-                if deep:
-                    await _open_all(census, keyring, to_version, table, *entry, one)
+            for column, layout in _fields(job, table):
+                one = await look.at(table, column, layout, deep=deep)
                 counted.append(one)
-                sink(
-                    FieldVerdict(
-                        target=one.target,
-                        field=one.column,
-                        values=one.values,
-                        classes=dict(+one.classes),
-                        versions=dict(one.versions),
-                    )
-                )
+                sink(one.event())
         position = await census.position()
-    verdict = _verdict(counted, reasons, to_version, deep, position, census.identity)
+    verdict = _verdict(counted, reasons, look, deep, position, census.identity)
     if fence:
         await _fence(job, census, tables, to_version, verdict, sink)
     sink(verdict)
-    return Verification(verdict, tuple(counted), values, tuple(healed))
+    return Verification(verdict, tuple(counted), values, tuple(look.healed))
 
 
 def _fields(job: Job, table: Table) -> list[tuple[str, Layout]]:
@@ -140,64 +136,141 @@ def _fields(job: Job, table: Table) -> list[tuple[str, Layout]]:
     return [(entry.column, job.layout(entry.layout)) for entry in target.fields]
 
 
-def _known_versions(job: Job, layout: Layout, to_version: str) -> list[str]:
-    known = [to_version]
-    for version in job.keys.versions:
-        try:
-            layout.marker_of(version)
-        except LayoutError:
-            continue
-        if version not in known:
-            known.append(version)
-    return known
+@dataclass
+class _Look:
+    """One verification at work: the job, the keys at hand, and what was put aside before."""
 
+    job: Job
+    census: Census
+    keyring: Keyring
+    to_version: str
+    exceptions: Sequence[ExceptionRecord]
+    left_versions: tuple[str, ...]
+    healed: list[ExceptionRecord] = field(default_factory=list)
 
-async def _count(
-    job: Job,
-    census: Census,
-    keyring: Keyring,
-    to_version: str,
-    table: Table,
-    column: str,
-    layout: Layout,
-) -> FieldCount:
-    out = FieldCount(table.name, column)
-    known = _known_versions(job, layout, to_version)
-    for kind, version, number in await census.count(table, column, layout, known):
-        out.values += number
-        if kind == "null":
-            out.classes["null"] += number
-        elif kind == "bare":
-            out.classes["plaintext"] += number
-        else:
-            assert version is not None
-            out.versions[version] += number
-            if version == to_version:
-                out.classes["current"] += number
+    @property
+    def missing(self) -> list[str]:
+        """Versions that values came from and whose keys are not at hand (the new key is not theirs)."""
+        new = self.keyring.get(self.to_version).secret
+        return [
+            version
+            for version in self.left_versions
+            if version not in self.keyring or self.keyring.get(version).secret == new
+        ]
+
+    async def open_writers(self, tables: Sequence[Table], patience_s: float) -> list[str]:
+        # an old value in an open transaction is in no snapshot, and in the table the moment after
+        return [
+            f"table {table.name}: {writer} has written and not yet ended"
+            for table in tables
+            for writer in await self.census.drain(table, patience_s)
+        ]
+
+    async def at(self, table: Table, column: str, layout: Layout, *, deep: bool) -> FieldCount:
+        """Everything about one column."""
+        out = FieldCount(table.name, column)
+        known = self._known_versions(layout)
+        for kind, version, number in await self.census.count(table, column, layout, known):
+            out.values += number
+            if kind == "null":
+                out.classes["null"] += number
+            elif version is None:
+                out.classes["plaintext"] += number
             else:
-                out.classes["stale" if version in known else "other_version"] += number
-    if out.classes["plaintext"]:
-        unmarked = await _count_unmarked(census, keyring, table, column, layout)
-        out.classes["plaintext"] -= unmarked
-        out.classes["unmarked"] += unmarked
-    return out
+                out.versions[version] += number
+                stale = "stale" if version in known else "other_version"
+                out.classes["current" if version == self.to_version else stale] += number
+        if out.classes["plaintext"]:
+            await self._tell_unmarked(table, column, layout, out)
+        await self._explain(table, column, layout, known, out)
+        if deep:
+            await self._open_all(table, column, layout, out)
+        return out
+
+    def _known_versions(self, layout: Layout) -> list[str]:
+        known = [self.to_version]
+        for version in self.job.keys.versions:
+            try:
+                layout.marker_of(version)
+            except LayoutError:
+                continue
+            if version not in known:
+                known.append(version)
+        return known
+
+    async def _tell_unmarked(self, table: Table, column: str, layout: Layout, out: FieldCount) -> None:
+        """Moves what opens without a marker out of plaintext; counts what only a missing key could tell."""
+        probes = [layout.bind(key.version, key.secret) for key in self.keyring]
+        async for page in self.census.bare(table, column, layout):
+            for row in page:
+                verdicts = {_opens_bare(probe, row[1], _aad(table, layout, row)) for probe in probes}
+                if True in verdicts:
+                    out.classes["plaintext"] -= 1
+                    out.classes["unmarked"] += 1
+                elif None not in verdicts and self.missing:
+                    out.undecided += 1
+
+    async def _explain(
+        self, table: Table, column: str, layout: Layout, known: list[str], out: FieldCount
+    ) -> None:
+        """Moves values that were put aside, and still hold the same bytes, into classes of their own."""
+        digester = self.keyring.get(self.to_version).digester()
+        for entry in self.exceptions:
+            if (entry.relation, entry.field) != (table.relation, column):
+                continue
+            stored = await self.census.value(table, column, entry.row_id)
+            same = stored is not None and entry.digest in {
+                digester.digest(table.relation, column, entry.row_id, text)
+                # a value too large to read was put aside by its size
+                for text in (stored.whole or "", f"{stored.size} bytes")
+            }
+            version = layout.version_of(stored.head) if stored is not None else None
+            if not same or version == self.to_version:
+                self.healed.append(entry)
+                continue
+            if version is not None:
+                was = "stale" if version in known else "other_version"
+            else:
+                was = "unmarked" if out.classes["unmarked"] else "plaintext"
+            if out.classes[was] > 0:
+                out.classes[was] -= 1
+                now = "deferred" if entry.deferred else "quarantined"
+                out.classes["waived" if entry.state == "waived" else now] += 1
+
+    async def _open_all(self, table: Table, column: str, layout: Layout, out: FieldCount) -> None:
+        """Opens every current value with the new key alone."""
+        bound = layout.bind(self.to_version, self.keyring.get(self.to_version).secret)
+        opened = 0
+        async for page in self.census.marked(table, column, bound.prefix):
+            values = [row[1] for row in page]
+            aads = [_aad(table, layout, row) for row in page] if layout.aad else None
+            try:
+                opened += len(bound.open_values(values, aads))
+            except OPEN_FAILURES:
+                opened += sum(
+                    _opens(bound, value, None if aads is None else aads[at])
+                    for at, value in enumerate(values)
+                )
+        # what was counted as current and not opened does not open, or went missing: either is no proof
+        out.unopenable = max(0, out.versions[self.to_version] - opened)
 
 
-async def _count_unmarked(census: Census, keyring: Keyring, table: Table, column: str, layout: Layout) -> int:
-    probes = [layout.bind(key.version, key.secret) for key in keyring]
-    found = 0
-    async for page in census.bare(table, column, layout):
-        for row in page:
-            aad = _aad(table, layout, row)
-            found += any(_opens_bare(probe, row[1], aad) for probe in probes)
-    return found
-
-
-def _opens_bare(probe: BoundLayout, value: str, aad: bytes | None) -> bool:
+def _opens(bound: BoundLayout, value: str, aad: bytes | None) -> bool:
     try:
-        probe.open_bare(value, aad)
+        bound.open_one(value, aad)
     except (Malformed, Unopenable):
         return False
+    return True
+
+
+def _opens_bare(probe: BoundLayout, value: str, aad: bytes | None) -> bool | None:
+    """Whether a payload without a marker opens; None when it is none at all."""
+    try:
+        probe.open_bare(value, aad)
+    except Unopenable:
+        return False
+    except Malformed:
+        return None
     return True
 
 
@@ -205,76 +278,6 @@ def _aad(table: Table, layout: Layout, row: Sequence[Any]) -> bytes | None:
     if layout.aad is None:
         return None
     return layout.aad.render(dict(zip(table.aad_columns, row[2:], strict=True)))
-
-
-async def _explain(
-    census: Census,
-    keyring: Keyring,
-    to_version: str,
-    table: Table,
-    column: str,
-    layout: Layout,
-    exceptions: Sequence[ExceptionRecord],
-    out: FieldCount,
-) -> list[ExceptionRecord]:
-    """Moves values that were put aside, and still hold the same bytes, out of stale; returns the others."""
-    healed: list[ExceptionRecord] = []
-    mine = [e for e in exceptions if (e.relation, e.field) == (table.relation, column)]
-    if not mine:
-        return healed
-    digester = keyring.get(to_version).digester()
-    for entry in mine:
-        stored = await census.value(table, column, entry.row_id)
-        if stored is None or entry.digest not in {
-            digester.digest(table.relation, column, entry.row_id, text)
-            # a value too large to read was put aside by its size
-            for text in (stored.whole or "", f"{stored.size} bytes")
-        }:
-            healed.append(entry)
-            continue
-        version = layout.version_of(stored.head)
-        if version == to_version:
-            healed.append(entry)
-            continue
-        was = "unmarked"
-        if version is not None:
-            was = "stale" if out.classes["stale"] and version in keyring else "other_version"
-            was = was if out.classes[was] else "stale"
-        elif not out.classes["unmarked"]:
-            was = "plaintext"
-        if out.classes[was] > 0:
-            out.classes[was] -= 1
-            now = "deferred" if entry.deferred else "quarantined"
-            out.classes["waived" if entry.state == "waived" else now] += 1
-    return healed
-
-
-async def _open_all(
-    census: Census,
-    keyring: Keyring,
-    to_version: str,
-    table: Table,
-    column: str,
-    layout: Layout,
-    out: FieldCount,
-) -> None:
-    """Opens every current value with the new key alone."""
-    bound = layout.bind(to_version, keyring.get(to_version).secret)
-    opened = 0
-    async for page in census.marked(table, column, bound.prefix):
-        values = [row[1] for row in page]
-        aads = [_aad(table, layout, row) or b"" for row in page] if layout.aad else None
-        try:
-            opened += len(bound.open_values(values, aads))
-        except OPEN_FAILURES:
-            for at, value in enumerate(values):
-                try:
-                    bound.open_one(value, None if aads is None else aads[at])
-                    opened += 1
-                except (Malformed, Unopenable):
-                    out.unopenable += 1
-    # every value counted as current was opened or is named: a page that went missing shows here
-    out.unopenable += max(0, out.versions[to_version] - opened - out.unopenable)
 
 
 _MUST_BE_ZERO = ("stale", "unmarked", "other_version", "deferred", "quarantined")
@@ -291,7 +294,7 @@ _SAYS = {
 def _verdict(
     counted: Sequence[FieldCount],
     reasons: Sequence[str],
-    to_version: str,
+    look: _Look,
     deep: bool,
     position: str,
     identity: ServerIdentity | None,
@@ -305,12 +308,17 @@ def _verdict(
                 why.append(f"{one.target}.{one.column}: {one.classes[name]} {_SAYS[name]}")
         if one.unopenable:
             why.append(
-                f"{one.target}.{one.column}: {one.unopenable} marked {to_version} do not open under it"
+                f"{one.target}.{one.column}: {one.unopenable} marked {look.to_version} do not open under it"
+            )
+        if one.undecided:
+            why.append(
+                f"{one.target}.{one.column}: {one.undecided} without a marker look sealed, and the key of "
+                f"{', '.join(look.missing)} is not at hand to tell them from plaintext"
             )
     return Verdict(
         complete=not why,
         deep=deep,
-        to_version=to_version,
+        to_version=look.to_version,
         values=sum(one.values for one in counted),
         stale=total["stale"],
         unmarked=total["unmarked"],
@@ -320,6 +328,7 @@ def _verdict(
         waived=total["waived"],
         deferred=total["deferred"],
         unopenable=sum(one.unopenable for one in counted),
+        undecided=sum(one.undecided for one in counted),
         reasons=why,
         log_position=position,
         origin=identity.origin if identity else "",
@@ -334,13 +343,17 @@ async def _fence(
     verdict: Verdict,
     sink: Sink,
 ) -> None:
-    if not verdict.complete or verdict.plaintext or verdict.waived:
+    if not verdict.complete:
         raise FenceError(
-            "no fence was added: "
-            + ("; ".join(verdict.reasons) or f"{verdict.plaintext + verdict.waived} values without "
-               f"the marker of {to_version}"),
+            f"no fence was added: {'; '.join(verdict.reasons)}",
             hint="a fence admits only NULL and the new version; finish the rotation first",
-        )  # fmt: skip
+        )
+    bare = verdict.plaintext + verdict.waived
+    if bare:
+        raise FenceError(
+            f"no fence was added: {bare} values are plaintext or waived, and it would refuse them",
+            hint="a fence admits only NULL and the new version; seal or clear these values first",
+        )
     for table in tables:
         for column, layout in _fields(job, table):
             added = await census.add_fence(table, column, layout.marker_of(to_version))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import signal
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from rewrap.errors import (
     AccountingError,
@@ -26,7 +28,7 @@ from rewrap.ledgers.place import NETWORK_FILESYSTEMS, filesystem_of
 from rewrap.stores.postgres.connection import address_of, connect, translated
 from rewrap.stores.postgres.store import PostgresReader, PostgresStore, PostgresWriter, joined
 from tests.support.inprocess import load, run_here
-from tests.support.values import KEY_V1, KEY_V2, aead, box, unaead, unbox
+from tests.support.values import KEY_V1, KEY_V2, KEY_V3, aead, box, one_ciphertext_for_two_keys, unaead, unbox
 from tests.support.workbench import ACCOUNTS, NOTES, Workbench, wait_for
 
 QUICK = "[limits]\ndrain_s = 0.3\nlease_s = 10\nreconnect_s = 15\n"
@@ -761,14 +763,28 @@ def test_rule_17_too_many_failures_withdraw_the_quarantine(bench: Workbench) -> 
 
 
 def test_rule_19_two_keys_that_both_open_prove_neither(bench: Workbench) -> None:
-    """An unmarked value that opens under two versions is ambiguous: it is not resealed."""
-    bench.job(NOTES.replace('table = "notes"', 'table = "notes"\nunmarked = "reseal"'))
-    bench.notes([box("one", marker=False), box("two")])
-    ran = bench.run(KEY_V3=KEY_V1.hex())
+    """AES-GCM does not commit to its key: an unmarked value that two keys open is resealed with neither."""
+    plain = '[layouts.plain]\nmarker = "{version}:"\nversion = "v[0-9]+"\n'
+    plain += 'encoding = "base64"\ncipher = "aes-256-gcm"\n'
+    target = NOTES.replace('table = "notes"', 'table = "notes"\nunmarked = "reseal"')
+    bench.job(target.replace("libsodium-token", "plain"), plain)
+    both = one_ciphertext_for_two_keys(KEY_V1, KEY_V3)
+    bench.notes([both])
+    raw = base64.b64decode(both)
+    opened_by = [AESGCM(key).decrypt(raw[:12], raw[12:], None) for key in (KEY_V1, KEY_V3)]
+    assert len(set(opened_by)) == 2
+    ran = bench.run()
     assert ran.code == 3
     assert ran.event("quarantined")["reason"] == "ambiguous_key"
-    assert bench.run().code == 0
-    assert unbox(bench.bodies()[1] or "") == b"one"
+    assert bench.bodies()[1] == both
+
+
+def test_rule_19_one_key_under_two_names_is_not_ambiguous(bench: Workbench) -> None:
+    """Two versions with the same bytes are one key: what it opens is resealed."""
+    bench.job(NOTES.replace('table = "notes"', 'table = "notes"\nunmarked = "reseal"'))
+    bench.notes([box("one", marker=False), box("two")])
+    assert bench.run(KEY_V3=KEY_V1.hex()).code == 0
+    assert opened(bench) == {1: "one", 2: "two"}
 
 
 def test_rule_19_seals_under_one_key_are_counted_and_bounded(bench: Workbench) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import typer
 
 from rewrap.cli import plan, quarantine, run, status, verify
-from rewrap.cli.terminal import quiet_libraries
+from rewrap.cli.terminal import UsageMistake, quiet_libraries, show_usage_mistake
 
 app = typer.Typer(
     name="rewrap",
@@ -45,4 +47,8 @@ app.add_typer(quarantine.app, name="quarantine")
 def main() -> None:
     """The console script."""
     quiet_libraries()
-    app()
+    try:
+        code = app(standalone_mode=False)
+    except UsageMistake as exc:
+        code = show_usage_mistake(exc)
+    sys.exit(code or 0)

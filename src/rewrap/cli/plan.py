@@ -26,9 +26,14 @@ from rewrap.report import field_lines
 def plan(
     job: JobArgument = DEFAULT_JOB,
     from_versions: Annotated[
-        str, typer.Option("--from", help="Version that values leave; several with commas; or any.")
+        str,
+        typer.Option(
+            "--from", metavar="VERSION", help="Version that values leave; several with commas; or any."
+        ),
     ] = ...,  # type: ignore[assignment]  # typer's mark of a required option
-    to_version: Annotated[str, typer.Option("--to", help="Version that values get.")] = ...,  # type: ignore[assignment]  # as above
+    to_version: Annotated[
+        str, typer.Option("--to", metavar="VERSION", help="Version that values get.")
+    ] = ...,  # type: ignore[assignment]  # as above
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:

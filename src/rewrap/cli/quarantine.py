@@ -90,13 +90,15 @@ def show(
             if as_json:
                 typer.echo(json.dumps({"type": "quarantine", "schema": SCHEMA, **_shown(entry)}))
                 continue
-            typer.echo(f"{entry.relation} row {entry.row_id}, column {entry.field}")
+            plain = entry.relation.replace('"', "")
+            typer.echo(f"{plain} row {entry.row_id}, column {entry.field}")
             typer.echo(f"  reason: {entry.reason}: it {EXPLAINED[entry.reason]}")
             typer.echo(f"  version in its marker: {entry.version or 'none'}")
             typer.echo(f"  state: {entry.state}{' — ' + entry.note if entry.note else ''}")
             typer.echo(f"  attempts: {entry.attempts}, last {entry.updated_at}")
-            typer.echo("  next: repair or restore the value, then rewrap quarantine retry;")
-            typer.echo('        or accept it: rewrap quarantine waive --row … --reason "…"')
+            chosen = f"--table {plain} --row {entry.row_id} --field {entry.field}"
+            typer.echo(f"  next: repair or restore the value, then rewrap quarantine retry {chosen};")
+            typer.echo(f'        or accept it: rewrap quarantine waive {chosen} --reason "…"')
 
 
 @app.command("retry")
@@ -112,7 +114,7 @@ def retry(
     with errors_shown(as_json=as_json, debug=debug):
         loaded = load_job(job)
         found = _required(_chosen(_load(loaded, False), table, row, field))
-        finish(lambda sink, stop: api.retry(loaded, found, sink=sink, stop=stop), as_json=as_json)
+        finish(loaded, lambda sink, stop: api.retry(loaded, found, sink=sink, stop=stop), as_json=as_json)
 
 
 @app.command("waive")

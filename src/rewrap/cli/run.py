@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -35,12 +36,25 @@ BatchSizeOption = Annotated[
 ]
 
 
+class Reason(StrEnum):
+    """Why a key is rotated."""
+
+    ROUTINE = "routine"
+    DEPARTURE = "departure"
+    COMPROMISE = "compromise"
+
+
 def run(
     job: JobArgument = DEFAULT_JOB,
     from_versions: Annotated[
-        str, typer.Option("--from", help="Version that values leave; several with commas; or any.")
+        str,
+        typer.Option(
+            "--from", metavar="VERSION", help="Version that values leave; several with commas; or any."
+        ),
     ] = ...,  # type: ignore[assignment]  # typer's mark of a required option
-    to_version: Annotated[str, typer.Option("--to", help="Version that values get.")] = ...,  # type: ignore[assignment]  # as above
+    to_version: Annotated[
+        str, typer.Option("--to", metavar="VERSION", help="Version that values get.")
+    ] = ...,  # type: ignore[assignment]  # as above
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read and open everything, write nothing anywhere.")
     ] = False,
@@ -55,15 +69,26 @@ def run(
     ] = None,
     to_fingerprint: Annotated[
         str | None,
-        typer.Option(help="The new key's fingerprint, as the application's owner states it."),
+        typer.Option(
+            "--to-fingerprint",
+            metavar="SHA256",
+            help="The new key's fingerprint, as the application's owner states it.",
+        ),
     ] = None,
     allow_unseen_target: Annotated[
-        bool, typer.Option(help="Go on though no stored value proves the new key.")
+        bool,
+        typer.Option("--allow-unseen-target", help="Go on though no stored value proves the new key."),
     ] = False,
     allow_unopenable_target: Annotated[
         bool,
-        typer.Option(help="Go on though some stored values marked with the new version do not open."),
+        typer.Option(
+            "--allow-unopenable-target",
+            help="Go on though some stored values marked with the new version do not open.",
+        ),
     ] = False,
+    reason: Annotated[
+        Reason, typer.Option(help="Why the key is rotated; compromise adds to the report.")
+    ] = Reason.ROUTINE,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -75,10 +100,12 @@ def run(
         to_fingerprint=to_fingerprint,
         allow_unseen_target=allow_unseen_target,
         allow_unopenable_target=allow_unopenable_target,
+        compromised=reason is Reason.COMPROMISE,
     )
     with errors_shown(as_json=as_json, debug=debug):
         loaded = _paced(load_job(job), batch_size)
         finish(
+            loaded,
             lambda sink, stop: api.run(
                 loaded,
                 from_versions=from_versions,
@@ -104,6 +131,7 @@ def resume(
         loaded = _paced(load_job(job), batch_size)
         options = RunOptions(resume=True, sample=sample)
         finish(
+            loaded,
             lambda sink, stop: api.resume(loaded, options=options, sink=sink, stop=stop),
             as_json=as_json,
         )
@@ -113,7 +141,7 @@ def _paced(job: Job, batch_size: int | None) -> Job:
     return job if batch_size is None else job.with_batch_size(batch_size)
 
 
-def finish(work: Callable[[Sink, StopFlag], Awaitable[RunEnded]], *, as_json: bool) -> None:
+def finish(job: Job, work: Callable[[Sink, StopFlag], Awaitable[RunEnded]], *, as_json: bool) -> None:
     """Runs to the end, prints the result and leaves with its exit code."""
     verdicts: list[Verdict] = []
 
@@ -130,6 +158,7 @@ def finish(work: Callable[[Sink, StopFlag], Awaitable[RunEnded]], *, as_json: bo
         console = stdout_console()
         for line in summary(ended, verdicts[-1] if verdicts else None):
             console.print(line)
-        if ended.exit_code == 4:
-            console.print("  go on with: rewrap resume")
+        if ended.exit_code == 4 and ended.state != "dry-run":
+            named = "" if job.path == DEFAULT_JOB else f" {job.path}"
+            console.print(f"  go on with: rewrap resume{named}")
     raise typer.Exit(ended.exit_code)

@@ -43,7 +43,7 @@ def status(
         if not watch:
             _show(loaded, as_json)
             return
-        if as_json:
+        if as_json or not stdout_console().is_terminal:
             while _show(loaded, as_json):
                 time.sleep(WATCH_S)
             return
@@ -90,6 +90,11 @@ def _as_json(found: api.Status | None) -> dict[str, object]:
     return shown
 
 
+def _shown(moment: str) -> str:
+    """A moment of the ledger, to the second."""
+    return f"{moment[:10]} {moment[11:19]} UTC"
+
+
 def _drawn(job: Job, found: api.Status | None) -> Group:
     if found is None:
         return Group(Text(f'job "{job.name}" has not been run yet'))
@@ -97,8 +102,8 @@ def _drawn(job: Job, found: api.Status | None) -> Group:
     head = Text.assemble(
         f"run {run.run_id}: ",
         (run.state, "bold"),
-        f" — {', '.join(run.from_versions)} → {run.to_version}, begun {run.started_at}, "
-        f"last changed by {run.state_by} {run.updated_at}",
+        f" — {', '.join(run.from_versions)} → {run.to_version}, begun {_shown(run.started_at)}, "
+        f"last changed {_shown(run.updated_at)} by {run.state_by}",
     )
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("target", style="cyan")

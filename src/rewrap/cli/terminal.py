@@ -26,13 +26,18 @@ from rewrap.report import reporter
 
 T = TypeVar("T")
 
+UsageMistake: type[Exception] = typer.BadParameter.__bases__[0]
+"""click's UsageError, which typer does not name: a missing option, an unknown one, a value out of range."""
+
 JobArgument = Annotated[
-    Path, typer.Argument(help="The job file.", metavar="[JOB]", show_default="rewrap.toml")
+    Path, typer.Argument(help="The job file; rewrap.toml if not named.", metavar="JOB", show_default=False)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON Lines on stdout, one event a line.")]
 DebugOption = Annotated[
     bool, typer.Option("--debug", help="On an error, also show where it arose (frames, no values).")
 ]
+
+UNCUT_COLUMNS = 10_000
 
 DEFAULT_JOB = Path("rewrap.toml")
 
@@ -46,7 +51,11 @@ def quiet_libraries() -> None:
 
 
 def stdout_console() -> Console:
-    return Console(soft_wrap=True, highlight=False)
+    """The console for results. Where nobody looks, no width cuts what a program may read."""
+    console = Console(soft_wrap=True, highlight=False)
+    if not console.is_terminal:
+        console.width = UNCUT_COLUMNS
+    return console
 
 
 def stderr_console() -> Console:
@@ -66,6 +75,15 @@ def errors_shown(*, as_json: bool, debug: bool) -> Iterator[None]:
         raise typer.Exit(130) from None
     except (typer.Exit, typer.Abort):
         raise
+    except BrokenPipeError:
+        # `rewrap … | head`: what is left in the buffer has no reader either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _fail(
+            "stdout was closed by its reader",
+            "let the whole output be read, or write it to a file; rewrap resume goes on with a run",
+            1,
+            False,
+        )
     except Exception as exc:
         # the message of an exception that is not ours may hold a stored value
         if debug:
@@ -77,6 +95,25 @@ def errors_shown(*, as_json: bool, debug: bool) -> Iterator[None]:
             1,
             as_json,
         )
+
+
+def show_usage_mistake(exc: Exception) -> int:
+    """Shows a mistake on the command line as every other error is shown; its exit code."""
+    said: str = exc.format_message()  # type: ignore[attr-defined]  # as click's exceptions have it
+    if not said:
+        # no command was named: the help has been shown instead
+        return 2
+    message, _, advice = said.partition(". ")
+    context = getattr(exc, "ctx", None)
+    command = context.command_path if context is not None else "rewrap"
+    hint = f"{_begun_small(advice).rstrip('.')} " if advice else ""
+    typer.echo(f"error: {_begun_small(message).rstrip('.')}", err=True)
+    typer.echo(f"hint: {hint}see {command} --help", err=True)
+    return 2
+
+
+def _begun_small(text: str) -> str:
+    return text[:1].lower() + text[1:]
 
 
 def _show_frames(exc: BaseException) -> None:
@@ -116,7 +153,7 @@ def supervised(work: Callable[[Sink, StopFlag], Awaitable[T]], *, as_json: bool)
     async def watch() -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async for received in signals:
-                if stop:
+                if stop.requested:
                     console.show_cursor(True)
                     os._exit(128 + received)
                 stop.set(received.name)

@@ -18,7 +18,6 @@ from rewrap.cli.terminal import (
     load_job,
     stdout_console,
 )
-from rewrap.errors import UsageError
 from rewrap.events import Event, FieldVerdict, Notice
 from rewrap.interfaces import Sink
 from rewrap.job import Job
@@ -29,7 +28,8 @@ from rewrap.verify import Verification
 def verify(
     job: JobArgument = DEFAULT_JOB,
     to_version: Annotated[
-        str | None, typer.Option("--to", help="The new version.", show_default="the last run's")
+        str | None,
+        typer.Option("--to", metavar="VERSION", help="The new version; the last run's if not named."),
     ] = None,
     deep: Annotated[bool, typer.Option("--deep", help="Open every value with the new key alone.")] = False,
     print_queries: Annotated[
@@ -76,13 +76,8 @@ async def _work(job: Job, to_version: str | None, deep: bool, fence: bool, sink:
 
 
 def _print_queries(job: Job, to_version: str | None) -> None:
-    if to_version is None:
-        raise UsageError("--print-queries needs the new version", hint="add --to v2")
-    version = to_version
-
     async def work() -> list[tuple[str, str]]:
-        return await api.queries(job, to_version=version)
+        return await api.queries(job, to_version=to_version)
 
-    for name, statement in anyio.run(work):
-        typer.echo(f"-- {name}: values by class and version; all but null and {version} must be 0")
-        typer.echo(f"{statement};")
+    for says, statement in anyio.run(work):
+        typer.echo(f"-- {says}\n{statement};")

@@ -75,9 +75,7 @@ class Admission:
                 self._check_unfinished(latest, same=same)
                 _check_commitments(latest, commitments)
                 return latest, True
-            if not latest.state.finished:
-                await self.ledger.set_state(latest.run_id, RunState.ABANDONED)
-            elif same and self.options.sweeps_only:
+            if latest.state.finished and same and self.options.sweeps_only:
                 _check_commitments(latest, commitments)
                 return latest, True
         if self.options.resume:
@@ -192,6 +190,8 @@ class Admission:
             )
         )
         if not resumed:
+            if self.options.abandon is not None:
+                await self.ledger.set_state(self.options.abandon, RunState.ABANDONED)
             await self.ledger.begin(record)
         else:
             if record.origin != identity.origin:

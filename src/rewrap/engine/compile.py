@@ -33,8 +33,11 @@ class Rotation:
         """The compiled transform of a table."""
         target = self.target(table)
         digester = self.keyring.get(self.to_version).digester()
-        probed = [*self.from_versions, self.to_version]
-        probed += [key.version for key in self.keyring if key.version not in probed]
+        # one key under two names is one key: what it opens is not ambiguous
+        by_secret = {key.secret: key.version for key in self.keyring}
+        for version in (self.to_version, *self.from_versions):
+            by_secret[self.keyring.get(version).secret] = version
+        probed = list(by_secret.values())
         return Reseal(
             table,
             [

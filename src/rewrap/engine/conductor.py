@@ -235,6 +235,7 @@ class Conductor:
             course.recounted = course.tally
         else:
             course.late += sum(counts[Outcome.RESEALED] for counts in course.tally.values())
+            merge_tally(course.later, course.tally)
 
     async def _shard(
         self,
@@ -382,10 +383,13 @@ class Conductor:
         self, state: RunState, exit_code: int, started: float, sweeps: int, reasons: list[str]
     ) -> RunEnded:
         seconds = time.monotonic() - started
-        rows = sum(course.rows or course.gauge.rows for course in self._courses)
+        if self.options.sweeps_only:
+            rows = sum(course.gauge.rows for course in self._courses)
+        else:
+            rows = sum(course.rows or course.gauge.rows for course in self._courses)
         outcomes: dict[str, dict[str, dict[str, int]]] = {}
         for course in self._courses:
-            tally = course.base or course.tally
+            tally = course.later if self.options.sweeps_only else course.base or course.tally
             outcomes[course.table.name] = {name: dict(+counts) for name, counts in tally.items()}
         return RunEnded(
             run_id=self.run_id,
@@ -394,7 +398,7 @@ class Conductor:
             outcomes=outcomes,
             rows=rows,
             values=sum(sum(c.values()) for fields in outcomes.values() for c in fields.values()),
-            resealed_late=sum(course.late for course in self._courses),
+            resealed_late=0 if self.options.sweeps_only else sum(c.late for c in self._courses),
             sweeps=sweeps,
             seconds=round(seconds, 3),
             rows_per_s=round(rows / seconds, 1) if seconds else 0.0,

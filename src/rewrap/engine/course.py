@@ -13,8 +13,10 @@ from rewrap.model import Activity, Outcome, ShardLease, Table, Tally, merge_tall
 
 @dataclass(slots=True)
 class Course:
-    """One table of a run. `base` is the tally of the sweep that read every row, `late` what later sweeps
-    resealed; `before` is how often rows had come and gone when the run began to read it.
+    """One table of a run.
+
+    `base` is the tally of the sweep that read every row, `later` that of the sweeps after it, `late` how
+    many values those resealed; `before` is how often rows had come and gone when the run began to read it.
     """
 
     table: Table
@@ -25,6 +27,7 @@ class Course:
     gauge: Gauge = field(default_factory=Gauge)
     sweep: int = 1
     late: int = 0
+    later: Tally = field(default_factory=dict)
     rows: int = 0
     started: float = 0.0
     rate: float = 0.0

@@ -50,10 +50,13 @@ class Gauge:
 
     @property
     def waiting_for(self) -> str:
-        """What holds the table back: trouble if there is any, else the stage that takes longest."""
+        """What holds the table back: trouble if there is any, else the stage that takes longest.
+
+        Before it has begun, that is its turn: other tables' shards are at work.
+        """
         if self.trouble:
             return self.trouble
-        stages = {"reads": self.read_s, "cpu": self.cpu_s, "writes": self.write_s}
+        stages = {"its turn": 1e-9, "reads": self.read_s, "cpu": self.cpu_s, "writes": self.write_s}
         return max(stages, key=stages.__getitem__)
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from pybase64 import b64decode, urlsafe_b64decode
+from pybase64 import b64decode
 
 from rewrap.errors import KeyAccessError
 from rewrap.keys.keyring import Key
@@ -62,10 +62,10 @@ def _decode(stored: bytes, encoding: str, version: str, where: str) -> bytes:
         if encoding == "hex":
             return binascii.unhexlify(stored.strip())
         if encoding == "base64":
-            text = stored.strip()
-            if b"-" in text or b"_" in text:
-                return urlsafe_b64decode(text + b"=" * (-len(text) % 4))
-            return b64decode(text, validate=True)
+            text = stored.strip().rstrip(b"=")
+            # the URL-safe alphabet is often written without padding, and need not show a "-" or "_"
+            alphabet = b"-_" if b"-" in text or b"_" in text else None
+            return b64decode(text + b"=" * (-len(text) % 4), alphabet, validate=True)
     except (ValueError, binascii.Error):
         raise KeyAccessError(
             f'key version "{version}" in {where} is not {encoding}',

@@ -37,14 +37,14 @@ async def add_fence(connection: Connection, table: Table, column: str, marker: s
                 await connection.execute(f"SET LOCAL lock_timeout = '{FENCE_LOCK_TIMEOUT_MS}ms'")
                 await connection.execute(f"{alter} ADD CONSTRAINT {quote(name)} CHECK ({check}) NOT VALID")
     except StoreError as exc:
-        raise _not_added(table, column, exc) from None
+        raise _not_added(table, column, exc, alter, name, check) from None
     try:
         with translated(table.relation):
             await connection.execute(f"{alter} VALIDATE CONSTRAINT {quote(name)}")
     except StoreError as exc:
         with translated(table.relation):
             await connection.execute(f"{alter} DROP CONSTRAINT IF EXISTS {quote(name)}")
-        raise _not_added(table, column, exc) from None
+        raise _not_added(table, column, exc, alter, name, check) from None
     return True
 
 
@@ -74,7 +74,7 @@ async def _fences(connection: Connection, table: Table, column: str) -> set[str]
     return {row["marker"].replace("''", "'") for row in rows if row["marker"] is not None}
 
 
-def _not_added(table: Table, column: str, exc: StoreError) -> StoreError:
+def _not_added(table: Table, column: str, exc: StoreError, alter: str, name: str, check: str) -> StoreError:
     if exc.sqlstate == "55P03":
         return FenceError(
             f'table "{table.name}": the fence on "{column}" waited {FENCE_LOCK_TIMEOUT_MS} ms for open '
@@ -91,8 +91,9 @@ def _not_added(table: Table, column: str, exc: StoreError) -> StoreError:
     if exc.sqlstate == "42501":
         return FenceError(
             f'table "{table.name}": only its owner may add a constraint',
-            hint="run verify --fence as the table's owner, or have the owner run what "
-            "rewrap verify --print-queries prints",
+            hint="run verify --fence as the table's owner, or have the owner run: "
+            f"{alter} ADD CONSTRAINT {quote(name)} CHECK ({check}) NOT VALID; "
+            f"{alter} VALIDATE CONSTRAINT {quote(name)};",
             sqlstate=exc.sqlstate,
         )
     return exc

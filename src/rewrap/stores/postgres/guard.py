@@ -67,8 +67,12 @@ class PostgresGuard:
                 async with connection.transaction():
                     # two first runs at once would both try to create it
                     await connection.execute("SELECT pg_advisory_xact_lock($1)", _CLAIM_LOCK)
-                    for statement in self.ddl():
-                        await connection.execute(statement)
+                    # even IF NOT EXISTS, making a schema needs a right on the database
+                    if not await connection.fetchval(
+                        "SELECT to_regnamespace($1) IS NOT NULL", quote(self._schema)
+                    ):
+                        await connection.execute(f"CREATE SCHEMA {quote(self._schema)}")
+                    await connection.execute(_TABLE.format(self.table))
         except StoreError as exc:
             if exc.sqlstate != "42501":
                 raise
@@ -79,23 +83,6 @@ class PostgresGuard:
                 "or name a schema the role owns in stores.*.guard_schema",
                 sqlstate=exc.sqlstate,
             ) from None
-
-    def ddl(self) -> list[str]:
-        """The statements that make the guard's table."""
-        return [
-            f"CREATE SCHEMA IF NOT EXISTS {quote(self._schema)}",
-            f"""CREATE TABLE IF NOT EXISTS {self.table} (
-                  relation text NOT NULL, shard int NOT NULL, run_id text NOT NULL,
-                  origin text NOT NULL, from_versions text NOT NULL, to_version text NOT NULL,
-                  sweep int NOT NULL, lower_key text, upper_key text, cursor_key text,
-                  done boolean NOT NULL DEFAULT false, row_count bigint NOT NULL DEFAULT 0,
-                  tally text NOT NULL DEFAULT '{{}}', seq bigint NOT NULL DEFAULT 0,
-                  fence bigint NOT NULL, owner text NOT NULL,
-                  owner_pid int NOT NULL, owner_started timestamptz,
-                  lease_until timestamptz NOT NULL, finished boolean NOT NULL DEFAULT false,
-                  updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-                  PRIMARY KEY (relation, shard)) WITH (fillfactor = 50)""",
-        ]
 
     async def claim(self, claim: Claim) -> dict[str, list[ShardLease]]:
         await self.create()
@@ -226,6 +213,20 @@ def _lease(row: Connection) -> ShardLease:
         seq=row["seq"],
     )
 
+
+_TABLE = """
+CREATE TABLE IF NOT EXISTS {} (
+    relation text NOT NULL, shard int NOT NULL, run_id text NOT NULL,
+    origin text NOT NULL, from_versions text NOT NULL, to_version text NOT NULL,
+    sweep int NOT NULL, lower_key text, upper_key text, cursor_key text,
+    done boolean NOT NULL DEFAULT false, row_count bigint NOT NULL DEFAULT 0,
+    tally text NOT NULL DEFAULT '{{}}', seq bigint NOT NULL DEFAULT 0,
+    fence bigint NOT NULL, owner text NOT NULL,
+    owner_pid int NOT NULL, owner_started timestamptz,
+    lease_until timestamptz NOT NULL, finished boolean NOT NULL DEFAULT false,
+    updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (relation, shard)) WITH (fillfactor = 50)
+"""
 
 # A killed process loses its session at once, so its lease need not run out first. A live session with an
 # expired lease is a frozen process: the raised fence stops it.
