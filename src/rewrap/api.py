@@ -99,9 +99,7 @@ async def _run(
         guard = PostgresGuard(store.address, job.store.guard_schema, identity)
 
         async def examine() -> Examined:
-            found = await _verified(
-                job, rotation.keyring, rotation.to_version, ledger, sink, environ, drain_s=0.0
-            )
+            found = await _verified(job, rotation.keyring, rotation.to_version, ledger, sink, environ)
             verdict = found.verdict
             return Examined(verdict.complete, tuple(verdict.reasons), found.values)
 

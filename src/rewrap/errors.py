@@ -4,6 +4,7 @@
     ├── UsageError              exit 2   the command line asks for something that cannot be
     ├── JobError                exit 2   the job file is wrong; names the TOML path
     ├── LedgerError             exit 2   the ledger belongs to something else, or is too new
+    │   └── LedgerUnavailable   exit 1   retry may help
     ├── StoreError              exit 1   the database refuses or does not answer
     │   ├── SchemaMismatch      exit 2   the table is not what the job says
     │   ├── UnsafeTarget        exit 2   the table cannot be rotated safely as it stands
@@ -44,6 +45,11 @@ class JobError(RewrapError):
 
 class LedgerError(RewrapError):
     exit_code = 2
+
+
+class LedgerUnavailable(LedgerError):
+    exit_code = 1
+    retryable = True
 
 
 class StoreError(RewrapError):

@@ -32,9 +32,10 @@ A value is None (SQL NULL), text, or `OversizeMark`: the store held it back for 
 
 @dataclass(frozen=True, slots=True)
 class OversizeMark:
-    """Stands in a row for a value too large for its page; `size` is its length in bytes."""
+    """Stands in a row for a value over the limit: its length in bytes, and its first characters."""
 
     size: int
+    head: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,16 @@ class SwapBatch:
             None if self.tokens is None else [self.tokens[i] for i in places],
         )
 
+    def only(self, column: str) -> SwapBatch:
+        """The same batch, restricted to one column."""
+        nothing: list[str | None] = [None] * len(self)
+        return SwapBatch(
+            self.keys,
+            {name: olds if name == column else nothing for name, olds in self.olds.items()},
+            {name: news if name == column else nothing for name, news in self.news.items()},
+            self.tokens,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -126,6 +137,10 @@ class ShardWriter(Protocol):
         """
         ...
 
+    async def table_locked(self) -> bool:
+        """Whether somebody holds, or waits for, a lock on the whole table that keeps writers out."""
+        ...
+
     async def unsettled(self, batch: SwapBatch) -> list[tuple[int, Row | None]]:
         """The rows of a batch that do not hold its new values now: (index, row or None when gone)."""
         ...
@@ -165,8 +180,8 @@ class Store(Protocol):
 
     async def activity(self, table: Table) -> Activity: ...
 
-    async def drain(self, table: Table, timeout_s: float) -> list[str]:
-        """Waits for every transaction that has written the table to end; names those that did not."""
+    async def drain(self, timeout_s: float) -> list[str]:
+        """Waits for every write transaction that is open now to end; names those that did not."""
         ...
 
     async def flush(self) -> str:

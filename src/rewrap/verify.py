@@ -30,7 +30,7 @@ class Census(Protocol):
 
     async def tables(self) -> list[Table]: ...
 
-    async def drain(self, table: Table, timeout_s: float) -> list[str]: ...
+    async def drain(self, timeout_s: float) -> list[str]: ...
 
     async def __aenter__(self) -> Census: ...
 
@@ -113,7 +113,11 @@ async def verify(
     others = [version for version in job.keys.versions if version != to_version]
     look = _Look(job, census, keyring, to_version, exceptions, tuple(left_versions or others))
     tables = await census.tables()
-    reasons = await look.open_writers(tables, job.limits.drain_s if drain_s is None else drain_s)
+    # an old value in an open transaction is in no snapshot, and in the table the moment after
+    reasons = [
+        f"{writer} has written something and not yet ended: it may still commit an old value"
+        for writer in await census.drain(job.limits.drain_s if drain_s is None else drain_s)
+    ]
     counted: list[FieldCount] = []
     async with census:
         values = {}
@@ -156,14 +160,6 @@ class _Look:
             version
             for version in self.left_versions
             if version not in self.keyring or self.keyring.get(version).secret == new
-        ]
-
-    async def open_writers(self, tables: Sequence[Table], patience_s: float) -> list[str]:
-        # an old value in an open transaction is in no snapshot, and in the table the moment after
-        return [
-            f"table {table.name}: {writer} has written and not yet ended"
-            for table in tables
-            for writer in await self.census.drain(table, patience_s)
         ]
 
     async def at(self, table: Table, column: str, layout: Layout, *, deep: bool) -> FieldCount:

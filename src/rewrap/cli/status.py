@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Annotated
 
 import anyio
@@ -26,9 +27,13 @@ from rewrap.cli.terminal import (
 )
 from rewrap.events import SCHEMA
 from rewrap.job import Job
-from rewrap.report import classes
+from rewrap.model import RunState
+from rewrap.report import classes, duration
 
 WATCH_S = 1.0
+
+SILENCE_S = 30.0
+"""A run writes to its ledger once a second; after this many without, status says so."""
 
 
 def status(
@@ -105,6 +110,7 @@ def _drawn(job: Job, found: api.Status | None) -> Group:
         f" — {', '.join(run.from_versions)} → {run.to_version}, begun {_shown(run.started_at)}, "
         f"last changed {_shown(run.updated_at)} by {run.state_by}",
     )
+    running = run.state == RunState.RUNNING
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("target", style="cyan")
     for name in ("sweep", "rows", "rows/s"):
@@ -122,11 +128,20 @@ def _drawn(job: Job, found: api.Status | None) -> Group:
             f"{entry.rows_done:,}/{max(entry.rows_done, entry.rows_estimated):,}"
             if entry.sweep == 1
             else f"{entry.rows_done:,}",
-            f"{entry.rows_per_s:,.0f}",
+            f"{entry.rows_per_s:,.0f}" if running else "",
             classes(total),
-            "done" if entry.done else entry.waiting_for,
+            "done" if entry.done else entry.waiting_for if running else "",
         )
     lines: list[Text | Table] = [head, table]
+    seen = max([run.updated_at, *(entry.updated_at for entry in found.progress)])
+    silent_s = (datetime.now(UTC) - datetime.fromisoformat(seen)).total_seconds()
+    if running and silent_s > SILENCE_S:
+        lines.append(
+            Text(
+                f"no sign of life for {duration(silent_s)}: if the process is gone, rewrap resume goes on",
+                style="yellow",
+            )
+        )
     if found.put_aside:
         lines.append(Text(f"put aside: {len(found.put_aside):,} (rewrap quarantine list)"))
     return Group(*lines)

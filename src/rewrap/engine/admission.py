@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rewrap.engine.compile import Rotation
 from rewrap.engine.course import Course
+from rewrap.engine.health import Place
 from rewrap.engine.options import RunOptions
 from rewrap.engine.proof import Proof, gather_proof, judge_sources, judge_target
 from rewrap.errors import KeyRefused, LedgerError, UsageError
@@ -53,7 +55,7 @@ class Admission:
         proof = await self._prove(tables, commitments, resumed=resumed)
         courses = await self._claim(tables, record, identity, resumed=resumed)
         await self.ledger.add_proof(
-            {commitments[v]: count for v, count in proof.opened.items() if v in commitments}
+            {_proof_name(commitments, place): count for place, count in proof.opened.items()}
         )
         self._say_started(record, tables, resumed=resumed)
         return Admitted(record.run_id, resumed, courses, proof)
@@ -121,10 +123,10 @@ class Admission:
         proof = await gather_proof(
             self.store, tables, versions, frozenset(rotation.from_versions), rotation.bind
         )
-        # a key that opened stored values once is the right one: what it fails on now is broken
-        proof.opened.update(
-            {v: count for v in versions if (count := await self.ledger.proof(commitments[v]))}
-        )
+        # a key that opened a column's values once is the right one: what it fails on now is broken
+        for place in list(proof.failed):
+            if not proof.opened[place]:
+                proof.opened[place] = await self.ledger.proof(_proof_name(commitments, place))
         judge_sources(proof, rotation.from_versions, rotation.keyring)
         judge_target(
             proof,
@@ -220,6 +222,13 @@ class Admission:
                 dry_run=False,
             )
         )
+
+
+def _proof_name(commitments: Mapping[str, str], place: Place) -> str:
+    """What the ledger calls a key that opened values of a column: a hash, and no name in it."""
+    relation, column, version = place
+    named = "\x00".join((commitments[version], relation, column))
+    return hashlib.sha256(named.encode()).hexdigest()
 
 
 def _check_commitments(latest: RunRecord, commitments: Mapping[str, str]) -> None:

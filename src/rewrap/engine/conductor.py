@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import anyio
 
@@ -30,6 +31,8 @@ from rewrap.events import Notice, Quarantined, RunEnded, SweepDone, SweepStarted
 from rewrap.interfaces import Guard, Scope, Sink, Store, SwapBatch
 from rewrap.ledgers.sql import Ledger
 from rewrap.model import Activity, Fault, Outcome, Reason, RunState, ShardLease, merge_tally
+
+T = TypeVar("T")
 
 PROGRESS_S = 1.0
 """Seconds between two progress events, and between two saves of progress to the ledger."""
@@ -86,8 +89,9 @@ class Conductor:
             self.rotation, self.store, self.guard, self.ledger, self.sink, self.options
         ).admit()
         self.run_id, self._courses = admitted.run_id, admitted.courses
-        self.health.opened(admitted.proof.opened)
-        state, void = RunState.FAILED, False
+        admitted.proof.feed(self.health)
+        state: RunState | None = RunState.FAILED
+        void = False
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._beat)
@@ -100,24 +104,32 @@ class Conductor:
         except BaseExceptionGroup as errors:
             first = first_of(errors)
             void = isinstance(first, KeyRefused)
+            if isinstance(first, LeaseLost):
+                # the run is another process's now, and so is its record
+                state = None
             raise first from None
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(10):
                 await self._end(state, void=void)
         return ended
 
-    async def _end(self, state: RunState, *, void: bool) -> None:
+    async def _end(self, state: RunState | None, *, void: bool) -> None:
         try:
             await self._note_seals()
             if void:
                 # it had the wrong key: what it put aside was no fault of the values
                 await self.ledger.withdraw(self.run_id)
                 await self.ledger.forget_progress(self.run_id)
-            await self.ledger.set_state(self.run_id, state)
-            await self.guard.release(finished=state.finished, void=void)
+            if state is not None:
+                await self.ledger.set_state(self.run_id, state)
+                await self.guard.release(finished=state.finished, void=void)
         except (StoreUnavailable, LedgerError):
             # the lease runs out by itself, and the run stays resumable
             pass
+
+    async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """The result of an idempotent step, tried again while the store or the ledger is away."""
+        return await until_reachable(attempt, self.limits.reconnect_s, _quiet)
 
     # sweeps
 
@@ -150,7 +162,7 @@ class Conductor:
                 await self._rehearse(course, admitted)
             first = saved.get((course.table.relation, 1))
             if first is None or course.fresh:
-                course.before = await self.store.activity(course.table)
+                course.before = await self._activity(course)
                 continue
             course.before = Activity(first.inserted_before, first.deleted_before)
             if course.leases[0].sweep > 1:
@@ -183,7 +195,9 @@ class Conductor:
         """One pass over the tables; False when it was stopped before its end."""
         for course in courses:
             if course.leases[0].sweep != sweep:
-                course.leases = await self.guard.begin_sweep(course.table.relation, sweep)
+                course.leases = await self._patiently(
+                    lambda course=course: self.guard.begin_sweep(course.table.relation, sweep)  # type: ignore[misc]  # mypy: default argument of a lambda
+                )
             course.begin(sweep)
         todo = [course for course in courses if not course.done]
         for course in courses:
@@ -261,9 +275,7 @@ class Conductor:
                 await self._rewind(course, lease)
 
     async def _rewind(self, course: Course, lease: ShardLease) -> None:
-        kept = await until_reachable(
-            lambda: self.guard.lease(lease.relation, lease.range.shard), self.limits.reconnect_s, _quiet
-        )
+        kept = await self._patiently(lambda: self.guard.lease(lease.relation, lease.range.shard))
         course.gauge.rows -= lease.rows - kept.rows
         lease.cursor, lease.rows, lease.tally, lease.seq = kept.cursor, kept.rows, kept.tally, kept.seq
         self._notice(
@@ -301,7 +313,9 @@ class Conductor:
 
     async def record(self, relation: str, faults: Sequence[Fault]) -> None:
         """Puts values aside in the ledger, before the checkpoint passes them (see `Quarantine`)."""
-        await self.ledger.record(self.run_id, self.rotation.to_version, relation, faults)
+        await self._patiently(
+            lambda: self.ledger.record(self.run_id, self.rotation.to_version, relation, faults)
+        )
         known = self._known.setdefault(relation, {})
         name = next(c.table.name for c in self._courses if c.table.relation == relation)
         for fault in faults:
@@ -309,13 +323,12 @@ class Conductor:
                 known[fault.field, fault.row_id] = fault.digest
                 self.sink(Quarantined(target=name, row=fault.row_id, field=fault.field, reason=fault.reason))
 
-    async def _drain(self) -> list[str]:
-        """Waits for the writers that were there; what did not end is said, and verify will see it."""
-        left = []
-        for course in self._courses:
-            for writer in await self.store.drain(course.table, self.limits.drain_s):
-                left.append(f"table {course.table.name}: {writer} has written and not yet ended")
-        return left
+    async def _activity(self, course: Course) -> Activity:
+        return await self._patiently(lambda: self.store.activity(course.table))
+
+    async def _drain(self) -> None:
+        """Waits for the writers that are there now, so that the next sweep sees what they leave."""
+        await self._patiently(lambda: self.store.drain(self.limits.drain_s))
 
     # the end
 
@@ -325,13 +338,12 @@ class Conductor:
         return self._ended(RunState.PAUSED, 4, started, 0, [reason])
 
     async def _conclude(self, started: float, sweeps: int, *, clean: bool) -> RunEnded:
-        open_writers = await self._drain()
-        await self.store.flush()
-        examined = await self.examine()
+        await self._patiently(self.store.flush)
+        examined = await self._patiently(self.examine)
         if not self.options.sweeps_only:
             for course in self._courses:
                 await self._close_account(course, examined.values[course.table.relation])
-        reasons = [*examined.reasons, *open_writers]
+        reasons = list(examined.reasons)
         if not clean:
             reasons += [
                 f"table {course.table.name} still receives values under "
@@ -346,7 +358,7 @@ class Conductor:
                 "whoever had the old key could write values that were resealed here as genuine, and can read "
                 "any copy of the old ones: authenticity since the compromise is not established",
             )
-        complete = examined.complete and clean and not open_writers
+        complete = examined.complete and clean
         state = RunState.COMPLETE if complete else RunState.INCOMPLETE
         return self._ended(state, 0 if complete else 3, started, sweeps, reasons)
 
@@ -355,7 +367,7 @@ class Conductor:
         fields = len(course.table.fields)
         account = Account(course.table.relation, fields, course.base, course.before)
         deadline = time.monotonic() + STATISTICS_DELAY_S
-        while not account.closes(counted, await self.store.activity(course.table)):
+        while not account.closes(counted, await self._activity(course)):
             if time.monotonic() > deadline:
                 break
             await anyio.sleep(0.5)
@@ -367,12 +379,12 @@ class Conductor:
             f"table {course.table.name}: verify counted {counted} values where {account.expected} were "
             "classified; reading it once more",
         )
-        before = await self.store.activity(course.table)
+        before = await self._activity(course)
         if not await self._sweep([course], course.sweep + 1, full=True):
             raise AccountingError(f"table {course.table.relation}: stopped while it was counted again")
-        counted = (await self.examine()).values[course.table.relation]
+        counted = (await self._patiently(self.examine)).values[course.table.relation]
         again = Account(course.table.relation, fields, course.recounted or {}, before)
-        if not again.closes(counted, await self.store.activity(course.table)):
+        if not again.closes(counted, await self._activity(course)):
             raise AccountingError(
                 f"table {course.table.relation}: {again.expected} values were classified, verify counts "
                 f"{counted}, and no inserts or deletes explain the difference",
@@ -412,7 +424,7 @@ class Conductor:
         while True:
             await anyio.sleep(pause)
             # a server that restarts may take a while; the fence keeps us honest until it is back
-            await until_reachable(self.guard.beat, self.limits.reconnect_s, _quiet)
+            await self._patiently(self.guard.beat)
 
     async def _watch(self) -> None:
         while True:
@@ -425,14 +437,16 @@ class Conductor:
             await self._note_seals()
 
     async def _save(self, courses: Sequence[Course]) -> None:
-        await self.ledger.save_progress(self.run_id, [course.record() for course in courses])
+        await self._patiently(
+            lambda: self.ledger.save_progress(self.run_id, [course.record() for course in courses])
+        )
 
     async def _note_seals(self) -> None:
         total = sum(course.sealed for course in self._courses)
         if total > self._sealed_noted:
             fingerprint = self.rotation.keyring.get(self.rotation.to_version).fingerprint
-            await self.ledger.add_sealed(fingerprint, total - self._sealed_noted)
-            self._sealed_noted = total
+            fresh, self._sealed_noted = total - self._sealed_noted, total
+            await self._patiently(lambda: self.ledger.add_sealed(fingerprint, fresh))
 
     def _notice(self, level: str, message: str) -> None:
         self.sink(Notice(level=level, message=message))

@@ -92,12 +92,12 @@ async def _prove(
             allow_unopenable=options.allow_unopenable_target,
         )
     except KeyRefused as exc:
-        if proof.failed[key.version] or options.to_fingerprint is not None:
+        if proof.count(key.version)[1] or options.to_fingerprint is not None:
             raise
         sink(Notice(level="warning", message=f"a run would stop here: {exc.message}", hint=exc.hint))
     limits = rotation.job.limits
     health = KeyHealth(limits.max_quarantine, limits.max_quarantine_share)
-    health.opened(proof.opened)
+    proof.feed(health)
     return health
 
 
@@ -130,8 +130,8 @@ async def _table(
                 for column, news in result.swap.news.items():
                     fresh = {Outcome.RESEALED: len(news) - news.count(None)}
                     merge_tally(tally, {column: {k.value: n for k, n in fresh.items()}})
-                health.opened(result.opened)
-                health.failed(result.faults)
+                health.opened(table.relation, result.opened)
+                health.failed(table.relation, result.faults)
             health.check()
             rows += len(page.rows)
             after = page.last

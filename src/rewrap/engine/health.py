@@ -12,45 +12,56 @@ from rewrap.model import Fault, Reason
 _KEY_REASONS = frozenset({Reason.UNOPENABLE, Reason.MALFORMED})
 
 FIRST_VALUES = 20
-"""If this many values of a version fail before one opens, the key is wrong, not the values."""
+"""If this many values of a column and version fail before one opens, the key or the AAD is wrong."""
+
+Place = tuple[str, str, str]
+"""(relation, column, version): a key may be right for one table, and another's AAD declared wrongly."""
 
 
 @dataclass(slots=True)
 class KeyHealth:
-    """Counts opened and failed values by version over a whole run, and says when to stop.
+    """Counts opened and failed values over a whole run, and says when to stop.
 
     `max_faults` and `max_share` are the job's limits: a number of values, and a share of those tried.
     """
 
     max_faults: int = 100
     max_share: float = 0.001
-    _opened: Counter[str] = field(default_factory=Counter)
-    _failed: Counter[str] = field(default_factory=Counter)
+    _opened: Counter[Place] = field(default_factory=Counter)
+    _failed: Counter[Place] = field(default_factory=Counter)
 
-    def opened(self, counts: Mapping[str, int]) -> None:
-        self._opened.update(counts)
+    def opened(self, relation: str, counts: Mapping[tuple[str, str], int]) -> None:
+        """Notes values that opened, by column and version."""
+        for (column, version), count in counts.items():
+            self._opened[relation, column, version] += count
 
-    def failed(self, faults: Iterable[Fault]) -> None:
+    def failed(self, relation: str, faults: Iterable[Fault]) -> None:
         """Notes faults; only those that a key has a part in count."""
-        self._failed.update(
-            fault.version for fault in faults if fault.version is not None and fault.reason in _KEY_REASONS
-        )
+        for fault in faults:
+            if fault.version is not None and fault.reason in _KEY_REASONS:
+                self._failed[relation, fault.field, fault.version] += 1
 
     def check(self) -> None:
         """Raises KeyRefused when what failed so far speaks against a key. Call before quarantining."""
-        for version, failed in self._failed.items():
-            opened = self._opened[version]
-            if opened == 0 and failed >= FIRST_VALUES:
+        for (relation, column, version), failed in self._failed.items():
+            if self._opened[relation, column, version] == 0 and failed >= FIRST_VALUES:
                 raise KeyRefused(
-                    f'key version "{version}" opens none of the first {failed} values marked with it',
-                    hint="check that the variable or file holds the key the application used; "
-                    "nothing was quarantined",
+                    f'key version "{version}" opens none of the first {failed} values marked with it in '
+                    f"{relation}.{column}",
+                    hint="check that the variable or file holds the key the application used, and the "
+                    "layout's aad; what this run had quarantined was withdrawn",
                 )
-            allowed = max(self.max_faults, int(self.max_share * (opened + failed)))
-            if failed > allowed:
-                raise KeyRefused(
-                    f'key version "{version}" fails on {failed} of {opened + failed} values, '
-                    f"more than the {allowed} that limits.max_quarantine allows",
-                    hint="check the key and the layout's aad; if the values are really broken, raise "
-                    "limits.max_quarantine; what this run had quarantined was withdrawn",
-                )
+        for version in {place[2] for place in self._failed}:
+            self._check_share(version)
+
+    def _check_share(self, version: str) -> None:
+        opened = sum(count for place, count in self._opened.items() if place[2] == version)
+        failed = sum(count for place, count in self._failed.items() if place[2] == version)
+        allowed = max(self.max_faults, int(self.max_share * (opened + failed)))
+        if failed > allowed:
+            raise KeyRefused(
+                f'key version "{version}" fails on {failed} of {opened + failed} values, '
+                f"more than the {allowed} that limits.max_quarantine allows",
+                hint="check the key and the layout's aad; if the values are really broken, raise "
+                "limits.max_quarantine; what this run had quarantined was withdrawn",
+            )

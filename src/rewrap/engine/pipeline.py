@@ -237,8 +237,8 @@ async def _put_aside(task: ShardTask, settled: Settled) -> None:
         # a later sweep meets again what an earlier one counted
         for fault in known:
             settled.tally[fault.field][Outcome.QUARANTINED] -= 1
-    task.health.opened(settled.opened)
-    task.health.failed(new)
+    task.health.opened(task.table.relation, settled.opened)
+    task.health.failed(task.table.relation, new)
     task.health.check()
     if new:
         await task.quarantine.record(task.table.relation, new)

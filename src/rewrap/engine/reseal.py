@@ -36,7 +36,7 @@ class Resealed:
     tally: Tally
     faults: list[Fault]
     large: list[Any]
-    opened: Counter[str]
+    opened: Counter[tuple[str, str]]
 
 
 @dataclass(slots=True)
@@ -47,7 +47,7 @@ class Judged:
     olds: list[str]
     news: list[str]
     counts: Counter[str] = field(default_factory=Counter)
-    opened: Counter[str] = field(default_factory=Counter)
+    opened: Counter[tuple[str, str]] = field(default_factory=Counter)
     faults: list[Fault] = field(default_factory=list)
 
 
@@ -102,7 +102,7 @@ class FieldReseal:
             plain = source.open_values(olds, bound)
         except OPEN_FAILURES:
             places, olds, bound, plain = self._one_by_one(source, places, olds, bound, row_ids, out)
-        out.opened[source.version] += len(plain)
+        out.opened[self.column, source.version] += len(plain)
         if not plain:
             return
         out.news += self._seal(plain, bound)
@@ -150,13 +150,23 @@ class FieldReseal:
         if value is None:
             out.counts[Outcome.NULL] += 1
         elif isinstance(value, OversizeMark):
-            self._fault(out, row_id, f"{value.size} bytes", Reason.TOO_LARGE, None)
+            self._classify_oversize(value, row_id, out)
         elif value.startswith(self.target.prefix):
             out.counts[Outcome.CURRENT] += 1
         elif self.layout.version_of(value) is not None:
             out.counts[Outcome.OTHER_VERSION] += 1
         else:
             self._classify_unmarked(place, value, aad, row_id, out)
+
+    def _classify_oversize(self, value: OversizeMark, row_id: Any, out: Judged) -> None:
+        """By its marker alone: only what would have to be resealed is too large."""
+        version = self.layout.version_of(value.head)
+        if version == self.target.version:
+            out.counts[Outcome.CURRENT] += 1
+        elif any(version == source.version for source in self.sources):
+            self._fault(out, row_id, f"{value.size} bytes", Reason.TOO_LARGE, None)
+        else:
+            out.counts[Outcome.PLAINTEXT if version is None else Outcome.OTHER_VERSION] += 1
 
     def _classify_unmarked(self, place: int, value: str, aad: bytes | None, row_id: Any, out: Judged) -> None:
         opened: list[tuple[BoundLayout, bytes]] = []

@@ -14,7 +14,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from rewrap.errors import StoreUnavailable
+from rewrap.errors import LedgerUnavailable, StoreUnavailable
 
 T = TypeVar("T")
 
@@ -38,16 +38,16 @@ MAX_LOSSES = 3
 async def until_reachable(
     attempt: Callable[[], Awaitable[T]], patience_s: float, waiting: Callable[[], None]
 ) -> T:
-    """The result of `attempt`, tried again while the store cannot be reached, for `patience_s` seconds.
+    """The result of `attempt`, tried again while store or ledger cannot be reached, for `patience_s` seconds.
 
-    `waiting` is called before each pause. The last StoreUnavailable is raised when patience ends.
+    `waiting` is called before each pause. The last error is raised when patience ends.
     """
 
     def before_pause(state: RetryCallState) -> None:
         waiting()
 
     async for trial in AsyncRetrying(
-        retry=retry_if_exception_type(StoreUnavailable),
+        retry=retry_if_exception_type((StoreUnavailable, LedgerUnavailable)),
         wait=wait_random_exponential(multiplier=RECONNECT_FIRST_S, max=RECONNECT_MAX_S),
         stop=stop_after_delay(patience_s),
         before_sleep=before_pause,

@@ -33,18 +33,24 @@ class Interrupted(Exception):
     """The run was told to stop while a batch could not be written; nothing of it is settled."""
 
 
+_CIRCUMSTANCES = frozenset(
+    {"08", "0A", "25", "26", "28", "3D", "3F", "40", "42", "53", "55", "57", "58", "F0", "XX"}
+)
+"""SQLSTATE classes that speak of connections, privileges, names, locks and resources, not of a value."""
+
+
 def refuses_value(sqlstate: str) -> bool:
-    """Whether the database refused what was written: data, constraint or trigger, not circumstances."""
-    return sqlstate[:2] in ("22", "23") or sqlstate in ("P0001", "54000", "44000")
+    """Whether the database refused what was written: data, a constraint, or whatever a trigger raises."""
+    return sqlstate != "" and sqlstate[:2] not in _CIRCUMSTANCES
 
 
 @dataclass(slots=True)
 class Settled:
-    """The outcomes of a batch; `opened` counts values opened again after a lost swap, by version."""
+    """The outcomes of a batch; `opened` counts values opened again, by column and version."""
 
     tally: Tally = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
-    opened: Counter[str] = field(default_factory=Counter)
+    opened: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def add(self, column: str, outcome: Outcome, count: int = 1) -> None:
         self.tally.setdefault(column, Counter())[outcome] += count
@@ -78,35 +84,35 @@ class Settler:
         self._stopping = stopping
         self._sleep = sleep
 
-    async def settle(self, batch: SwapBatch, checkpoint: Checkpoint) -> Settled:
+    async def settle(self, batch: SwapBatch, checkpoint: Checkpoint, *, skip_locked: bool = False) -> Settled:
         """Every value of the batch with its final outcome; faults are not yet recorded anywhere."""
         done = Settled()
         losses = disconnects = 0
-        skip_locked = False
         while len(batch):
             try:
                 written = await self._writer.swap(self._lease, batch, checkpoint, skip_locked=skip_locked)
                 if written == len(batch):
                     self._count_swapped(batch, range(len(batch)), done)
                     return done
-                lost = await self._writer.unsettled(batch)
+                lost = await self._landed(batch)
             except StoreUnavailable:
                 disconnects += 1
                 await self._reconnect()
                 if disconnects >= _DISCONNECTS_BEFORE_HALVING:
                     # the same batch broke two connections: one of its values may be what breaks them
-                    done.absorb(await self._halve(batch, checkpoint))
-                    return done
+                    return await self._halve(batch, checkpoint, done)
                 lost = await self._landed(batch)
                 losses -= 1
             except StoreError as exc:
-                if refuses_value(exc.sqlstate):
-                    done.absorb(await self._halve(batch, checkpoint))
-                    return done
-                if exc.sqlstate == LOCKED and skip_locked:
-                    # no row is waited for any more: somebody holds the whole table (an index build)
+                if exc.sqlstate == LOCKED and await self._table_locked():
+                    # an index build or the like: no value is at fault, and none is put off for it
                     await self._wait_for_table()
                     continue
+                if exc.sqlstate == LOCKED and skip_locked and len(batch) > 1:
+                    # no row of the table is waited for any more: a trigger of one of them waits elsewhere
+                    return await self._halve(batch, checkpoint, done, skip_locked=True)
+                if refuses_value(exc.sqlstate):
+                    return await self._halve(batch, checkpoint, done)
                 if exc.sqlstate == LOCKED:
                     skip_locked = True
                     self._say("row locks")
@@ -122,6 +128,11 @@ class Settler:
                 await self._sleep(CONTENTION_PAUSES_S[min(losses, len(CONTENTION_PAUSES_S)) - 1])
         return done
 
+    async def _table_locked(self) -> bool:
+        return await until_reachable(
+            self._writer.table_locked, self._patience_s, lambda: self._say("reconnecting")
+        )
+
     async def _wait_for_table(self) -> None:
         self._say(TABLE_LOCKED)
         if self._stopping():
@@ -129,11 +140,18 @@ class Settler:
         await self._sleep(TABLE_LOCK_PAUSE_S)
 
     async def _landed(self, batch: SwapBatch) -> list[tuple[int, Row | None]]:
-        return await until_reachable(
-            lambda: self._writer.unsettled(batch),
-            self._patience_s,
-            lambda: self._say("reconnecting"),
-        )
+        """What of a batch has not landed, however long it takes to be told."""
+        while True:
+            try:
+                return await until_reachable(
+                    lambda: self._writer.unsettled(batch),
+                    self._patience_s,
+                    lambda: self._say("reconnecting"),
+                )
+            except StoreError as exc:
+                if exc.sqlstate != LOCKED:
+                    raise
+            await self._wait_for_table()
 
     async def _reconnect(self) -> None:
         self._say("reconnecting")
@@ -141,23 +159,26 @@ class Settler:
             lambda: self._writer.reconnect(self._lease), self._patience_s, lambda: self._say("reconnecting")
         )
 
-    async def _halve(self, batch: SwapBatch, checkpoint: Checkpoint) -> Settled:
-        if len(batch) == 1:
-            done = Settled()
-            # it may have been the acknowledgement that failed, not the write
-            lost = await self._landed(batch)
-            if not lost:
-                self._count_swapped(batch, [0], done)
-                return done
-            for column, news in batch.news.items():
-                old = batch.olds[column][0]
-                if news[0] is not None and old is not None:
-                    self._put_off(batch, 0, column, Reason.REJECTED, done)
+    async def _halve(
+        self, batch: SwapBatch, checkpoint: Checkpoint, done: Settled, *, skip_locked: bool = False
+    ) -> Settled:
+        """Settles a batch in two parts, down to the one value that the database refuses."""
+        parts = _halves(batch)
+        if parts is None:
+            await self._reject(batch, done)
             return done
-        middle = len(batch) // 2
-        done = await self.settle(batch.part(range(middle)), checkpoint)
-        done.absorb(await self.settle(batch.part(range(middle, len(batch))), checkpoint))
+        for part in parts:
+            done.absorb(await self.settle(part, checkpoint, skip_locked=skip_locked))
         return done
+
+    async def _reject(self, batch: SwapBatch, done: Settled) -> None:
+        # it may have been the acknowledgement that failed, not the write
+        if not await self._landed(batch):
+            self._count_swapped(batch, [0], done)
+            return
+        for column, news in batch.news.items():
+            if news[0] is not None:
+                self._put_off(batch, 0, column, Reason.REJECTED, done)
 
     async def _judge_again(
         self, batch: SwapBatch, lost: list[tuple[int, Row | None]], done: Settled
@@ -214,6 +235,17 @@ class Settler:
                 count = sum(1 for place in places if news[place] is not None)
             if count:
                 done.add(column, Outcome.RESEALED, count)
+
+
+def _halves(batch: SwapBatch) -> list[SwapBatch] | None:
+    """A batch in two: by rows, or the columns of one row; None when it is a single value."""
+    if len(batch) > 1:
+        middle = len(batch) // 2
+        return [batch.part(range(middle)), batch.part(range(middle, len(batch)))]
+    written = [column for column, news in batch.news.items() if news[0] is not None]
+    if len(written) == 1:
+        return None
+    return [batch.only(column) for column in written]
 
 
 def _concatenated(parts: list[SwapBatch], like: SwapBatch) -> SwapBatch:

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from rewrap.errors import LedgerError, UsageError
+from rewrap.stores.postgres.connection import address_of, connect
 
 LEDGER_VARIABLE = "REWRAP_LEDGER_URL"
 
@@ -31,11 +32,14 @@ def postgres_engine(url: str) -> AsyncEngine:
             f"{LEDGER_VARIABLE} is not a Postgres URL",
             hint="write postgresql://user@host:port/database, or unset it for a file beside the job",
         )
+    address = address_of(f"{scheme}://{rest}")
     return create_async_engine(
-        f"postgresql+asyncpg://{rest}",
+        "postgresql+asyncpg://",
+        # the same reading of URLs as the stores': sslmode, sockets, framework parameters
+        async_creator=lambda: connect(address, application_name="rewrap ledger"),
         hide_parameters=True,
         pool_size=2,
-        connect_args={"server_settings": {"application_name": "rewrap ledger"}},
+        pool_pre_ping=True,
     )
 
 

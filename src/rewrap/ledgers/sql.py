@@ -19,7 +19,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from rewrap.errors import LedgerError
+from rewrap.errors import LedgerError, LedgerUnavailable, StoreError
 from rewrap.ledgers.place import (
     LEDGER_VARIABLE,
     ledger_path,
@@ -134,20 +134,27 @@ class Ledger:
             prepare_file(path)
             ledger = cls(sqlite_engine(path), job_name, str(path))
         try:
-            await ledger._check(create=create, shared=bool(url))
+            there = await ledger._check(create=create, shared=bool(url))
         except BaseException:
             await ledger.close()
             raise
+        if not there:
+            await ledger.close()
+            return None
         return ledger
 
-    async def _check(self, *, create: bool, shared: bool) -> None:
+    async def _check(self, *, create: bool, shared: bool) -> bool:
+        """Whether the ledger is there, and fit to be used; makes it if it is to."""
         with self._translated():
             async with self._engine.begin() as connection:
                 names = await connection.run_sync(lambda c: sa.inspect(c).get_table_names())
                 if meta.name not in names:
                     if not create:
-                        return
+                        return False
+                    await self._lock_creation(connection)
                     await connection.run_sync(metadata.create_all)
+                    if await connection.scalar(sa.select(sa.func.count()).select_from(meta)):
+                        return True
                     await connection.execute(
                         meta.insert(),
                         [
@@ -155,7 +162,7 @@ class Ledger:
                             {"name": "job", "value": "" if shared else self.job},
                         ],
                     )
-                    return
+                    return True
                 rows = await connection.execute(sa.select(meta.c.name, meta.c.value))
                 found = {row.name: row.value for row in rows}
         if int(found.get("schema", "0")) > SCHEMA_NUMBER:
@@ -169,6 +176,14 @@ class Ledger:
                 f'ledger {self.shown} belongs to job "{found.get("job")}", not "{self.job}"',
                 hint="keep each job's ledger beside it, or set " + LEDGER_VARIABLE,
             )
+        return True
+
+    async def _lock_creation(self, connection: AsyncConnection) -> None:
+        """Two first runs at once must not both make the tables."""
+        if self._engine.dialect.name == "postgresql":
+            await connection.execute(sa.text("SELECT pg_advisory_xact_lock(7310027849561)"))
+        else:
+            await connection.execute(sa.text("BEGIN IMMEDIATE"))
 
     async def close(self) -> None:
         await self._engine.dispose()
@@ -178,16 +193,26 @@ class Ledger:
         try:
             yield
         except sa.exc.DBAPIError as exc:
+            if exc.connection_invalidated or getattr(exc.orig, "sqlstate", "")[:2] in ("08", "57"):
+                raise self._unavailable("the connection was lost") from None
             raise LedgerError(
                 f"ledger {self.shown} cannot be used ({type(exc.orig).__name__})",
                 hint="check that it is a rewrap ledger, that it can be written, and that the disk "
                 "is not full",
             ) from None
-        except OSError as exc:
-            raise LedgerError(
-                f"ledger {self.shown} cannot be reached: {exc.strerror or 'no answer'}",
-                hint=f"check {LEDGER_VARIABLE} and the server",
-            ) from None
+        except StoreError as exc:
+            if exc.retryable:
+                raise self._unavailable("no answer") from None
+            raise LedgerError(f"ledger {self.shown}: {exc.message}", hint=exc.hint) from None
+        except (OSError, TimeoutError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) else None
+            raise self._unavailable(reason or "no answer") from None
+
+    def _unavailable(self, reason: str) -> LedgerUnavailable:
+        return LedgerUnavailable(
+            f"ledger {self.shown} cannot be reached: {reason}",
+            hint=f"check {LEDGER_VARIABLE} and the server; rewrap resume goes on",
+        )
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[AsyncConnection]:
@@ -372,20 +397,18 @@ class Ledger:
 
     # keys
 
-    async def proof(self, commitment: str) -> int:
+    async def proof(self, name: str) -> int:
         """How many stored values a key is known to have opened."""
         async with self._transaction() as connection:
-            found = await connection.scalar(
-                sa.select(proofs.c.opened).where(proofs.c.commitment == commitment)
-            )
+            found = await connection.scalar(sa.select(proofs.c.opened).where(proofs.c.name == name))
         return int(found or 0)
 
     async def add_proof(self, opened: Mapping[str, int]) -> None:
-        """Remembers that keys (by commitment) have opened stored values."""
+        """Remembers that keys (by name) have opened stored values."""
         async with self._transaction() as connection:
-            for commitment, count in opened.items():
-                await connection.execute(proofs.delete().where(proofs.c.commitment == commitment))
-                await connection.execute(proofs.insert().values(commitment=commitment, opened=count))
+            for name, count in opened.items():
+                await connection.execute(proofs.delete().where(proofs.c.name == name))
+                await connection.execute(proofs.insert().values(name=name, opened=count))
 
     async def sealed(self, fingerprint: str) -> int:
         """How many values this ledger has seen sealed under a key."""

@@ -74,8 +74,8 @@ exceptions = sa.Table(
 proofs = sa.Table(
     "rewrap_proof",
     metadata,
-    # how many stored values a key has opened, by the key's commitment
-    sa.Column("commitment", sa.String(64), primary_key=True),
+    # how many stored values of a column a key has opened, by a hash of the key's commitment and the column
+    sa.Column("name", sa.String(64), primary_key=True),
     sa.Column("opened", sa.BigInteger, nullable=False),
 )
 

@@ -20,6 +20,8 @@ from rewrap.stores.postgres.statements import literal
 _FETCH_ROWS = 200
 """Rows a server-side cursor hands over at a time."""
 
+_SMALL_BYTES = 32 * 1024
+
 _VALUE_BYTES_MAX = 64 * 2**20
 
 
@@ -46,9 +48,9 @@ class PostgresCensus:
             (await survey(connection, self._job, target, writing=False)).table for target in self._job.targets
         ]
 
-    async def drain(self, table: Table, timeout_s: float) -> list[str]:
-        """Waits for the transactions that have written the table; describes those that did not end."""
-        return await drain(await self._connected(), table.oid, table.relation, timeout_s)
+    async def drain(self, timeout_s: float) -> list[str]:
+        """Waits for the write transactions that are open; describes those that did not end."""
+        return await drain(await self._connected(), "verify", timeout_s)
 
     async def __aenter__(self) -> PostgresCensus:
         connection = await self._connected()
@@ -98,14 +100,19 @@ class PostgresCensus:
             yield page
 
     async def _pages(self, table: Table, column: str, condition: str) -> AsyncIterator[list[Any]]:
+        """Small values many at a time, large ones one by one: a page is never more than a few MiB."""
         connection = await self._connected()
-        columns = [quote(table.key), quote(column)]
-        columns += [f"{quote(name)}::text" for name in table.aad_columns]
-        statement = f"SELECT {', '.join(columns)} FROM {table.relation} WHERE {condition}"
-        with translated(table.relation):
-            cursor = await connection.cursor(statement)
-            while page := await cursor.fetch(_FETCH_ROWS):
-                yield page
+        quoted = quote(column)
+        columns = [quote(table.key), quoted, *(f"{quote(name)}::text" for name in table.aad_columns)]
+        for size, rows in ((f"<= {_SMALL_BYTES:d}", _FETCH_ROWS), (f"> {_SMALL_BYTES:d}", 1)):
+            statement = (
+                f"SELECT {', '.join(columns)} FROM {table.relation} "
+                f"WHERE {condition} AND octet_length({quoted}) {size}"
+            )
+            with translated(table.relation):
+                cursor = await connection.cursor(statement)
+                while page := await cursor.fetch(rows):
+                    yield page
 
     async def value(self, table: Table, column: str, row_id: str) -> StoredValue | None:
         """What a column of one row holds; None when the row is gone. A very large value stays there."""

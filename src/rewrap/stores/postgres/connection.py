@@ -74,6 +74,12 @@ def address_of(url: str, password: str | None = None) -> Address:
             f'the store\'s url has the scheme "{scheme[:20]}", not postgresql',
             hint="write postgresql://user@host:port/database",
         )
+    if "@" in parts.path + parts.query + parts.fragment or (parts.fragment and "@" in url):
+        # the password holds a character that ends it early: what follows would be shown as a path
+        raise StoreError(
+            "the store's url cannot be read: its password holds a character that must be escaped",
+            hint="write / ? # and @ in a password as %2F %3F %23 and %40, or use stores.*.password",
+        )
     kept = [
         (name, value)
         for name, value in parse_qsl(parts.query, keep_blank_values=True)

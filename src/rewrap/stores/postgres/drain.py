@@ -11,17 +11,18 @@ from rewrap.stores.postgres.connection import Connection, translated
 _POLL_S = 0.05
 
 
-async def drain(connection: Connection, oid: int, subject: str, timeout_s: float) -> list[str]:
-    """Waits until every transaction that has written the table by now has ended.
+async def drain(connection: Connection, subject: str, timeout_s: float) -> list[str]:
+    """Waits until every transaction that is writing in this database now has ended.
 
-    A transaction holds its lock on the table until it commits or rolls back, a prepared one even across a
-    restart. Returns the ones that were still open after `timeout_s` seconds, described for people.
+    A transaction that has written anything holds a lock on its own id until it commits or rolls back, a
+    prepared one even across a restart; what it writes next is not known, so its table does not matter.
+    Returns the ones that were still open after `timeout_s` seconds, described for people.
     """
     deadline = time.monotonic() + timeout_s
     with translated(subject):
-        waiting = {row["tx"]: row["shown"] for row in await connection.fetch(_WRITERS, oid)}
+        waiting = {row["tx"]: row["shown"] for row in await connection.fetch(_WRITERS)}
         while waiting:
-            now = {row["tx"] for row in await connection.fetch(_WRITERS, oid)}
+            now = {row["tx"] for row in await connection.fetch(_WRITERS)}
             waiting = {tx: shown for tx, shown in waiting.items() if tx in now}
             if not waiting or time.monotonic() >= deadline:
                 break
@@ -29,14 +30,16 @@ async def drain(connection: Connection, oid: int, subject: str, timeout_s: float
     return sorted(waiting.values())
 
 
+# rewrap's own sessions are not asked about: they write new values only
 _WRITERS = """
-SELECT l.virtualtransaction AS tx,
-       CASE WHEN l.pid IS NULL THEN 'a prepared transaction (see pg_prepared_xacts)'
-            ELSE format('pid %s (%s)', l.pid, coalesce(nullif(a.application_name, ''), 'no name')) END
-         AS shown
-  FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
- WHERE l.locktype = 'relation' AND l.relation = $1::int8::oid AND l.granted
-   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-   AND l.mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
-   AND (l.pid IS NULL OR l.pid <> pg_backend_pid())
+SELECT l.virtualtransaction || ' ' || l.transactionid AS tx,
+       format('pid %s (%s)', l.pid, coalesce(nullif(a.application_name, ''), 'no name')) AS shown
+  FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+ WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted
+   AND l.pid <> pg_backend_pid() AND a.datname = current_database()
+   AND a.application_name NOT IN ('rewrap', 'rewrap writer', 'rewrap guard', 'rewrap ledger')
+   AND coalesce(a.backend_type, '') <> 'autovacuum worker'
+UNION ALL
+SELECT gid, format('prepared transaction "%s"', gid) FROM pg_prepared_xacts
+ WHERE database = current_database()
 """

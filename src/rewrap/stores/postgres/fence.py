@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from rewrap.errors import FenceError, StoreError, UnsafeTarget
 from rewrap.model import Table
 from rewrap.stores.postgres.connection import Connection, translated
@@ -15,8 +17,12 @@ _NAME_BYTES_MAX = 63
 
 
 def fence_name(column: str) -> str:
-    """The constraint's name: `rewrap_fence_` and the column's, cut to Postgres' limit."""
-    return f"rewrap_fence_{column}".encode()[:_NAME_BYTES_MAX].decode(errors="ignore")
+    """The constraint's name: `rewrap_fence_` and the column's, shortened by a hash where it is too long."""
+    name = f"rewrap_fence_{column}"
+    if len(name.encode()) <= _NAME_BYTES_MAX:
+        return name
+    short = hashlib.sha256(column.encode()).hexdigest()[:12]
+    return f"{name.encode()[: _NAME_BYTES_MAX - 13].decode(errors='ignore')}_{short}"
 
 
 async def add_fence(connection: Connection, table: Table, column: str, marker: str) -> bool:
@@ -27,17 +33,22 @@ async def add_fence(connection: Connection, table: Table, column: str, marker: s
     away again.
     """
     name = fence_name(column)
-    if marker in await _fences(connection, table, column):
+    there = await _fences(connection, table, column)
+    if there.get(marker):
         return False
     alter = f"ALTER TABLE {table.relation}"
     check = f"{quote(column)} IS NULL OR starts_with({quote(column)}, {literal(marker)})"
-    try:
-        with translated(table.relation):
-            async with connection.transaction():
-                await connection.execute(f"SET LOCAL lock_timeout = '{FENCE_LOCK_TIMEOUT_MS}ms'")
-                await connection.execute(f"{alter} ADD CONSTRAINT {quote(name)} CHECK ({check}) NOT VALID")
-    except StoreError as exc:
-        raise _not_added(table, column, exc, alter, name, check) from None
+    # one that was added and not validated, by a process killed in between, is only validated now
+    if marker not in there:
+        try:
+            with translated(table.relation):
+                async with connection.transaction():
+                    await connection.execute(f"SET LOCAL lock_timeout = '{FENCE_LOCK_TIMEOUT_MS}ms'")
+                    await connection.execute(
+                        f"{alter} ADD CONSTRAINT {quote(name)} CHECK ({check}) NOT VALID"
+                    )
+        except StoreError as exc:
+            raise _not_added(table, column, exc, alter, name, check) from None
     try:
         with translated(table.relation):
             await connection.execute(f"{alter} VALIDATE CONSTRAINT {quote(name)}")
@@ -51,7 +62,7 @@ async def add_fence(connection: Connection, table: Table, column: str, marker: s
 async def refuse_fenced(connection: Connection, table: Table, markers: dict[str, str]) -> None:
     """Raises UnsafeTarget when a fence of an earlier rotation would refuse values under `markers`."""
     for column, marker in markers.items():
-        if await _fences(connection, table, column) - {marker}:
+        if set(await _fences(connection, table, column)) - {marker}:
             name = quote(fence_name(column))
             raise UnsafeTarget(
                 f'table "{table.name}": the fence of an earlier rotation on column "{column}" refuses '
@@ -61,17 +72,20 @@ async def refuse_fenced(connection: Connection, table: Table, markers: dict[str,
             )
 
 
-async def _fences(connection: Connection, table: Table, column: str) -> set[str]:
-    """The markers that fences on a column admit (at most one)."""
+async def _fences(connection: Connection, table: Table, column: str) -> dict[str, bool]:
+    """The markers that fences on a column admit, and whether each was validated."""
     with translated(table.relation):
         rows = await connection.fetch(
-            """SELECT substring(pg_get_constraintdef(oid) from $3) AS marker FROM pg_constraint
-                WHERE conrelid = $1::int8::oid AND conname = $2 AND contype = 'c' AND convalidated""",
+            """SELECT substring(pg_get_constraintdef(c.oid) from $3) AS marker, c.convalidated
+                 FROM pg_constraint c JOIN pg_attribute a
+                   ON a.attrelid = c.conrelid AND c.conkey = ARRAY[a.attnum]
+                WHERE c.conrelid = $1::int8::oid AND a.attname = $2 AND c.contype = 'c'
+                  AND starts_with(c.conname::text, 'rewrap_fence_')""",
             table.oid,
-            fence_name(column),
+            column,
             r"starts_with\(.*, '((?:[^']|'')*)'",
         )
-    return {row["marker"].replace("''", "'") for row in rows if row["marker"] is not None}
+    return {row["marker"].replace("''", "'"): row["convalidated"] for row in rows if row["marker"]}
 
 
 def _not_added(table: Table, column: str, exc: StoreError, alter: str, name: str, check: str) -> StoreError:

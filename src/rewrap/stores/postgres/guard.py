@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
+
+import anyio
 
 from rewrap.errors import LeaseHeld, LeaseLost, StoreError, UsageError
 from rewrap.interfaces import Claim
@@ -38,6 +42,8 @@ class PostgresGuard:
         self.table = f"{quote(schema)}.shard"
         self._identity = identity
         self._connection: Connection | None = None
+        # beats come beside everything else, and a connection does one thing at a time
+        self._turn = anyio.Lock()
         self._claim: Claim | None = None
         self._shards = 0
 
@@ -49,6 +55,13 @@ class PostgresGuard:
         if self._connection is None or self._connection.is_closed():
             self._connection = await connect(self._address, application_name="rewrap guard")
         return self._connection
+
+    @asynccontextmanager
+    async def _connected_alone(self) -> AsyncIterator[Connection]:
+        async with self._turn:
+            connection = await self._connected()
+            with translated(self._subject):
+                yield connection
 
     async def exists(self) -> bool:
         """Whether the guard's table is there; looks, and changes nothing."""
@@ -92,10 +105,14 @@ class PostgresGuard:
             async with connection.transaction():
                 await connection.execute("SET LOCAL lock_timeout = '10s'")
                 await connection.execute("SELECT pg_advisory_xact_lock($1)", _CLAIM_LOCK)
+                began = await connection.fetchval(
+                    "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8"
+                )
                 for relation, ranges in claim.ranges.items():
                     held = await connection.fetch(_HELD.format(self.table), relation)
                     keep = self._may_take(relation, held, claim)
-                    fence = 1 + max((row["fence"] for row in held), default=0)
+                    # from the clock where there is no older one: a fence is never used twice
+                    fence = 1 + max([row["fence"] for row in held], default=began)
                     if not keep:
                         await connection.execute(f"DELETE FROM {self.table} WHERE relation = $1", relation)
                         await connection.executemany(
@@ -146,8 +163,7 @@ class PostgresGuard:
 
     async def begin_sweep(self, relation: str, sweep: int) -> list[ShardLease]:
         assert self._claim is not None
-        connection = await self._connected()
-        with translated(self._subject):
+        async with self._connected_alone() as connection:
             rows = await connection.fetch(_SWEEP.format(self.table), relation, self._claim.owner, sweep)
         if not rows:
             raise self._lost()
@@ -155,8 +171,7 @@ class PostgresGuard:
 
     async def lease(self, relation: str, shard: int) -> ShardLease:
         assert self._claim is not None
-        connection = await self._connected()
-        with translated(self._subject):
+        async with self._connected_alone() as connection:
             row = await connection.fetchrow(
                 f"SELECT * FROM {self.table} WHERE relation = $1 AND shard = $2 AND owner = $3",
                 relation,
@@ -169,8 +184,7 @@ class PostgresGuard:
 
     async def beat(self) -> None:
         assert self._claim is not None
-        connection = await self._connected()
-        with translated(self._subject):
+        async with self._connected_alone() as connection:
             alive = await connection.fetch(_BEAT.format(self.table), self._claim.owner, self._claim.ttl_s)
         if len(alive) < self._shards:
             raise self._lost()
@@ -178,8 +192,7 @@ class PostgresGuard:
     async def release(self, *, finished: bool, void: bool = False) -> None:
         if self._claim is None:
             return
-        connection = await self._connected()
-        with translated(self._subject):
+        async with self._connected_alone() as connection:
             await connection.execute(_RELEASE.format(self.table), self._claim.owner, finished or void, void)
         self._claim = None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rewrap.crypto.layout import MARKER_BYTES_MAX
 from rewrap.interfaces import Scope
 from rewrap.model import ShardRange, Table
 from rewrap.stores.postgres.schema import quote
@@ -60,11 +61,14 @@ class Statements:
             f"WHERE {key} = $1::{self.table.key_type}"
         )
 
-    def sizes(self) -> str:
-        """The lengths in bytes of one row's values. $1 is the key."""
-        sizes = ", ".join(f"octet_length({quote(name)})" for name in self.table.field_names)
+    def heads(self) -> str:
+        """The length in bytes and the first characters of each of one row's values. $1 is the key."""
+        heads = ", ".join(
+            f"octet_length({quote(name)}), left({quote(name)}, {MARKER_BYTES_MAX:d})"
+            for name in self.table.field_names
+        )
         return (
-            f"SELECT {sizes} FROM {self.table.relation} "
+            f"SELECT {heads} FROM {self.table.relation} "
             f"WHERE {quote(self.table.key)} = $1::{self.table.key_type}"
         )
 
@@ -126,7 +130,7 @@ class Statements:
             arrays.append(f"${number}::text[]")
             names.append(f"a{at}")
             number += 1
-            compares.append(f"t.{quote(name)}::text IS NOT DISTINCT FROM d.a{at}")
+            compares.append(f't.{quote(name)}::text COLLATE "C" IS NOT DISTINCT FROM d.a{at}')
         free, join = "", ""
         if skip_locked:
             free = (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from rewrap.errors import ResealMismatch, Rewound, StoreError
+from rewrap.errors import ResealMismatch, Rewound, SchemaMismatch, StoreError
 from rewrap.interfaces import Checkpoint, OversizeMark, Page, Row, Scope, SwapBatch
 from rewrap.job import Job
 from rewrap.model import Activity, ServerIdentity, ShardLease, ShardRange, Table
@@ -69,6 +69,13 @@ class PostgresStore:
         connection = await self._connected()
         found = [await survey(connection, self.job, target) for target in self.job.targets]
         self.notices = [notice for entry in found for notice in entry.notices]
+        names = {entry.table.oid: entry.table.name for entry in found}
+        for entry in found:
+            if names[entry.table.oid] != entry.table.name:
+                raise SchemaMismatch(
+                    f'targets "{entry.table.name}" and "{names[entry.table.oid]}" are the same table',
+                    hint="list all its columns in one target",
+                )
         return [entry.table for entry in found]
 
     @property
@@ -133,8 +140,8 @@ class PostgresStore:
             )
         return Activity(row["inserted"] or 0, row["deleted"] or 0)
 
-    async def drain(self, table: Table, timeout_s: float) -> list[str]:
-        return await drain(await self._connected(), table.oid, table.relation, timeout_s)
+    async def drain(self, timeout_s: float) -> list[str]:
+        return await drain(await self._connected(), self.subject, timeout_s)
 
     async def flush(self) -> str:
         connection = await self._connected()
@@ -160,6 +167,17 @@ class PostgresStore:
     def _statements(self, table: Table) -> Statements:
         return Statements(table, self.guard_table)
 
+
+# what a writer waits behind: a lock that keeps writers out, held or queued for
+_TABLE_LOCKED = """
+SELECT EXISTS (SELECT FROM pg_locks l
+  WHERE l.locktype = 'relation' AND l.relation = $1::int8::oid AND l.pid <> pg_backend_pid()
+    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))
+"""
+
+STATEMENT_TIMEOUT_S = 60.0
+"""Seconds for one batch: far beyond any (row locks give up in under one), so silence is a broken line."""
 
 _NOBODY = ServerIdentity("", "", "", 0)
 
@@ -218,14 +236,15 @@ class PostgresReader:
         limit = self._store.job.pace.max_value_bytes
         connection = await self.connected()
         with translated(self._table.relation):
-            sizes = await connection.fetchrow(self._statements.sizes(), key)
+            heads = await connection.fetchrow(self._statements.heads(), key)
             row = await connection.fetchrow(self._statements.fetch_large(), key, limit)
-        if row is None or sizes is None:
+        if row is None or heads is None:
             return None
         whole = list(row)
-        for at, size in enumerate(sizes):
+        for at in range(len(self._table.fields)):
+            size, head = heads[2 * at], heads[2 * at + 1]
             if size is not None and size > limit:
-                whole[1 + at] = OversizeMark(size)
+                whole[1 + at] = OversizeMark(size, head)
         return whole
 
     async def sample(self, count: int, prefixes: dict[str, str]) -> list[Row]:
@@ -314,7 +333,9 @@ class PostgresWriter:
             arguments.append([token[at] for token in batch.tokens])
         connection = await self._ready(lease)
         with translated(self._table.relation):
-            status = await connection.execute(self._swap_free if skip_locked else self._swap, *arguments)
+            status = await connection.execute(
+                self._swap_free if skip_locked else self._swap, *arguments, timeout=STATEMENT_TIMEOUT_S
+            )
         written = int(status.rpartition(" ")[2])
         if written == 0:
             await self._check_fence(lease)
@@ -326,8 +347,15 @@ class PostgresWriter:
         arguments += [joined(batch.news[name], len(batch)) for name in self._table.field_names]
         connection = await self.connected()
         with translated(self._table.relation):
-            rows = await connection.fetch(self._statements.unsettled(), *arguments)
+            rows = await connection.fetch(
+                self._statements.unsettled(), *arguments, timeout=STATEMENT_TIMEOUT_S
+            )
         return [(row[0] - 1, row[1:] if row[1] is not None else None) for row in rows]
+
+    async def table_locked(self) -> bool:
+        connection = await self.connected()
+        with translated(self._table.relation):
+            return bool(await connection.fetchval(_TABLE_LOCKED, self._table.oid))
 
     async def checkpoint(self, lease: ShardLease, checkpoint: Checkpoint) -> None:
         connection = await self._ready(lease)
