@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
+import time
 from typing import Any
 
 import asyncpg
@@ -12,10 +14,10 @@ import pytest
 from rewrap.errors import StoreUnavailable
 from rewrap.stores.postgres.guard import PostgresGuard
 from rewrap.stores.postgres.store import PostgresStore
-from tests.integration.test_safety import Holder, disturb
+from tests.integration.test_safety import Holder, disturb, opened
 from tests.support.inprocess import run_here
 from tests.support.values import aead, box
-from tests.support.workbench import ACCOUNTS, NOTES, Workbench
+from tests.support.workbench import ACCOUNTS, NOTES, Workbench, wait_for
 
 QUICK = "[limits]\ndrain_s = 0.3\nreconnect_s = 20\n"
 
@@ -38,6 +40,22 @@ def test_a_trigger_that_waits_elsewhere_puts_off_one_row(bench: Workbench) -> No
     assert ran.code == 3
     assert ran.event("run_ended")["outcomes"]["notes"]["body"] == {"resealed": 199, "deferred": 1}
     assert bench.run().code == 0
+
+
+def test_a_table_closed_to_readers_is_waited_for_and_can_be_left(bench: Workbench) -> None:
+    """ACCESS EXCLUSIVE in mid-run: the run waits; told to stop, it stops; resumed, it finishes."""
+    bench.job(more="[pace]\nbatch_size = 10\nshards = 1\n")
+    bench.notes([box(f"note {i}") for i in range(1, 6_001)])
+    with bench.started("run", "--from", "v1", "--to", "v2", "--allow-unseen-target") as running:
+        wait_for(lambda: bench.value("SELECT count(*) FROM notes WHERE starts_with(body, 'v2:')") > 100)
+        with Holder(bench, "LOCK TABLE notes IN ACCESS EXCLUSIVE MODE"):
+            time.sleep(2)
+            assert running.poll() is None
+            running.send_signal(signal.SIGINT)
+            _, err = running.communicate(timeout=20)
+        assert running.returncode == 4, err
+    assert bench.rewrap("resume").code == 0
+    assert opened(bench) == {i: f"note {i}" for i in range(1, 6_001)}
 
 
 @pytest.mark.parametrize("state", ["P0002", "38000", "MY001", "23999"])

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from rewrap.engine.health import KeyHealth
 from rewrap.engine.reseal import Reseal, Resealed
-from rewrap.engine.retry import until_reachable
+from rewrap.engine.retry import LOCKED, TABLE_LOCK_PAUSE_S, TABLE_LOCKED, until_reachable
 from rewrap.engine.settle import Interrupted, Settled, Settler
-from rewrap.errors import AccountingError
+from rewrap.errors import AccountingError, StoreError
 from rewrap.interfaces import (
     Checkpoint,
     Page,
@@ -29,6 +31,8 @@ from rewrap.interfaces import (
     ShardWriter,
 )
 from rewrap.model import Fault, Outcome, ShardLease, Table, merge_tally, tally_total
+
+T = TypeVar("T")
 
 IDLE_CHECKPOINT_S = 1.0
 """A checkpoint of its own is written after this many seconds without a swap to carry one."""
@@ -142,23 +146,52 @@ async def _read(task: ShardTask, pages: MemoryObjectSendStream[Page]) -> None:
                 return
             started = time.perf_counter()
             page = await _fetch(task, after, limit)
+            if page is None:
+                return
             task.gauge.read_s += time.perf_counter() - started
             task.budget.give_back(limit - len(page.rows))
-            await pages.send(page)
+            if not await _sent(pages, page):
+                return
             after = page.last
             if after is None:
                 return
 
 
-async def _fetch(task: ShardTask, after: str | None, limit: int) -> Page:
+async def _sent(stream: MemoryObjectSendStream[T], item: T) -> bool:
+    """Whether the next stage took it: it takes nothing more once it was interrupted."""
+    try:
+        await stream.send(item)
+    except anyio.BrokenResourceError:
+        return False
+    return True
+
+
+async def _fetch(task: ShardTask, after: str | None, limit: int) -> Page | None:
+    """The next page; None when the run is to stop before the table can be read."""
+    try:
+        return await _read_patiently(
+            task, lambda: task.reader.fetch(task.lease.range, after, limit, task.scope)
+        )
+    except Interrupted:
+        return None
+
+
+async def _read_patiently(task: ShardTask, attempt: Callable[[], Awaitable[T]]) -> T:
+    """A read's result, however long somebody keeps readers out of the table; raises Interrupted on a stop."""
+
     def reconnecting() -> None:
         task.gauge.trouble = "reconnecting"
 
-    return await until_reachable(
-        lambda: task.reader.fetch(task.lease.range, after, limit, task.scope),
-        task.patience_s,
-        reconnecting,
-    )
+    while True:
+        try:
+            return await until_reachable(attempt, task.patience_s, reconnecting)
+        except StoreError as exc:
+            if exc.sqlstate != LOCKED:
+                raise
+        task.gauge.trouble = TABLE_LOCKED
+        if task.stop.requested:
+            raise Interrupted
+        await anyio.sleep(TABLE_LOCK_PAUSE_S)
 
 
 async def _reseal(
@@ -172,7 +205,8 @@ async def _reseal(
             resealed = task.reseal(page.rows)
             task.gauge.sealed += len(resealed.swap)
             task.gauge.cpu_s += time.perf_counter() - started
-            await works.send(_Work(page, resealed))
+            if not await _sent(works, _Work(page, resealed)):
+                return
 
 
 async def _write(task: ShardTask, works: MemoryObjectReceiveStream[_Work]) -> bool:
@@ -208,11 +242,7 @@ async def _settle(task: ShardTask, settler: Settler, work: _Work) -> Settled:
     settled = Settled(work.resealed.tally, work.resealed.faults, work.resealed.opened)
     settled.absorb(await settler.settle(work.resealed.swap, before))
     for key in work.resealed.large:
-        row = await until_reachable(
-            lambda key=key: task.reader.fetch_large(key),  # type: ignore[misc]  # mypy: default argument of a lambda
-            task.patience_s,
-            lambda: None,
-        )
+        row = await _read_patiently(task, partial(task.reader.fetch_large, key))
         if row is None:
             for column in task.table.field_names:
                 settled.add(column, Outcome.GONE)

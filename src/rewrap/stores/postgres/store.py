@@ -196,7 +196,10 @@ class PostgresReader:
     async def connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():
             self._connection = await connect(
-                self._store.address, application_name="rewrap reader", **self._settings
+                self._store.address,
+                application_name="rewrap reader",
+                lock_timeout=f"{self._store.lock_timeout_ms}ms",
+                **self._settings,
             )
         return self._connection
 
