@@ -98,8 +98,10 @@ async def _run(
         assert ledger is not None
         guard = PostgresGuard(store.address, job.store.guard_schema, identity)
 
-        async def examine() -> Examined:
-            found = await _verified(job, rotation.keyring, rotation.to_version, ledger, sink, environ)
+        async def examine(drain_s: float) -> Examined:
+            found = await _verified(
+                job, rotation.keyring, rotation.to_version, ledger, sink, environ, drain_s=drain_s
+            )
             verdict = found.verdict
             return Examined(verdict.complete, tuple(verdict.reasons), found.values)
 

@@ -161,7 +161,7 @@ def test_large_values_are_left_to_be_fetched_whole() -> None:
     done = reseal([(1, "\x01999999", box("x")), (2, box("y"), None)])
     assert done.large == [1]
     assert done.swap.keys == [2]
-    whole = reseal.judge_whole((1, OversizeMark(999_999), box("x")))
+    whole = reseal.judge_whole((1, OversizeMark(999_999, "v1:AAAA"), box("x")))
     assert [fault.reason for fault in whole.faults] == ["too_large"]
     assert whole.swap.news["b"][0] is not None
 

@@ -48,8 +48,6 @@ class Admission:
         tables = await self.store.tables()
         commitments = self._commitments()
         record, resumed = await self._record(identity, commitments)
-        for notice in self.store.notices:
-            self.sink(Notice(level="info", message=notice))
         for table in tables:
             await self.store.refuse_fenced(table, self.rotation.target_markers(table))
         proof = await self._prove(tables, commitments, resumed=resumed)
@@ -58,6 +56,8 @@ class Admission:
             {_proof_name(commitments, place): count for place, count in proof.opened.items()}
         )
         self._say_started(record, tables, resumed=resumed)
+        for notice in self.store.notices:
+            self.sink(Notice(level="info", message=notice))
         return Admitted(record.run_id, resumed, courses, proof)
 
     def _commitments(self) -> dict[str, str]:

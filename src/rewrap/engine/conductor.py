@@ -16,7 +16,8 @@ from rewrap.engine.course import Course
 from rewrap.engine.health import KeyHealth
 from rewrap.engine.options import RunOptions
 from rewrap.engine.pipeline import Budget, ShardTask, StopFlag, run_shard
-from rewrap.engine.retry import LOCKED, TABLE_LOCK_PAUSE_S, TABLE_LOCKED, until_reachable
+from rewrap.engine.rehearsal import rehearse
+from rewrap.engine.retry import until_reachable
 from rewrap.errors import (
     AccountingError,
     KeyRefused,
@@ -24,11 +25,10 @@ from rewrap.errors import (
     LedgerError,
     Rewound,
     RewrapError,
-    StoreError,
     StoreUnavailable,
 )
 from rewrap.events import Notice, Quarantined, RunEnded, SweepDone, SweepStarted
-from rewrap.interfaces import Guard, Scope, Sink, Store, SwapBatch
+from rewrap.interfaces import Guard, Scope, Sink, Store
 from rewrap.ledgers.sql import Ledger
 from rewrap.model import Activity, Fault, Outcome, Reason, RunState, ShardLease, merge_tally
 
@@ -36,6 +36,9 @@ T = TypeVar("T")
 
 PROGRESS_S = 1.0
 """Seconds between two progress events, and between two saves of progress to the ledger."""
+
+DRAIN_STEP_S = 0.5
+"""Seconds between two looks at whether the run is to stop, while open writers are waited for."""
 
 STATISTICS_DELAY_S = 12.0
 """Postgres' sessions report their row counts at the latest 10 s after they fell idle (pgstat)."""
@@ -50,7 +53,8 @@ class Examined:
     values: dict[str, int]
 
 
-Examine = Callable[[], Awaitable[Examined]]
+Examine = Callable[[float], Awaitable[Examined]]
+"""Verifies, waiting for open writers for at most so many seconds."""
 
 
 class Conductor:
@@ -81,6 +85,7 @@ class Conductor:
         self._courses: list[Course] = []
         self._known: dict[str, dict[tuple[str, str], str]] = {}
         self._sealed_noted = 0
+        self._drain_left = self.limits.drain_s
 
     async def run(self) -> RunEnded:
         """The run's end; raises RewrapError when it failed. Whatever happens, the leases are given back."""
@@ -159,7 +164,7 @@ class Conductor:
         saved = {(p.relation, p.sweep): p for p in await self.ledger.progress(self.run_id)}
         for course in self._courses:
             if not self.options.sweeps_only:
-                await self._rehearse(course, admitted)
+                await rehearse(self.store, self.rotation, course, admitted.proof, self.stop, self.sink)
             first = saved.get((course.table.relation, 1))
             if first is None or course.fresh:
                 course.before = await self._activity(course)
@@ -168,28 +173,6 @@ class Conductor:
             if course.leases[0].sweep > 1:
                 merge_tally(course.base, first.tally or {})
                 course.rows = first.rows_done
-
-    async def _rehearse(self, course: Course, admitted: Admitted) -> None:
-        """Swaps one stored value and rolls back, before the first real write to a table."""
-        reseal = self.rotation.reseal(course.table)
-        for row in admitted.proof.rows.get(course.table.relation, [])[:5]:
-            batch = reseal([row]).swap
-            if len(batch) and await self._rehearsed(course, batch):
-                return
-
-    async def _rehearsed(self, course: Course, batch: SwapBatch) -> bool:
-        """Whether the rehearsal wrote its row; waits while somebody holds the whole table."""
-        while not self.stop.requested:
-            try:
-                return await self.store.rehearse(course.table, course.leases[0], batch)
-            except StoreError as exc:
-                if exc.sqlstate != LOCKED:
-                    raise
-            if not course.gauge.trouble:
-                course.gauge.trouble = TABLE_LOCKED
-                self.sink(course.progress())
-            await anyio.sleep(TABLE_LOCK_PAUSE_S)
-        return True
 
     async def _sweep(self, courses: list[Course], sweep: int, *, full: bool) -> bool:
         """One pass over the tables; False when it was stopped before its end."""
@@ -327,8 +310,18 @@ class Conductor:
         return await self._patiently(lambda: self.store.activity(course.table))
 
     async def _drain(self) -> None:
-        """Waits for the writers that are there now, so that the next sweep sees what they leave."""
-        await self._patiently(lambda: self.store.drain(self.limits.drain_s))
+        """Waits for the writers that are there now, so that what comes next sees what they leave.
+
+        All waits of a run together last at most `limits.drain_s`, and end when the run is told to stop.
+        """
+        while not self.stop.requested:
+            step = min(DRAIN_STEP_S, self._drain_left)
+            began = time.monotonic()
+            if not await self._patiently(lambda step=step: self.store.drain(step)):  # type: ignore[misc]  # mypy: default argument of a lambda
+                return
+            self._drain_left = max(0.0, self._drain_left - (time.monotonic() - began))
+            if not self._drain_left:
+                return
 
     # the end
 
@@ -338,8 +331,11 @@ class Conductor:
         return self._ended(RunState.PAUSED, 4, started, 0, [reason])
 
     async def _conclude(self, started: float, sweeps: int, *, clean: bool) -> RunEnded:
+        await self._drain()
+        if self.stop.requested:
+            return self._stopped(started)
         await self._patiently(self.store.flush)
-        examined = await self._patiently(self.examine)
+        examined = await self._examined()
         if not self.options.sweeps_only:
             for course in self._courses:
                 await self._close_account(course, examined.values[course.table.relation])
@@ -362,6 +358,9 @@ class Conductor:
         state = RunState.COMPLETE if complete else RunState.INCOMPLETE
         return self._ended(state, 0 if complete else 3, started, sweeps, reasons)
 
+    async def _examined(self) -> Examined:
+        return await self._patiently(lambda: self.examine(max(DRAIN_STEP_S, self._drain_left)))
+
     async def _close_account(self, course: Course, counted: int) -> None:
         """Compares verify's count with the engine's classes; fails closed."""
         fields = len(course.table.fields)
@@ -382,7 +381,7 @@ class Conductor:
         before = await self._activity(course)
         if not await self._sweep([course], course.sweep + 1, full=True):
             raise AccountingError(f"table {course.table.relation}: stopped while it was counted again")
-        counted = (await self._patiently(self.examine)).values[course.table.relation]
+        counted = (await self._examined()).values[course.table.relation]
         again = Account(course.table.relation, fields, course.recounted or {}, before)
         if not again.closes(counted, await self._activity(course)):
             raise AccountingError(

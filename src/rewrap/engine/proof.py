@@ -130,11 +130,11 @@ def judge_target(
         raise KeyRefused(
             f'key version "{version}" does not open {failed} of {tried} stored values '
             f"marked with it (first: {proof.where[version]})",
-            hint=f"the key at hand is {key.fingerprint}; somebody wrote with another key. "
+            hint=f"the key at hand is {key.fingerprint}; somebody wrote with another key: "
             + (
-                "If those few values are known to be broken, pass --allow-unopenable-target"
+                "if those few values are known to be broken, pass --allow-unopenable-target"
                 if opened
-                else "Compare it with the application's key; nothing was written"
+                else "compare it with the application's key; nothing was written"
             ),
         )
     if not opened and expected_fingerprint is None and not allow_unseen:

@@ -59,23 +59,33 @@ def sqlite_engine(path: Path) -> AsyncEngine:
     return engine
 
 
-def prepare_file(path: Path) -> None:
-    """Makes the file, readable by its owner alone; refuses a network filesystem."""
+def check_place(path: Path) -> None:
+    """Raises LedgerError where a ledger file could not be kept. Makes nothing."""
     kind = filesystem_of(path)
     if kind in NETWORK_FILESYSTEMS:
         raise LedgerError(
             f"ledger {path} is on a network filesystem ({kind}), where SQLite's locks do not hold",
             hint=f"put the job on a local disk, or set {LEDGER_VARIABLE} to a Postgres URL",
         )
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise _not_writable(path, "permission denied")
+
+
+def make_file(path: Path) -> None:
+    """Makes the file, readable by its owner alone."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         path.chmod(0o600)
     except OSError as exc:
-        raise LedgerError(
-            f"ledger {path} cannot be written: {exc.strerror}",
-            hint=f"the ledger is a file beside the job; make that folder writable, or set "
-            f"{LEDGER_VARIABLE} to a Postgres URL",
-        ) from None
+        raise _not_writable(path, exc.strerror or "") from None
+
+
+def _not_writable(path: Path, reason: str) -> LedgerError:
+    return LedgerError(
+        f"ledger {path} cannot be written: {reason}",
+        hint=f"the ledger is a file beside the job; make that folder writable, or set {LEDGER_VARIABLE} "
+        "to a Postgres URL",
+    )
 
 
 def filesystem_of(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:

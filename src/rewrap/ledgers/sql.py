@@ -22,9 +22,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from rewrap.errors import LedgerError, LedgerUnavailable, StoreError
 from rewrap.ledgers.place import (
     LEDGER_VARIABLE,
+    check_place,
     ledger_path,
+    make_file,
     postgres_engine,
-    prepare_file,
     sqlite_engine,
 )
 from rewrap.ledgers.tables import (
@@ -109,12 +110,17 @@ def now() -> str:
 
 
 class Ledger:
-    """One open ledger. Every method is durable when it returns."""
+    """One open ledger. Every method is durable when it returns.
 
-    def __init__(self, engine: AsyncEngine, job: str, shown: str) -> None:
+    A new one is made by the first write to it: a run that is refused leaves none behind.
+    """
+
+    def __init__(self, engine: AsyncEngine, job: str, path: Path | None) -> None:
         self._engine = engine
+        self._path = path
+        self._there = False
         self.job = job
-        self.shown = shown
+        self.shown = str(path) if path is not None else LEDGER_VARIABLE
 
     @classmethod
     async def open(
@@ -122,47 +128,35 @@ class Ledger:
     ) -> Ledger | None:
         """The job's ledger; None when there is none and `create` is false.
 
-        Raises LedgerError when it is newer than this program, or belongs to another job.
+        Raises LedgerError when it is newer than this program, belongs to another job, or could not be made.
         """
         url = environ.get(LEDGER_VARIABLE)
         if url:
-            ledger = cls(postgres_engine(url), job_name, LEDGER_VARIABLE)
+            ledger = cls(postgres_engine(url), job_name, None)
         else:
             path = ledger_path(job_path, job_name)
-            if not create and not path.exists():
-                return None
-            prepare_file(path)
-            ledger = cls(sqlite_engine(path), job_name, str(path))
+            if create:
+                check_place(path)
+            ledger = cls(sqlite_engine(path), job_name, path)
         try:
-            there = await ledger._check(create=create, shared=bool(url))
+            await ledger._look()
         except BaseException:
             await ledger.close()
             raise
-        if not there:
+        if not ledger._there and not create:
             await ledger.close()
             return None
         return ledger
 
-    async def _check(self, *, create: bool, shared: bool) -> bool:
-        """Whether the ledger is there, and fit to be used; makes it if it is to."""
+    async def _look(self) -> None:
+        """Finds out whether the ledger is there, and fit to be used; makes nothing."""
+        if self._path is not None and not self._path.exists():
+            return
         with self._translated():
             async with self._engine.begin() as connection:
                 names = await connection.run_sync(lambda c: sa.inspect(c).get_table_names())
                 if meta.name not in names:
-                    if not create:
-                        return False
-                    await self._lock_creation(connection)
-                    await connection.run_sync(metadata.create_all)
-                    if await connection.scalar(sa.select(sa.func.count()).select_from(meta)):
-                        return True
-                    await connection.execute(
-                        meta.insert(),
-                        [
-                            {"name": "schema", "value": str(SCHEMA_NUMBER)},
-                            {"name": "job", "value": "" if shared else self.job},
-                        ],
-                    )
-                    return True
+                    return
                 rows = await connection.execute(sa.select(meta.c.name, meta.c.value))
                 found = {row.name: row.value for row in rows}
         if int(found.get("schema", "0")) > SCHEMA_NUMBER:
@@ -176,7 +170,25 @@ class Ledger:
                 f'ledger {self.shown} belongs to job "{found.get("job")}", not "{self.job}"',
                 hint="keep each job's ledger beside it, or set " + LEDGER_VARIABLE,
             )
-        return True
+        self._there = True
+
+    async def _make(self) -> None:
+        """Makes the ledger's tables, unless another process has just done so."""
+        if self._path is not None:
+            make_file(self._path)
+        with self._translated():
+            async with self._engine.begin() as connection:
+                await self._lock_creation(connection)
+                await connection.run_sync(metadata.create_all)
+                if not await connection.scalar(sa.select(sa.func.count()).select_from(meta)):
+                    await connection.execute(
+                        meta.insert(),
+                        [
+                            {"name": "schema", "value": str(SCHEMA_NUMBER)},
+                            {"name": "job", "value": self.job if self._path is not None else ""},
+                        ],
+                    )
+        await self._look()
 
     async def _lock_creation(self, connection: AsyncConnection) -> None:
         """Two first runs at once must not both make the tables."""
@@ -215,23 +227,32 @@ class Ledger:
         )
 
     @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
+    async def _writing(self) -> AsyncIterator[AsyncConnection]:
+        if not self._there:
+            await self._make()
         with self._translated():
             async with self._engine.begin() as connection:
                 yield connection
+
+    async def _rows(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+        """A query's rows; none where there is no ledger yet."""
+        if not self._there:
+            return []
+        with self._translated():
+            async with self._engine.begin() as connection:
+                rows: Sequence[sa.Row[Any]] = (await connection.execute(query)).all()
+        return rows
 
     # runs
 
     async def latest(self) -> RunRecord | None:
         """The job's newest run."""
-        async with self._transaction() as connection:
-            row = (
-                await connection.execute(
-                    sa.select(runs).where(runs.c.job == self.job).order_by(runs.c.number.desc()).limit(1)
-                )
-            ).first()
-        if row is None:
+        rows = await self._rows(
+            sa.select(runs).where(runs.c.job == self.job).order_by(runs.c.number.desc()).limit(1)
+        )
+        if not rows:
             return None
+        (row,) = rows
         return RunRecord(
             row.run_id,
             row.job,
@@ -247,7 +268,7 @@ class Ledger:
         )
 
     async def begin(self, record: RunRecord) -> None:
-        async with self._transaction() as connection:
+        async with self._writing() as connection:
             number = await connection.scalar(sa.select(sa.func.max(runs.c.number)))
             await connection.execute(
                 runs.insert().values(
@@ -270,13 +291,13 @@ class Ledger:
         values: dict[str, Any] = {"state": state, "state_by": operator(), "updated_at": now()}
         if origin is not None:
             values["origin"] = origin
-        async with self._transaction() as connection:
+        async with self._writing() as connection:
             await connection.execute(runs.update().where(runs.c.run_id == run_id).values(**values))
 
     # progress
 
     async def save_progress(self, run_id: str, entries: Iterable[TableProgress]) -> None:
-        async with self._transaction() as connection:
+        async with self._writing() as connection:
             for entry in entries:
                 same = sa.and_(
                     progress.c.run_id == run_id,
@@ -305,30 +326,29 @@ class Ledger:
 
     async def progress(self, run_id: str) -> list[TableProgress]:
         """Every table and sweep of a run, sweeps in order."""
-        async with self._transaction() as connection:
-            rows = await connection.execute(
-                sa.select(progress)
-                .where(progress.c.run_id == run_id)
-                .order_by(progress.c.sweep, progress.c.relation)
+        rows = await self._rows(
+            sa.select(progress)
+            .where(progress.c.run_id == run_id)
+            .order_by(progress.c.sweep, progress.c.relation)
+        )
+        return [
+            TableProgress(
+                row.relation, row.sweep, row.rows_estimated, row.rows_done, row.found,
+                row.tally, row.done, row.rows_per_s, row.waiting_for, row.inserted_before,
+                row.deleted_before, row.updated_at,
             )
-            return [
-                TableProgress(
-                    row.relation, row.sweep, row.rows_estimated, row.rows_done, row.found,
-                    row.tally, row.done, row.rows_per_s, row.waiting_for, row.inserted_before,
-                    row.deleted_before, row.updated_at,
-                )
-                for row in rows
-            ]  # fmt: skip
+            for row in rows
+        ]  # fmt: skip
 
     async def forget_progress(self, run_id: str) -> None:
-        async with self._transaction() as connection:
+        async with self._writing() as connection:
             await connection.execute(progress.delete().where(progress.c.run_id == run_id))
 
     # values put aside
 
     async def record(self, run_id: str, to_version: str, relation: str, faults: Sequence[Fault]) -> None:
         """Puts values aside, before a checkpoint passes them. A waiver survives only on equal bytes."""
-        async with self._transaction() as connection:
+        async with self._writing() as connection:
             for fault in faults:
                 same = _same(self.job, to_version, relation, fault.field, fault.row_id)
                 held = (await connection.execute(sa.select(exceptions).where(same))).first()
@@ -356,27 +376,26 @@ class Ledger:
     async def exceptions(
         self, to_version: str, *, states: Sequence[str] = ("open", "waived", "retry")
     ) -> list[ExceptionRecord]:
-        async with self._transaction() as connection:
-            rows = await connection.execute(
-                sa.select(exceptions)
-                .where(
-                    exceptions.c.job == self.job,
-                    exceptions.c.to_version == to_version,
-                    exceptions.c.state.in_(states),
-                )
-                .order_by(exceptions.c.relation, exceptions.c.field, exceptions.c.row_id)
+        rows = await self._rows(
+            sa.select(exceptions)
+            .where(
+                exceptions.c.job == self.job,
+                exceptions.c.to_version == to_version,
+                exceptions.c.state.in_(states),
             )
-            return [
-                ExceptionRecord(
-                    row.relation, row.field, row.row_id, row.reason, row.digest, row.version,
-                    row.attempts, row.state, row.note, row.updated_at,
-                )
-                for row in rows
-            ]  # fmt: skip
+            .order_by(exceptions.c.relation, exceptions.c.field, exceptions.c.row_id)
+        )
+        return [
+            ExceptionRecord(
+                row.relation, row.field, row.row_id, row.reason, row.digest, row.version,
+                row.attempts, row.state, row.note, row.updated_at,
+            )
+            for row in rows
+        ]  # fmt: skip
 
     async def mark(self, to_version: str, entries: Iterable[ExceptionRecord], state: str, note: str) -> None:
         """Sets the state of values put aside: waived, retry or resolved."""
-        async with self._transaction() as connection:
+        async with self._writing() as connection:
             for entry in entries:
                 await connection.execute(
                     exceptions.update()
@@ -389,7 +408,7 @@ class Ledger:
 
     async def withdraw(self, run_id: str) -> int:
         """Forgets what a run put aside: it had the wrong key. The number of entries forgotten."""
-        async with self._transaction() as connection:
+        async with self._writing() as connection:
             gone = await connection.execute(
                 exceptions.delete().where(exceptions.c.run_id == run_id, exceptions.c.state == "open")
             )
@@ -399,27 +418,23 @@ class Ledger:
 
     async def proof(self, name: str) -> int:
         """How many stored values a key is known to have opened."""
-        async with self._transaction() as connection:
-            found = await connection.scalar(sa.select(proofs.c.opened).where(proofs.c.name == name))
-        return int(found or 0)
+        rows = await self._rows(sa.select(proofs.c.opened).where(proofs.c.name == name))
+        return int(rows[0].opened) if rows else 0
 
     async def add_proof(self, opened: Mapping[str, int]) -> None:
         """Remembers that keys (by name) have opened stored values."""
-        async with self._transaction() as connection:
+        async with self._writing() as connection:
             for name, count in opened.items():
                 await connection.execute(proofs.delete().where(proofs.c.name == name))
                 await connection.execute(proofs.insert().values(name=name, opened=count))
 
     async def sealed(self, fingerprint: str) -> int:
         """How many values this ledger has seen sealed under a key."""
-        async with self._transaction() as connection:
-            found = await connection.scalar(
-                sa.select(seals.c.sealed).where(seals.c.fingerprint == fingerprint)
-            )
-        return int(found or 0)
+        rows = await self._rows(sa.select(seals.c.sealed).where(seals.c.fingerprint == fingerprint))
+        return int(rows[0].sealed) if rows else 0
 
     async def add_sealed(self, fingerprint: str, count: int) -> None:
-        async with self._transaction() as connection:
+        async with self._writing() as connection:
             changed = await connection.execute(
                 seals.update().where(seals.c.fingerprint == fingerprint).values(sealed=seals.c.sealed + count)
             )
