@@ -137,6 +137,9 @@ class Ledger:
             path = ledger_path(job_path, job_name)
             if create:
                 check_place(path)
+            if create and path.exists():
+                # one that was copied with an open mode is closed again
+                make_file(path)
             ledger = cls(sqlite_engine(path), job_name, path)
         try:
             await ledger._look()
