@@ -55,7 +55,7 @@ class PostgresStore(_Section):
     url: Annotated[Name, Field(repr=False)]
     password: Reference | None = None
     guard_schema: Name = "rewrap"
-    max_connections: Annotated[int, Field(ge=3, le=200)] = 12
+    max_connections: Annotated[int, Field(ge=6, le=200)] = 12
     lock_timeout_ms: Annotated[int, Field(ge=10, le=5_000)] = 250
 
 
@@ -182,6 +182,11 @@ class Job(_Section):
         return self.model_copy(update={"pace": self.pace.model_copy(update={"batch_size": rows})})
 
     @property
+    def shards_at_once(self) -> int:
+        """Shards that may work side by side: each takes two connections, and a run four more."""
+        return max(1, min(self.pace.shards, (self.store.max_connections - 4) // 2))
+
+    @property
     def path(self) -> Path:
         return self._path
 
@@ -202,7 +207,8 @@ class Job(_Section):
         """SHA-256 over what a ledger's cursors depend on, in hex."""
         identity = {
             "name": self.name,
-            "keys": {v: k.model_dump() for v, k in sorted(self.keys.versions.items())},
+            # without defaults: a field that a later version adds must not change what an old file is
+            "keys": {v: k.model_dump(exclude_defaults=True) for v, k in sorted(self.keys.versions.items())},
             "layouts": {n: repr(layout) for n, layout in sorted(self._layouts.items())},
             # what the operator has acknowledged changes no cursor, and may be needed to go on
             "targets": [target.model_dump(exclude={"acknowledge"}) for target in self.targets],

@@ -254,7 +254,7 @@ def verdict_lines(verdict: Verdict) -> list[Text]:
     if verdict.deep:
         shown["unopenable"] = verdict.unopenable
     head = ("complete", "bold green") if verdict.complete else ("not complete", "bold yellow")
-    how = f"counted, and all under {verdict.to_version} opened," if verdict.deep else "counted"
+    how = f"counted, each under {verdict.to_version} tried with its key," if verdict.deep else "counted"
     lines = [
         Text.assemble(
             f"verify to {verdict.to_version}: ",

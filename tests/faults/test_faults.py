@@ -16,7 +16,7 @@ from rewrap.stores.postgres.guard import PostgresGuard
 from rewrap.stores.postgres.store import PostgresStore
 from tests.integration.test_safety import Holder, disturb, opened
 from tests.support.inprocess import run_here
-from tests.support.values import aead, box
+from tests.support.values import aead, box, unaead
 from tests.support.workbench import ACCOUNTS, NOTES, Workbench, wait_for
 
 QUICK = "[limits]\ndrain_s = 0.3\nreconnect_s = 20\n"
@@ -284,3 +284,47 @@ def test_a_password_that_breaks_its_url_is_not_shown(bench: Workbench) -> None:
         assert ran.code == 1
         assert "SECRETPW" not in ran.out + ran.err
         assert "hint:" in ran.err
+
+
+def test_a_template_without_columns_binds_every_row_alike(bench: Workbench) -> None:
+    """Associated data may be one constant: it is rendered, bound, and verified."""
+    layout = '[layouts.fixed]\nlike = "libsodium-token"\ncipher = "aes-256-gcm"\naad = "customers"\n'
+    bench.job(NOTES.replace("libsodium-token", "fixed"), layout)
+    bench.notes([aead(f"note {i}", "customers") for i in range(20)])
+    assert bench.run().code == 0
+    assert bench.rewrap("verify", "--deep").code == 0
+    assert {unaead(body or "", "customers") for body in bench.bodies().values()} == {
+        f"note {i}".encode() for i in range(20)
+    }
+
+
+def test_the_way_back_needs_no_other_proof(bench: Workbench) -> None:
+    """The old key opened these very values: rotating back to it asks nobody's word."""
+    bench.notes([box(f"note {i}") for i in range(20)])
+    assert bench.run().code == 0
+    assert bench.rewrap("run", "--from", "v2", "--to", "v1").code == 0
+    assert opened(bench) == {i: f"note {i - 1}" for i in range(1, 21)}
+
+
+def test_abandon_leaves_a_finished_run_finished(bench: Workbench) -> None:
+    """Only an unfinished run can be given up."""
+    bench.notes([box("one")])
+    assert bench.run().code == 0
+    done = bench.rewrap("status", "--json").event("status")["run"]["run_id"]
+    assert bench.run("--abandon", done).code == 0
+    import sqlite3
+
+    ledger = sqlite3.connect(bench.ledger)
+    states = ledger.execute("SELECT state FROM rewrap_run WHERE run_id = ?", (done,)).fetchall()
+    ledger.close()
+    assert states == [("complete",)]
+
+
+def test_fewer_connections_mean_fewer_shards_at_once(bench: Workbench) -> None:
+    """max_connections bounds what a run opens: two for each shard at work and four more."""
+    from tests.support.inprocess import load
+
+    path = bench.job()
+    assert load(bench).shards_at_once == 4
+    path.write_text(path.read_text().replace('kind = "postgres"', 'kind = "postgres"\nmax_connections = 7'))
+    assert load(bench).shards_at_once == 1

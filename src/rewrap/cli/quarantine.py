@@ -97,6 +97,9 @@ def show(
             typer.echo(f"  state: {entry.state}{' — ' + entry.note if entry.note else ''}")
             typer.echo(f"  attempts: {entry.attempts}, last {entry.updated_at}")
             chosen = f"--table {plain} --row {entry.row_id} --field {entry.field}"
+            if entry.deferred:
+                typer.echo("  next: nothing; the next run takes it (rewrap run, or rewrap resume)")
+                continue
             typer.echo(f"  next: repair or restore the value, then rewrap quarantine retry {chosen};")
             typer.echo(f'        or accept it: rewrap quarantine waive {chosen} --reason "…"')
 

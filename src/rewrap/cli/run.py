@@ -40,7 +40,6 @@ class Reason(StrEnum):
     """Why a key is rotated."""
 
     ROUTINE = "routine"
-    DEPARTURE = "departure"
     COMPROMISE = "compromise"
 
 

@@ -53,7 +53,7 @@ class Admission:
         proof = await self._prove(tables, commitments, resumed=resumed)
         courses = await self._claim(tables, record, identity, resumed=resumed)
         await self.ledger.add_proof(
-            {_proof_name(commitments, place): count for place, count in proof.opened.items()}
+            {_proof_name(commitments, place): count for place, count in proof.opened.items() if count}
         )
         self._say_started(record, tables, resumed=resumed)
         for notice in self.store.notices:
@@ -124,9 +124,10 @@ class Admission:
             self.store, tables, versions, frozenset(rotation.from_versions), rotation.bind
         )
         # a key that opened a column's values once is the right one: what it fails on now is broken
-        for place in list(proof.failed):
-            if not proof.opened[place]:
-                proof.opened[place] = await self.ledger.proof(_proof_name(commitments, place))
+        for table in tables:
+            for place in ((table.relation, name, v) for name in table.field_names for v in versions):
+                if not proof.opened[place]:
+                    proof.opened[place] = await self.ledger.proof(_proof_name(commitments, place))
         judge_sources(proof, rotation.from_versions, rotation.keyring)
         judge_target(
             proof,
@@ -192,8 +193,9 @@ class Admission:
             )
         )
         if not resumed:
-            if self.options.abandon is not None:
-                await self.ledger.set_state(self.options.abandon, RunState.ABANDONED)
+            latest = await self.ledger.latest()
+            if latest is not None and latest.run_id == self.options.abandon and not latest.state.finished:
+                await self.ledger.set_state(latest.run_id, RunState.ABANDONED)
             await self.ledger.begin(record)
         else:
             if record.origin != identity.origin:

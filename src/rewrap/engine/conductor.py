@@ -172,7 +172,7 @@ class Conductor:
             course.before = Activity(first.inserted_before, first.deleted_before)
             if course.leases[0].sweep > 1:
                 merge_tally(course.base, first.tally or {})
-                course.rows = first.rows_done
+                course.rows = course.rows_before = first.rows_done
 
     async def _sweep(self, courses: list[Course], sweep: int, *, full: bool) -> bool:
         """One pass over the tables; False when it was stopped before its end."""
@@ -187,7 +187,7 @@ class Conductor:
             if course.done:
                 self._fold(course, full=full)
         await self._save(courses)
-        limiter = anyio.CapacityLimiter(self.rotation.job.pace.shards)
+        limiter = anyio.CapacityLimiter(self.rotation.job.shards_at_once)
         async with anyio.create_task_group() as group:
             for course in todo:
                 group.start_soon(self._sweep_table, course, full, limiter)
@@ -232,6 +232,7 @@ class Conductor:
             course.recounted = course.tally
         else:
             course.late += sum(counts[Outcome.RESEALED] for counts in course.tally.values())
+            course.rows_later += course.gauge.rows
             merge_tally(course.later, course.tally)
 
     async def _shard(
@@ -346,7 +347,7 @@ class Conductor:
                 f"{', '.join(self.rotation.from_versions)}: sweep {course.sweep} found "
                 f"{course.gauge.found}"
                 for course in self._courses
-                if course.gauge.found
+                if course.gauge.found > course.put_off
             ]
         if self.options.compromised:
             self._notice(
@@ -395,9 +396,10 @@ class Conductor:
     ) -> RunEnded:
         seconds = time.monotonic() - started
         if self.options.sweeps_only:
-            rows = sum(course.gauge.rows for course in self._courses)
+            rows = here = sum(course.rows_later for course in self._courses)
         else:
             rows = sum(course.rows or course.gauge.rows for course in self._courses)
+            here = rows - sum(course.rows_before for course in self._courses)
         outcomes: dict[str, dict[str, dict[str, int]]] = {}
         for course in self._courses:
             tally = course.later if self.options.sweeps_only else course.base or course.tally
@@ -412,7 +414,7 @@ class Conductor:
             resealed_late=0 if self.options.sweeps_only else sum(c.late for c in self._courses),
             sweeps=sweeps,
             seconds=round(seconds, 3),
-            rows_per_s=round(rows / seconds, 1) if seconds else 0.0,
+            rows_per_s=round(here / seconds, 1) if seconds else 0.0,
             reasons=reasons,
         )
 

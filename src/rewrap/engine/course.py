@@ -17,6 +17,7 @@ class Course:
 
     `base` is the tally of the sweep that read every row, `later` that of the sweeps after it, `late` how
     many values those resealed; `before` is how often rows had come and gone when the run began to read it.
+    `rows_before` were read by earlier processes of the run, `rows_later` by later sweeps.
     """
 
     table: Table
@@ -29,6 +30,8 @@ class Course:
     late: int = 0
     later: Tally = field(default_factory=dict)
     rows: int = 0
+    rows_before: int = 0
+    rows_later: int = 0
     started: float = 0.0
     rate: float = 0.0
     _sealed: int = 0
@@ -52,6 +55,11 @@ class Course:
         return total
 
     @property
+    def put_off(self) -> int:
+        """Values of the sweep in hand that others held: found, and still there."""
+        return sum(counts.get(Outcome.DEFERRED, 0) for counts in self.tally.values())
+
+    @property
     def sealed(self) -> int:
         """Values sealed by this process, landed or not."""
         return self._sealed + self.gauge.sealed
@@ -61,6 +69,8 @@ class Course:
         self._sealed += self.gauge.sealed
         self.sweep = sweep
         self.gauge = Gauge(rows=sum(lease.rows for lease in self.leases))
+        if sweep == 1:
+            self.rows_before = self.gauge.rows
         for counts in self.tally.values():
             self.gauge.resealed += counts.get(Outcome.RESEALED, 0)
             self.gauge.quarantined += counts.get(Outcome.QUARANTINED, 0)

@@ -243,8 +243,8 @@ class Reseal:
             render = self._renderers[at]
             aads: Aads = None
             if render is not None:
-                assert tokens is not None
-                aads = [render(token) for token in tokens]
+                # a template without columns is the same for every row
+                aads = [render(token) for token in tokens or [()] * len(rows)]
             judged[entry.column] = entry.judge([row[1 + at] for row in rows], aads, keys)
         return Resealed(
             swap=self._gather(keys, tokens, judged),

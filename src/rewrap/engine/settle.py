@@ -221,8 +221,10 @@ class Settler:
 
     def _put_off(self, batch: SwapBatch, place: int, column: str, reason: Reason, done: Settled) -> None:
         row_id = str(batch.keys[place])
-        digest = self._reseal.digest(column, row_id, batch.olds[column][place] or "")
-        done.faults.append(Fault(row_id, column, reason, digest))
+        old = batch.olds[column][place] or ""
+        digest = self._reseal.digest(column, row_id, old)
+        version = next(f.layout.version_of(old) for f in self._reseal.fields if f.column == column)
+        done.faults.append(Fault(row_id, column, reason, digest, version))
         put_off = reason is Reason.CONTENDED
         done.add(column, Outcome.DEFERRED if put_off else Outcome.QUARANTINED)
 

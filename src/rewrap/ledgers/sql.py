@@ -208,8 +208,11 @@ class Ledger:
         try:
             yield
         except sa.exc.DBAPIError as exc:
-            if exc.connection_invalidated or getattr(exc.orig, "sqlstate", "")[:2] in ("08", "57"):
-                raise self._unavailable("the connection was lost") from None
+            cut_off = exc.connection_invalidated or getattr(exc.orig, "sqlstate", "")[:2] in ("08", "57")
+            if cut_off or isinstance(exc, sa.exc.OperationalError):
+                # a server going down, a disk that is full or busy: later it may work
+                lost = "the connection was lost"
+                raise self._unavailable(lost if cut_off else "its disk is full or busy") from None
             raise LedgerError(
                 f"ledger {self.shown} cannot be used ({type(exc.orig).__name__})",
                 hint="check that it is a rewrap ledger, that it can be written, and that the disk "
