@@ -211,7 +211,9 @@ class Job(_Section):
             "keys": {v: k.model_dump(exclude_defaults=True) for v, k in sorted(self.keys.versions.items())},
             "layouts": {n: repr(layout) for n, layout in sorted(self._layouts.items())},
             # what the operator has acknowledged changes no cursor, and may be needed to go on
-            "targets": [target.model_dump(exclude={"acknowledge"}) for target in self.targets],
+            "targets": [
+                target.model_dump(exclude={"acknowledge"}, exclude_defaults=True) for target in self.targets
+            ],
             "stores": {n: s.kind for n, s in sorted(self.stores.items())},
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

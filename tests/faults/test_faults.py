@@ -6,11 +6,13 @@ import asyncio
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
 
+from rewrap.demo.postgres import EmbeddedPostgres
 from rewrap.errors import StoreUnavailable
 from rewrap.stores.postgres.guard import PostgresGuard
 from rewrap.stores.postgres.store import PostgresStore
@@ -56,6 +58,24 @@ def test_a_table_closed_to_readers_is_waited_for_and_can_be_left(bench: Workbenc
         assert running.returncode == 4, err
     assert bench.rewrap("resume").code == 0
     assert opened(bench) == {i: f"note {i}" for i in range(1, 6_001)}
+
+
+def test_a_run_can_be_left_while_the_server_is_away(bench: Workbench, tmp_path: Path) -> None:
+    """The server is stopped in mid-run; told to stop, the run does not wait for it, and is resumable."""
+    with EmbeddedPostgres() as server:
+        away = Workbench(server.dsn(), tmp_path)
+        away.job(more="[pace]\nbatch_size = 10\nshards = 1\n")
+        away.notes([box(f"note {i}") for i in range(1, 6_001)])
+        with away.started("run", "--from", "v1", "--to", "v2", "--allow-unseen-target") as running:
+            wait_for(lambda: away.value("SELECT count(*) FROM notes WHERE starts_with(body, 'v2:')") > 100)
+            server.stop("immediate")
+            time.sleep(1)
+            running.send_signal(signal.SIGINT)
+            _, err = running.communicate(timeout=25)
+        assert running.returncode == 4, err
+        server.start()
+        assert away.rewrap("resume").code == 0
+        assert opened(away) == {i: f"note {i}" for i in range(1, 6_001)}
 
 
 @pytest.mark.parametrize("state", ["P0002", "38000", "MY001", "23999"])

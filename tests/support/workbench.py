@@ -21,6 +21,9 @@ from tests.support.values import KEYS
 
 TIMEOUT_S = 120
 
+_NOT_OURS = ("REWRAP_", "PYTHONDONTWRITEBYTECODE")
+"""Variables a command does not inherit: settings of rewrap's, and what makes each start compile anew."""
+
 JOB = """
 name = "test"
 [stores.main]
@@ -82,7 +85,7 @@ class Workbench:
 
     def __post_init__(self) -> None:
         self.environ = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("REWRAP_")},
+            **{name: value for name, value in os.environ.items() if not name.startswith(_NOT_OURS)},
             "DATABASE_URL": self.dsn,
             "NO_COLOR": "1",
             "COLUMNS": "200",

@@ -10,6 +10,9 @@ from rewrap.events import Progress
 from rewrap.ledgers.sql import TableProgress
 from rewrap.model import Activity, Outcome, ShardLease, Table, Tally, merge_tally
 
+SLOWEST_RATE = 1.0
+"""Rows per second below which no time of arrival is given: it is at a standstill."""
+
 
 @dataclass(slots=True)
 class Course:
@@ -97,7 +100,7 @@ class Course:
             quarantined=gauge.quarantined,
             stale_left=self._stale_left(left) if full else None,
             rows_per_s=round(self.rate, 1),
-            eta_s=round(left / self.rate, 1) if full and self.rate else None,
+            eta_s=round(left / self.rate, 1) if full and self.rate >= SLOWEST_RATE else None,
             waiting_for=gauge.waiting_for,
         )
 
@@ -118,5 +121,6 @@ class Course:
 
     def _stale_left(self, left: int) -> int:
         """Rows not yet read, times the share of those read that were stale."""
-        share = self.gauge.found / self.gauge.rows if self.gauge.rows else 1.0
+        here = self.gauge.rows - self.rows_before
+        share = self.gauge.found / here if here else 1.0
         return round(left * len(self.table.fields) * min(1.0, share))

@@ -117,6 +117,12 @@ class ShardTask:
     patience_s: float
     _saved_at: float = field(default_factory=time.monotonic)
 
+    def reconnecting(self) -> None:
+        """Called between two attempts at a server that is away; raises Interrupted on a stop."""
+        self.gauge.trouble = "reconnecting"
+        if self.stop.requested:
+            raise Interrupted
+
 
 @dataclass(slots=True)
 class _Work:
@@ -132,7 +138,11 @@ async def run_shard(task: ShardTask) -> bool:
         group.start_soon(_read, task, pages_in)
         group.start_soon(_reseal, task, pages_out, work_in)
         finished = await _write(task, work_out)
-    await _save(task, done=finished)
+    try:
+        await _save(task, done=finished)
+    except Interrupted:
+        # the server is away: the checkpoint that it has is good, and a resume goes on from there
+        return False
     task.lease.done = finished
     return finished
 
@@ -179,12 +189,9 @@ async def _fetch(task: ShardTask, after: str | None, limit: int) -> Page | None:
 async def _read_patiently(task: ShardTask, attempt: Callable[[], Awaitable[T]]) -> T:
     """A read's result, however long somebody keeps readers out of the table; raises Interrupted on a stop."""
 
-    def reconnecting() -> None:
-        task.gauge.trouble = "reconnecting"
-
     while True:
         try:
-            return await until_reachable(attempt, task.patience_s, reconnecting)
+            return await until_reachable(attempt, task.patience_s, task.reconnecting)
         except StoreError as exc:
             if exc.sqlstate != LOCKED:
                 raise
@@ -221,14 +228,14 @@ async def _write(task: ShardTask, works: MemoryObjectReceiveStream[_Work]) -> bo
             started = time.perf_counter()
             try:
                 settled = await _settle(task, settler, work)
+                await _put_aside(task, settled)
+                _advance(task, work.page, settled)
+                if len(work.resealed.swap):
+                    task._saved_at = time.monotonic()
+                elif time.monotonic() - task._saved_at > IDLE_CHECKPOINT_S:
+                    await _save(task, done=False)
             except Interrupted:
                 return False
-            await _put_aside(task, settled)
-            _advance(task, work.page, settled)
-            if len(work.resealed.swap):
-                task._saved_at = time.monotonic()
-            elif time.monotonic() - task._saved_at > IDLE_CHECKPOINT_S:
-                await _save(task, done=False)
             task.gauge.write_s += time.perf_counter() - started
             task.gauge.trouble = ""
             if work.page.last is None:
@@ -307,5 +314,7 @@ def _advance(task: ShardTask, page: Page, settled: Settled) -> None:
 
 async def _save(task: ShardTask, *, done: bool) -> None:
     place = Checkpoint(task.lease.cursor, task.lease.rows, task.lease.tally, done)
-    await until_reachable(lambda: task.writer.checkpoint(task.lease, place), task.patience_s, lambda: None)
+    await until_reachable(
+        lambda: task.writer.checkpoint(task.lease, place), task.patience_s, task.reconnecting
+    )
     task._saved_at = time.monotonic()

@@ -129,9 +129,7 @@ class Settler:
         return done
 
     async def _table_locked(self) -> bool:
-        return await until_reachable(
-            self._writer.table_locked, self._patience_s, lambda: self._say("reconnecting")
-        )
+        return await until_reachable(self._writer.table_locked, self._patience_s, self._reconnecting)
 
     async def _wait_for_table(self) -> None:
         self._say(TABLE_LOCKED)
@@ -146,7 +144,7 @@ class Settler:
                 return await until_reachable(
                     lambda: self._writer.unsettled(batch),
                     self._patience_s,
-                    lambda: self._say("reconnecting"),
+                    self._reconnecting,
                 )
             except StoreError as exc:
                 if exc.sqlstate != LOCKED:
@@ -156,8 +154,14 @@ class Settler:
     async def _reconnect(self) -> None:
         self._say("reconnecting")
         await until_reachable(
-            lambda: self._writer.reconnect(self._lease), self._patience_s, lambda: self._say("reconnecting")
+            lambda: self._writer.reconnect(self._lease), self._patience_s, self._reconnecting
         )
+
+    def _reconnecting(self) -> None:
+        """Called between two attempts at a server that is away; raises Interrupted on a stop."""
+        self._say("reconnecting")
+        if self._stopping():
+            raise Interrupted
 
     async def _halve(
         self, batch: SwapBatch, checkpoint: Checkpoint, done: Settled, *, skip_locked: bool = False

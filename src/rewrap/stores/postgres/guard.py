@@ -99,6 +99,18 @@ class PostgresGuard:
 
     async def claim(self, claim: Claim) -> dict[str, list[ShardLease]]:
         await self.create()
+        try:
+            return await self._claim_all(claim)
+        except StoreError as exc:
+            if exc.sqlstate != "55P03":
+                raise
+            raise LeaseHeld(
+                f"{self._subject}: a statement of an earlier process is still running in the server",
+                hint="it ends by itself soon; or end it (application_name 'rewrap writer' in "
+                "pg_stat_activity), then rewrap resume",
+            ) from None
+
+    async def _claim_all(self, claim: Claim) -> dict[str, list[ShardLease]]:
         connection = await self._connected()
         leases: dict[str, list[ShardLease]] = {}
         with translated(self._subject):

@@ -51,7 +51,8 @@ class PostgresStore:
 
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():
-            self._connection = await connect(self.address)
+            # a look that waits for somebody's lock says so instead of hanging
+            self._connection = await connect(self.address, lock_timeout="5s")
         return self._connection
 
     async def identity(self) -> ServerIdentity:
