@@ -72,7 +72,10 @@ def errors_shown(*, as_json: bool, debug: bool) -> Iterator[None]:
             _show_frames(exc)
         _fail(exc.message, exc.hint, exc.exit_code, as_json)
     except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+        # at once: a driver's thread may be in the middle of a look, and would be waited for
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130)
     except (typer.Exit, typer.Abort):
         raise
     except BrokenPipeError:
