@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ from rewrap.demo.postgres import EmbeddedPostgres
 from tests.support.workbench import Workbench
 
 _NUMBERS = itertools.count(1)
+
+# a shell starts what runs in the background with SIGINT ignored, and every command would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SETTINGS = {
     "max_prepared_transactions": "10",
