@@ -55,7 +55,7 @@ class LiveApplication:
         self.application = Application(dsn, TABLES, keys, "v1", writers=4, seed=seed)
 
     def call(self, coroutine: object) -> object:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(120)  # type: ignore[arg-type]
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(120)
 
     def start(self) -> None:
         async def work() -> None:
@@ -102,12 +102,12 @@ def audited(bench: Workbench, running: LiveApplication) -> None:
     running.call(running.application.stop())
     audit = running.call(running.application.audit())
     assert running.application.errors == []
-    assert (audit.lost, audit.undecryptable, audit.other_columns_wrong) == (0, 0, 0)  # type: ignore[attr-defined]
-    assert set(audit.by_version) == {"v2"}  # type: ignore[attr-defined]
+    assert (audit.lost, audit.undecryptable, audit.other_columns_wrong) == (0, 0, 0)
+    assert set(audit.by_version) == {"v2"}
     deep = bench.rewrap("verify", "--deep", "--json")
     assert deep.code == 0, deep.out
     verdict = deep.event("verdict")
-    assert (verdict["stale"], verdict["unopenable"], verdict["values"]) == (0, 0, audit.rows)  # type: ignore[attr-defined]
+    assert (verdict["stale"], verdict["unopenable"], verdict["values"]) == (0, 0, audit.rows)
     assert twice(bench) == 0
 
 
