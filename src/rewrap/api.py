@@ -6,6 +6,7 @@ The command line uses these and nothing below them.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -99,11 +100,16 @@ async def _run(
         guard = PostgresGuard(store.address, job.store.guard_schema, identity)
 
         async def examine(drain_s: float) -> Examined:
+            said: list[Event] = []
             found = await _verified(
-                job, rotation.keyring, rotation.to_version, ledger, sink, environ, drain_s=drain_s
+                job, rotation.keyring, rotation.to_version, ledger, said.append, environ, drain_s=drain_s
             )
+            left: Counter[str] = Counter()
+            for column in found.fields:
+                unmarked = rotation.adopts(column.target)
+                left[column.relation] += column.left(rotation.from_versions, unmarked=unmarked)
             verdict = found.verdict
-            return Examined(verdict.complete, tuple(verdict.reasons), found.values)
+            return Examined(verdict.complete, tuple(verdict.reasons), found.values, +left, tuple(said))
 
         try:
             return await Conductor(rotation, store, guard, ledger, sink, stop, options, examine).run()

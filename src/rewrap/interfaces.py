@@ -19,6 +19,7 @@ from rewrap.model import (
     Table,
     Tally,
 )
+from rewrap.packed import Column, Packed, listed, picked
 
 Sink = Callable[[Event], None]
 """Takes events; must not block and must not raise."""
@@ -26,7 +27,7 @@ Sink = Callable[[Event], None]
 Row = Sequence[Any]
 """One stored row: (key, value of each field, text of each AAD column), in the table's order.
 
-A value is None (SQL NULL), text, or `OversizeMark`: the store held it back for its size.
+A value is None (SQL NULL), text, bytes, or `OversizeMark`: the store held it back for its size.
 """
 
 
@@ -35,18 +36,43 @@ class OversizeMark:
     """Stands in a row for a value over the limit: its length in bytes, and its first characters."""
 
     size: int
-    head: str = field(repr=False)
+    head: str | bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Consecutive rows of a shard in key order; `last` is the last key as text, None at the end.
+    """Consecutive rows of a shard in key order, column by column: keys, fields, texts of AAD columns.
 
-    A value over the page's size limit is held back: in its place stands text that begins with U+0001.
+    `stamps`, where the store has them, change whenever anything of a row does. `last` is the last key as
+    text, None at the end. A value over the page's size limit is held back: in its place stands text or bytes
+    that begin with U+0001 (`rewrap.packed.HELD_BACK`).
     """
 
-    rows: list[Row]
-    last: str | None
+    keys: list[Any]
+    fields: tuple[Column, ...]
+    tokens: tuple[Column, ...]
+    last: str | None = None
+    stamps: list[Any] | None = None
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], table: Table) -> Page:
+        """The same rows as a page, none of it packed."""
+        width = len(table.fields)
+        columns = [[row[at] for row in rows] for at in range(1 + width + len(table.aad_columns))]
+        return cls(columns[0], tuple(columns[1 : 1 + width]), tuple(columns[1 + width :]))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def part(self, places: Sequence[int]) -> Page:
+        """The same page, restricted to some rows."""
+        return Page(
+            [self.keys[i] for i in places],
+            tuple(picked(column, places) for column in self.fields),
+            tuple(picked(column, places) for column in self.tokens),
+            self.last,
+            _some(self.stamps, places),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,38 +88,63 @@ class Scope:
 
 @dataclass(slots=True)
 class SwapBatch:
-    """New values of one batch, by row: parallel lists of equal length, filled at one place.
+    """New values of one batch, by row: parallel columns of equal length in key order.
 
-    `olds[field][i]` and `news[field][i]` belong to `keys[i]`; a new value of None leaves that field of that
-    row alone. `tokens[i]` are the texts of the AAD columns that the new value is bound to.
+    `olds[field]` and `news[field]` belong to `keys`, row by row; a new value of None leaves that field of
+    that row alone. `tokens` are the texts of the AAD columns that the new values are bound to.
+
+    With `stamps` a row is swapped while it is the very row that was read; without them, while it holds the
+    old values and the tokens, whatever else of it has changed.
     """
 
     keys: list[Any]
-    olds: dict[str, list[str | None]]
-    news: dict[str, list[str | None]]
-    tokens: list[Sequence[str | None]] | None
+    olds: dict[str, Column]
+    news: dict[str, Column]
+    tokens: tuple[Column, ...] = ()
+    stamps: list[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def written(self, column: str) -> int:
+        """How many values of a column it writes."""
+        news = self.news[column]
+        return len(news) if isinstance(news, Packed) else len(news) - news.count(None)
+
+    def unpacked(self) -> SwapBatch:
+        """The same batch with a list for every column."""
+        return SwapBatch(
+            self.keys,
+            {name: listed(olds) for name, olds in self.olds.items()},
+            {name: listed(news) for name, news in self.news.items()},
+            tuple(listed(tokens) for tokens in self.tokens),
+            self.stamps,
+        )
 
     def part(self, places: Sequence[int]) -> SwapBatch:
         """The same batch, restricted to some rows."""
         return SwapBatch(
             [self.keys[i] for i in places],
-            {name: [olds[i] for i in places] for name, olds in self.olds.items()},
-            {name: [news[i] for i in places] for name, news in self.news.items()},
-            None if self.tokens is None else [self.tokens[i] for i in places],
+            {name: picked(olds, places) for name, olds in self.olds.items()},
+            {name: picked(news, places) for name, news in self.news.items()},
+            tuple(picked(tokens, places) for tokens in self.tokens),
+            _some(self.stamps, places),
         )
 
     def only(self, column: str) -> SwapBatch:
         """The same batch, restricted to one column."""
-        nothing: list[str | None] = [None] * len(self)
+        nothing: list[Any] = [None] * len(self)
         return SwapBatch(
             self.keys,
             {name: olds if name == column else nothing for name, olds in self.olds.items()},
             {name: news if name == column else nothing for name, news in self.news.items()},
             self.tokens,
+            self.stamps,
         )
+
+
+def _some(stamps: list[Any] | None, places: Sequence[int]) -> list[Any] | None:
+    return None if stamps is None else [stamps[i] for i in places]
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +243,9 @@ class Store(Protocol):
         """A reader; `full` when it will read every row, false when it looks for few among many."""
         ...
 
-    def writer(self, table: Table) -> ShardWriter: ...
+    def writer(self, table: Table, *, full: bool = True) -> ShardWriter:
+        """A writer; `full` when its batches are pages of consecutive rows, or parts of such pages."""
+        ...
 
     async def refuse_fenced(self, table: Table, markers: dict[str, str]) -> None:
         """Raises UnsafeTarget when a constraint on the table refuses values under these markers."""

@@ -79,7 +79,7 @@ class LayoutSection(_Section):
     like: Name | None = None
     marker: Name | None = None
     version: Name | None = None
-    encoding: Literal["base64"] | None = None
+    encoding: Literal["base64", "raw"] | None = None
     cipher: Name | None = None
     aad: Name | None = None
 

@@ -80,12 +80,13 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class FieldColumn:
-    """A column of encrypted values, as the database declares it."""
+    """A column of encrypted values, as the database declares it; `binary` when they are bytes, not text."""
 
     name: str
     type_name: str
     nullable: bool
     aad_columns: tuple[str, ...] = ()
+    binary: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +166,6 @@ class Activity:
 class StoredValue:
     """One stored value: its first characters, all of it unless it is very large, its size in bytes."""
 
-    head: str = field(repr=False)
-    whole: str | None = field(repr=False)
+    head: str | bytes = field(repr=False)
+    whole: str | bytes | None = field(repr=False)
     size: int

@@ -8,12 +8,12 @@ bytes were compared with the digest under which they were put aside.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rewrap.crypto.ciphers import OPEN_FAILURES
-from rewrap.crypto.layout import BoundLayout, Layout, LayoutError, Malformed, Unopenable
+from rewrap.crypto.layout import BoundLayout, Layout, LayoutError, Malformed, Unopenable, Value
 from rewrap.errors import FenceError
 from rewrap.events import FieldVerdict, Notice, Verdict
 from rewrap.interfaces import Sink
@@ -36,15 +36,13 @@ class Census(Protocol):
 
     async def __aexit__(self, *exc: object) -> None: ...
 
-    async def rows(self, table: Table) -> int: ...
-
     async def count(
-        self, table: Table, column: str, layout: Layout, versions: Sequence[str]
-    ) -> list[tuple[str, str | None, int]]: ...
+        self, table: Table, columns: Mapping[str, tuple[Layout, Sequence[str]]]
+    ) -> tuple[int, dict[str, list[tuple[str, str | None, int]]]]: ...
 
     def bare(self, table: Table, column: str, layout: Layout) -> AsyncIterator[list[Any]]: ...
 
-    def marked(self, table: Table, column: str, marker: str) -> AsyncIterator[list[Any]]: ...
+    def marked(self, table: Table, column: str, layout: Layout, version: str) -> AsyncIterator[list[Any]]: ...
 
     async def value(self, table: Table, column: str, row_id: str) -> StoredValue | None: ...
 
@@ -57,15 +55,25 @@ class Census(Protocol):
 
 @dataclass(slots=True)
 class FieldCount:
-    """One column's values by class, and by version where they carry one."""
+    """One column's values by class, and by version where they carry one.
+
+    `excused` are the quarantined and waived ones by version.
+    """
 
     target: str
+    relation: str
     column: str
     values: int = 0
     classes: Counter[str] = field(default_factory=Counter)
     versions: Counter[str] = field(default_factory=Counter)
+    excused: Counter[str | None] = field(default_factory=Counter)
     unopenable: int = 0
     undecided: int = 0
+
+    def left(self, from_versions: Sequence[str], *, unmarked: bool) -> int:
+        """Values that a further sweep from these versions would find: neither quarantined nor waived."""
+        left = sum(self.versions[version] - self.excused[version] for version in from_versions)
+        return left + (self.classes["unmarked"] if unmarked else 0)
 
     def event(self) -> FieldVerdict:
         return FieldVerdict(
@@ -122,9 +130,13 @@ async def verify(
     async with census:
         values = {}
         for table in tables:
-            values[table.relation] = await census.rows(table) * len(table.fields)
-            for column, layout in _fields(job, table):
-                one = await look.at(table, column, layout, deep=deep)
+            layouts = _fields(job, table)
+            rows, classes = await census.count(
+                table, {column: (layout, look.known_versions(layout)) for column, layout in layouts}
+            )
+            values[table.relation] = rows * len(table.fields)
+            for column, layout in layouts:
+                one = await look.at(table, column, layout, classes[column], deep=deep)
                 counted.append(one)
                 sink(one.event())
         position = await census.position()
@@ -162,18 +174,27 @@ class _Look:
             if version not in self.keyring or self.keyring.get(version).secret == new
         ]
 
-    async def at(self, table: Table, column: str, layout: Layout, *, deep: bool) -> FieldCount:
-        """Everything about one column."""
-        out = FieldCount(table.name, column)
-        known = self._known_versions(layout)
-        for kind, version, number in await self.census.count(table, column, layout, known):
+    async def at(
+        self,
+        table: Table,
+        column: str,
+        layout: Layout,
+        counts: Sequence[tuple[str, str | None, int]],
+        *,
+        deep: bool,
+    ) -> FieldCount:
+        """Everything about one column, from its counts by class and version."""
+        out = FieldCount(table.name, table.relation, column)
+        known = self.known_versions(layout)
+        for kind, version, number in counts:
             out.values += number
             if kind == "null":
                 out.classes["null"] += number
             elif version is None:
                 out.classes["plaintext"] += number
             else:
-                out.versions[version] += number
+                if number:
+                    out.versions[version] += number
                 stale = "stale" if version in known else "other_version"
                 out.classes["current" if version == self.to_version else stale] += number
         if out.classes["plaintext"]:
@@ -183,7 +204,8 @@ class _Look:
             await self._open_all(table, column, layout, out)
         return out
 
-    def _known_versions(self, layout: Layout) -> list[str]:
+    def known_versions(self, layout: Layout) -> list[str]:
+        """The job's versions that the layout can carry, the new one first."""
         known = [self.to_version]
         for version in self.job.keys.versions:
             try:
@@ -232,12 +254,14 @@ class _Look:
                 out.classes[was] -= 1
                 now = "deferred" if entry.deferred else "quarantined"
                 out.classes["waived" if entry.state == "waived" else now] += 1
+                if not entry.deferred:
+                    out.excused[version] += 1
 
     async def _open_all(self, table: Table, column: str, layout: Layout, out: FieldCount) -> None:
         """Opens every current value with the new key alone."""
         bound = layout.bind(self.to_version, self.keyring.get(self.to_version).secret)
         opened = 0
-        async for page in self.census.marked(table, column, bound.prefix):
+        async for page in self.census.marked(table, column, layout, self.to_version):
             values = [row[1] for row in page]
             aads = [_aad(table, layout, row) for row in page] if layout.aad else None
             try:
@@ -251,7 +275,7 @@ class _Look:
         out.unopenable = max(0, out.versions[self.to_version] - opened)
 
 
-def _opens(bound: BoundLayout, value: str, aad: bytes | None) -> bool:
+def _opens(bound: BoundLayout, value: Value, aad: bytes | None) -> bool:
     try:
         bound.open_one(value, aad)
     except (Malformed, Unopenable):
@@ -259,7 +283,7 @@ def _opens(bound: BoundLayout, value: str, aad: bytes | None) -> bool:
     return True
 
 
-def _opens_bare(probe: BoundLayout, value: str, aad: bytes | None) -> bool | None:
+def _opens_bare(probe: BoundLayout, value: Value, aad: bytes | None) -> bool | None:
     """Whether a payload without a marker opens; None when it is none at all."""
     try:
         probe.open_bare(value, aad)

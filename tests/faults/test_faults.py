@@ -198,6 +198,16 @@ def test_a_line_that_breaks_once_is_tried_again(
             await asyncio.sleep(1.5)
 
         disturb(monkeypatch, PostgresStore, "flush", before=slow)
+    if name == "begin_sweep":
+        late: list[int] = []
+
+        async def write_late(*_args: Any, **_kwargs: Any) -> None:
+            # a second sweep begins only where the first one left something
+            if not late:
+                late.append(1)
+                await asyncio.to_thread(bench.insert, "notes", ["id", "body"], [(99, box("late"))])
+
+        disturb(monkeypatch, PostgresStore, "drain", before=write_late)
     assert run_here(bench).exit_code == 0
     assert broken
 
@@ -281,7 +291,7 @@ def test_a_worker_that_lost_its_place_leaves_the_record_alone(
 ) -> None:
     """The run that another process finished stays finished."""
     from rewrap.errors import LeaseLost
-    from rewrap.stores.postgres.store import PostgresWriter
+    from rewrap.stores.postgres.writer import PostgresWriter
 
     bench.notes([box(f"note {i}") for i in range(20)])
 

@@ -25,8 +25,11 @@ from rewrap.errors import (
 )
 from rewrap.interfaces import Page
 from rewrap.ledgers.place import NETWORK_FILESYSTEMS, filesystem_of
+from rewrap.packed import ABSENT, SEPARATOR, Column, Packed, listed, packed
 from rewrap.stores.postgres.connection import address_of, connect, translated
-from rewrap.stores.postgres.store import PostgresReader, PostgresStore, PostgresWriter, joined
+from rewrap.stores.postgres.reader import PostgresReader
+from rewrap.stores.postgres.store import PostgresStore
+from rewrap.stores.postgres.writer import PostgresWriter
 from tests.support.inprocess import load, run_here
 from tests.support.values import KEY_V1, KEY_V2, KEY_V3, aead, box, one_ciphertext_for_two_keys, unaead, unbox
 from tests.support.workbench import ACCOUNTS, NOTES, Workbench, wait_for
@@ -191,7 +194,7 @@ def test_rule_03_a_row_that_was_never_classified_fails_the_run(
     bench.notes([box(f"note {i}", "v2") for i in range(50)])
 
     async def lose_one(_reader: Any, page: Page, *_args: Any) -> Page:
-        return Page([row for row in page.rows if row[0] != 7], page.last)
+        return page.part([place for place, key in enumerate(page.keys) if key != 7])
 
     disturb(monkeypatch, PostgresReader, "fetch", after=lose_one)
     monkeypatch.setattr("rewrap.engine.conductor.STATISTICS_DELAY_S", 0.2)
@@ -324,11 +327,20 @@ def test_rule_06_a_row_the_application_reseals_meanwhile_keeps_its_value(
 
 
 def test_rule_07_joined_texts_come_apart_into_the_same_rows() -> None:
-    """A short list, a shifted one or one comma inside a value stops the batch before it is sent."""
-    assert joined(["v1:AA", None, "v1:BB"], 3) == "v1:AA,,v1:BB"
-    for values, count in ((["a", "b"], 3), (["a,b", "c"], 2), (["a", "b", "c"], 2)):
+    """A short list, a shifted one or one separator inside a value stops the batch before it is sent."""
+    assert packed(["v1:AA", None, "v1:BB"], 3) == f"v1:AA{SEPARATOR}{ABSENT}{SEPARATOR}v1:BB"
+    slipped: list[tuple[Column, int]] = [
+        (["a", "b"], 3),
+        ([f"a{SEPARATOR}b", "c"], 2),
+        (["a", "b", "c"], 2),
+        ([ABSENT, "b"], 2),
+        (Packed("a", 1), 2),
+    ]
+    for values, count in slipped:
         with pytest.raises(ResealMismatch):
-            joined(values, count)
+            packed(values, count)
+    with pytest.raises(ResealMismatch):
+        Packed(f"a{SEPARATOR}b", 3).split()
 
 
 def test_rule_07_no_new_value_never_becomes_null(bench: Workbench) -> None:
@@ -342,7 +354,7 @@ def test_rule_07_no_new_value_never_becomes_null(bench: Workbench) -> None:
         writer = store.writer(table)
         from rewrap.interfaces import Checkpoint, SwapBatch
 
-        batch = SwapBatch([1, 2], {"body": [before[1], before[2]]}, {"body": [None, None]}, None)
+        batch = SwapBatch([1, 2], {"body": [before[1], before[2]]}, {"body": [None, None]})
         try:
             return await writer.swap(lease, batch, Checkpoint(None, 0, {}), skip_locked=False)
         finally:
@@ -408,7 +420,7 @@ def test_rule_08_a_swap_in_flight_waits_for_whoever_raises_the_fence(bench: Work
         newer_store, newer = await _claimed(bench, "two")
         await newer_store.close()
         assert newer.fence == stale.fence + 1
-        batch = SwapBatch([1], {"body": [before[1]]}, {"body": [box("one", "v2")]}, None)
+        batch = SwapBatch([1], {"body": [before[1]]}, {"body": [box("one", "v2")]})
         try:
             with pytest.raises(LeaseLost):
                 await writer.swap(stale, batch, Checkpoint(None, 0, {}), skip_locked=False)
@@ -610,7 +622,7 @@ def test_rule_12_pages_are_bounded_by_bytes(bench: Workbench, monkeypatch: pytes
     sizes: list[int] = []
 
     async def weigh(_reader: Any, page: Page, *_args: Any) -> None:
-        sizes.append(sum(len(row[1] or "") for row in page.rows))
+        sizes.append(sum(len(value or "") for value in listed(page.fields[0])))
 
     disturb(monkeypatch, PostgresReader, "fetch", after=weigh)
     ended = run_here(bench)

@@ -174,7 +174,7 @@ def test_large_values_are_left_to_be_fetched_whole() -> None:
         ("{version}:", "(v)[0-9]+", "without groups"),
         ("{version}:", "v[0-9:]*", "also matches the delimiter"),
         ("{version}:", "v[", "version pattern"),
-        ("{version},", "v[0-9]+", "commas"),
+        ("{version}\x1f", "v[0-9]+", "control characters"),
     ],
 )
 def test_layouts_that_could_mistake_a_version_are_refused(marker: str, version: str, says: str) -> None:

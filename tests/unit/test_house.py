@@ -10,8 +10,8 @@ import rewrap
 ROOT = Path(rewrap.__file__).parent
 
 FLOORS = [
-    ["errors", "model"],
-    ["crypto.ciphers", "crypto.layout", "crypto.layouts", "crypto", "events"],
+    ["errors", "model", "packed"],
+    ["crypto.ciphers", "crypto.encodings", "crypto.layout", "crypto.layouts", "crypto", "events"],
     ["interfaces", "job"],
     ["keys", "stores", "ledgers"],
     [

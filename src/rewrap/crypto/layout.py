@@ -1,10 +1,11 @@
 """Stored layouts: a declared descriptor, compiled into functions over whole batches.
 
-A stored value under the prefix marker is text:
+A stored value under the prefix marker is text, or bytes where the encoding is `raw`:
 
     marker            payload
     ┌───────────────┐┌─────────────────────────────────────────────┐
      v1:              base64( nonce ‖ ciphertext ‖ tag )
+     v1:              nonce ‖ ciphertext ‖ tag
 
 The marker is a template with a `{version}` group (`"{version}:"`, `"a1.k{version}:"`), so that the version
 can be read from a value, written to a new one, and searched for in SQL as one delimited prefix.
@@ -14,20 +15,26 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
-
-from pybase64 import b64decode, b64encode_as_string
+from itertools import repeat
+from typing import Any, cast
 
 from rewrap.crypto.ciphers import CIPHERS, OPEN_FAILURES, Aads, Batch, Cipher
+from rewrap.crypto.encodings import ENCODINGS, RAW, TEXT_ENCODINGS
+from rewrap.packed import SEPARATOR, Packed
 
 MARKER_BYTES_MAX = 128
 """Longest marker looked for, in characters. Markers in the field are under 60; this bounds SQL's look."""
 
 _GROUP = "{version}"
 _COLUMN = re.compile(r"\{([^{}]+)\}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+Value = str | bytes
+"""A stored value: text, or bytes where the layout's encoding is `raw`."""
 
 
 class LayoutError(ValueError):
@@ -67,19 +74,16 @@ class AadTemplate:
         out = [part if at % 2 == 0 else (values[part] or "") for at, part in enumerate(self.parts)]
         return "".join(out).encode()
 
-    def renderer(self, columns: Sequence[str]) -> Callable[[Sequence[str | None]], bytes]:
-        """A function from one row's texts, in the order of `columns`, to its associated data."""
+    def render_all(self, columns: Mapping[str, Sequence[str | None]], count: int) -> list[bytes]:
+        """The associated data of a batch of `count` rows, from each column's texts."""
         if len(self.parts) == 3 and self.parts[0] == self.parts[2] == "":
-            only = list(columns).index(self.parts[1])
-            return lambda texts: (texts[only] or "").encode()
-        places = [part if at % 2 == 0 else list(columns).index(part) for at, part in enumerate(self.parts)]
-
-        def render(texts: Sequence[str | None]) -> bytes:
-            return "".join(
-                place if isinstance(place, str) else (texts[place] or "") for place in places
-            ).encode()
-
-        return render
+            return [(text or "").encode() for text in columns[self.parts[1]]]
+        # a template without columns is the same for every row
+        pieces = [
+            repeat(part, count) if at % 2 == 0 else [text or "" for text in columns[part]]
+            for at, part in enumerate(self.parts)
+        ]
+        return ["".join(row).encode() for row in zip(*pieces, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -116,10 +120,12 @@ class Layout:
                 f'version pattern "{self.version_pattern}" also matches the delimiter "{after}", '
                 "or nothing at all"
             )
-        if "," in before + after:
-            raise LayoutError(f'marker "{self.marker}" is without commas')
-        if self.encoding != "base64":
-            raise LayoutError(f'encoding "{self.encoding}" is unknown; known: base64')
+        if _CONTROL.search(self.marker):
+            raise LayoutError("a marker is without control characters")
+        if self.encoding not in ENCODINGS:
+            raise LayoutError(f'encoding "{self.encoding}" is unknown; known: {", ".join(ENCODINGS)}')
+        if self.binary and not re.fullmatch(r"[ -\[\]-~]*", before + after):
+            raise LayoutError(f'marker "{self.marker}" of bytes is printable ASCII without backslashes')
         if self.cipher_name not in CIPHERS:
             raise LayoutError(f'cipher "{self.cipher_name}" is unknown; known: {", ".join(sorted(CIPHERS))}')
         if self.aad is not None and not self.cipher.binds_aad:
@@ -128,6 +134,11 @@ class Layout:
     @property
     def cipher(self) -> Cipher:
         return CIPHERS[self.cipher_name]
+
+    @property
+    def binary(self) -> bool:
+        """Whether values are bytes: columns of bytea, not of text."""
+        return self.encoding == RAW
 
     @cached_property
     def _version_regex(self) -> re.Pattern[str]:
@@ -153,9 +164,10 @@ class Layout:
             )
         return marker
 
-    def version_of(self, value: str) -> str | None:
+    def version_of(self, value: Value) -> str | None:
         """The version in a value's marker, or None when it has no marker."""
-        found = self._version_regex.match(value[:MARKER_BYTES_MAX])
+        head = value[:MARKER_BYTES_MAX]
+        found = self._version_regex.match(head.decode("latin-1") if isinstance(head, bytes) else head)
         return found.group("version") if found else None
 
     def bind(self, version: str, key: bytes) -> BoundLayout:
@@ -165,61 +177,113 @@ class Layout:
 
 @dataclass(frozen=True)
 class BoundLayout:
-    """Opens and seals values of one version with one key. Values are text; plaintexts are bytes."""
+    """Opens and seals values of one version with one key. Plaintexts are bytes.
+
+    What works on a list is all or none: it raises one of OPEN_FAILURES at the first value that does not
+    open. Every value must begin with `prefix`; associated data are by index.
+    """
 
     layout: Layout
     version: str
-    prefix: str
+    marker: str
     key: bytes = field(repr=False)
 
     @cached_property
-    def open_values(self) -> Callable[[list[str], Aads | None], Batch]:
-        """Opens marked values, all or none: raises one of OPEN_FAILURES at the first that does not open.
+    def prefix(self) -> Value:
+        """The marker as it stands in a value: text, or bytes."""
+        return self.marker.encode() if self.layout.binary else self.marker
 
-        Every value must begin with `prefix`; the associated data are by index.
-        """
-        open_batch = self.layout.cipher.opener(self.key)
-        at = len(self.prefix)
+    @cached_property
+    def open_values(self) -> Callable[[Sequence[Any], Aads | None], Batch]:
+        """Opens a list of marked values."""
+        decode, open_batch, at = self._decode, self._open_batch, len(self.prefix)
 
-        def open_values(values: list[str], aads: Aads | None) -> Batch:
-            return open_batch([b64decode(value[at:], validate=True) for value in values], aads)
+        def open_values(values: Sequence[Any], aads: Aads | None) -> Batch:
+            return open_batch(decode([value[at:] for value in values]), aads)
 
         return open_values
 
     @cached_property
-    def seal_values(self) -> Callable[[Batch, Aads | None], list[str]]:
+    def seal_values(self) -> Callable[[Batch, Aads | None], list[Any]]:
         """Seals plaintexts into marked values, in order, each under a nonce of its own."""
-        seal_batch = self.layout.cipher.sealer(self.key)
-        prefix = self.prefix
+        encode, seal_batch, prefix = self._encode, self._seal_batch, cast("Any", self.prefix)
 
-        def seal_values(plain: Batch, aads: Aads | None) -> list[str]:
-            return [prefix + b64encode_as_string(raw) for raw in seal_batch(plain, aads)]
+        def seal_values(plain: Batch, aads: Aads | None) -> list[Any]:
+            return [prefix + payload for payload in encode(seal_batch(plain, aads))]
 
         return seal_values
 
-    def open_one(self, value: str, aad: bytes | None) -> bytes:
+    @cached_property
+    def open_packed(self) -> Callable[[Packed, Aads | None], Batch | None]:
+        """Opens a packed column of text; None unless every value of it begins with `prefix`.
+
+        A value that holds the separator cannot pass for two: every boundary between values is one, so
+        there is always one too many, which then stands inside a payload, where the decoder refuses it.
+        """
+        decode, open_batch, marker, at = self._decode, self._open_batch, self.marker, len(self.marker)
+        glue = SEPARATOR + marker
+
+        def open_packed(values: Packed, aads: Aads | None) -> Batch | None:
+            if not values.text.startswith(marker):
+                return None
+            payloads = values.text.split(glue)
+            if len(payloads) != values.count:
+                return None
+            payloads[0] = payloads[0][at:]
+            return open_batch(decode(payloads), aads)
+
+        return open_packed
+
+    @cached_property
+    def seal_packed(self) -> Callable[[Batch, Aads | None], Packed]:
+        """Seals plaintexts into a packed column of text."""
+        encode, seal_batch, marker = self._encode, self._seal_batch, self.marker
+        glue = SEPARATOR + marker
+
+        def seal_packed(plain: Batch, aads: Aads | None) -> Packed:
+            return Packed(marker + glue.join(encode(seal_batch(plain, aads))), len(plain))
+
+        return seal_packed
+
+    def open_one(self, value: Value, aad: bytes | None) -> bytes:
         """Opens one marked value; raises Malformed or Unopenable."""
-        if not value.startswith(self.prefix):
+        if not value.startswith(cast("Any", self.prefix)):
             raise Malformed
         return self.open_bare(value[len(self.prefix) :], aad)
 
-    def open_bare(self, payload: str, aad: bytes | None) -> bytes:
+    def open_bare(self, payload: Value, aad: bytes | None) -> bytes:
         """Opens a payload that carries no marker; raises Malformed or Unopenable."""
         cipher = self.layout.cipher
         try:
-            raw = b64decode(payload, validate=True)
+            (raw,) = self._decode([payload])
         except ValueError:
             raise Malformed from None
         if len(raw) < cipher.nonce_bytes + cipher.tag_bytes:
             raise Malformed
         try:
-            return self._open_raw([raw], None if aad is None else [aad])[0]
+            return self._open_batch([raw], None if aad is None else [aad])[0]
         except OPEN_FAILURES:
             raise Unopenable from None
 
     @cached_property
-    def _open_raw(self) -> Callable[[Batch, Aads | None], Batch]:
+    def _decode(self) -> Callable[[list[Any]], Batch]:
+        return _as_it_is if self.layout.binary else TEXT_ENCODINGS[self.layout.encoding].decode
+
+    @cached_property
+    def _encode(self) -> Callable[[Batch], list[Any]]:
+        return _as_it_is if self.layout.binary else TEXT_ENCODINGS[self.layout.encoding].encode
+
+    @cached_property
+    def _open_batch(self) -> Callable[[Batch, Aads | None], Batch]:
         return self.layout.cipher.opener(self.key)
+
+    @cached_property
+    def _seal_batch(self) -> Callable[[Batch, Aads | None], Batch]:
+        return self.layout.cipher.sealer(self.key)
+
+
+def _as_it_is(payloads: list[bytes]) -> list[bytes]:
+    return payloads
 
 
 def builtin_layouts() -> dict[str, Layout]:

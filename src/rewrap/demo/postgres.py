@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -53,17 +54,29 @@ class EmbeddedPostgres:
     the server and removes the directory.
 
     `settings` are Postgres parameters by name, read at every start: change them and `restart`.
+    `programs` is the `bin` of another Postgres, which every user of the machine can run: it is used
+    where it is, in place of the wheel's.
     All methods block; none may be called from two threads at once.
     """
 
-    def __init__(self, settings: Mapping[str, str] | None = None, *, version: int = 18) -> None:
-        """Finds the programs of Postgres 16 or 18; raises DemoError when the wheel is missing."""
+    def __init__(
+        self,
+        settings: Mapping[str, str] | None = None,
+        *,
+        version: int = 18,
+        programs: Path | None = None,
+    ) -> None:
+        """Finds the programs of Postgres 16 or 18; raises DemoError when the wheel is missing.
+
+        With `programs` the version is theirs.
+        """
         self.settings: dict[str, str] = dict(settings or {})
         self.password = secrets.token_hex(16)
         self.port = _free_port()
-        self._version = version
+        self._version = version if programs is None else _version_of(programs)
+        self._programs = programs
         self._account = Account.of_server()
-        self._bin = find_programs(version)
+        self._bin = find_programs(version) if programs is None else programs
         self._home: Path | None = None
         self._server: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
@@ -218,7 +231,9 @@ class EmbeddedPostgres:
         It has the same users and password, a port of its own, and this server's settings with the
         given ones over them. It is closed with this server, or before by its own `close`.
         """
-        replica = EmbeddedPostgres({**self.settings, **(settings or {})}, version=self._version)
+        replica = EmbeddedPostgres(
+            {**self.settings, **(settings or {})}, version=self._version, programs=self._programs
+        )
         replica.password = self.password
         try:
             replica._prepare()
@@ -259,7 +274,7 @@ class EmbeddedPostgres:
     def _prepare(self) -> None:
         """The directory, the programs where the account can run them, and the guard."""
         self._home = home = self._account.make_directory("rewrap-postgres-")
-        if not self._account.can_run(self._bin, home):
+        if self._programs is None and not self._account.can_run(self._bin, home):
             self._bin = copy_programs(self._bin, home / "wheel")
         (home / "run").mkdir(mode=0o700)
         self._account.own(home)
@@ -366,6 +381,20 @@ class EmbeddedPostgres:
                 hint=reasons[0].strip() if reasons else None,
             )
         return done.stdout
+
+
+def _version_of(programs: Path) -> int:
+    """The major version of the Postgres in a directory; DemoError when there is none."""
+    try:
+        said = subprocess.run(
+            [str(programs / "postgres"), "--version"], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError) as exc:
+        raise DemoError(f"no postgres can be run in {programs}") from exc
+    found = re.search(r"\d+", said)
+    if found is None:
+        raise DemoError(f"the postgres in {programs} does not say its version")
+    return int(found.group())
 
 
 def _alive(pid: int) -> bool:

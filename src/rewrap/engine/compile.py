@@ -67,6 +67,10 @@ class Rotation:
         unmarked = {entry.column: self.job.layout(entry.layout).version_regex for entry in target.fields}
         return Scope(markers, unmarked if target.unmarked == "reseal" else {})
 
+    def adopts(self, relation_name: str) -> bool:
+        """Whether values of a target without a marker are resealed too."""
+        return next(t for t in self.job.targets if t.table == relation_name).unmarked == "reseal"
+
     def target_markers(self, table: Table) -> dict[str, str]:
         """The marker each column's new values carry."""
         return {

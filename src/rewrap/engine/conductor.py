@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,22 +15,21 @@ from rewrap.engine.compile import Rotation
 from rewrap.engine.course import Course
 from rewrap.engine.health import KeyHealth
 from rewrap.engine.options import RunOptions
-from rewrap.engine.pipeline import Budget, ShardTask, StopFlag, run_shard
+from rewrap.engine.pipeline import StopFlag
 from rewrap.engine.rehearsal import rehearse
-from rewrap.engine.retry import until_reachable
+from rewrap.engine.retry import quiet, until_reachable
+from rewrap.engine.sweep import Sweeper, first_of
 from rewrap.errors import (
     AccountingError,
     KeyRefused,
     LeaseLost,
     LedgerError,
-    Rewound,
-    RewrapError,
     StoreUnavailable,
 )
-from rewrap.events import Notice, Quarantined, RunEnded, SweepDone, SweepStarted
-from rewrap.interfaces import Guard, Scope, Sink, Store
+from rewrap.events import Event, Notice, RunEnded
+from rewrap.interfaces import Guard, Sink, Store
 from rewrap.ledgers.sql import Ledger
-from rewrap.model import Activity, Fault, Outcome, Reason, RunState, ShardLease, merge_tally
+from rewrap.model import Activity, RunState, merge_tally
 
 T = TypeVar("T")
 
@@ -46,11 +45,17 @@ STATISTICS_DELAY_S = 12.0
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """What verify says to a run: complete or not, why, and its count of values by relation."""
+    """What verify says to a run: complete or not, and why.
+
+    By relation, `values` is its count of them, and `left` how many a further sweep would find. `events` are
+    what it has to tell, once the run has ended.
+    """
 
     complete: bool
     reasons: tuple[str, ...]
     values: dict[str, int]
+    left: Mapping[str, int]
+    events: tuple[Event, ...]
 
 
 Examine = Callable[[float], Awaitable[Examined]]
@@ -83,7 +88,6 @@ class Conductor:
         self.health = KeyHealth(self.limits.max_quarantine, self.limits.max_quarantine_share)
         self.run_id = ""
         self._courses: list[Course] = []
-        self._known: dict[str, dict[tuple[str, str], str]] = {}
         self._sealed_noted = 0
         self._drain_left = self.limits.drain_s
 
@@ -94,6 +98,10 @@ class Conductor:
             self.rotation, self.store, self.guard, self.ledger, self.sink, self.options
         ).admit()
         self.run_id, self._courses = admitted.run_id, admitted.courses
+        self.sweeper = Sweeper(
+            self.rotation, self.store, self.guard, self.ledger, self.sink, self.stop, self.options,
+            self.health, self.run_id, {c.table.relation: c.table.name for c in self._courses},
+        )  # fmt: skip
         admitted.proof.feed(self.health)
         state: RunState | None = RunState.FAILED
         void = False
@@ -134,32 +142,40 @@ class Conductor:
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """The result of an idempotent step, tried again while the store or the ledger is away."""
-        return await until_reachable(attempt, self.limits.reconnect_s, _quiet)
+        return await until_reachable(attempt, self.limits.reconnect_s, quiet)
 
     # sweeps
 
     async def _work(self, admitted: Admitted, started: float) -> RunEnded:
         await self._prepare(admitted)
         first = [course for course in self._courses if course.leases[0].sweep == 1]
-        if first and not await self._sweep(first, 1, full=True):
+        if first and not await self.sweeper.sweep(first, 1, full=True):
             return self._stopped(started)
         highest = max(course.leases[0].sweep for course in self._courses)
-        sweeps, clean = 1, False
-        while not clean and sweeps < self.limits.max_sweeps:
-            if sweeps > 1:
-                await anyio.sleep(min(2.0, 0.1 * 2**sweeps))
-            await self._drain()
-            if not await self._sweep(self._courses, highest + sweeps, full=False):
-                return self._stopped(started)
+        sweeps = 1
+        if self.options.sweeps_only and not await self._sweep_again(self._courses, highest + 1, sweeps):
+            return self._stopped(started)
+        # verify's count decides whether another sweep is needed: it reads the table once for both
+        while (examined := await self._examined()) is not None:
+            left = [course for course in self._courses if examined.left.get(course.table.relation)]
+            if not left or sweeps >= self.limits.max_sweeps:
+                return await self._conclude(started, sweeps, examined, left)
             sweeps += 1
-            clean = not any(course.gauge.found for course in self._courses)
-        return await self._conclude(started, sweeps, clean=clean)
+            if not await self._sweep_again(left, highest + sweeps, sweeps):
+                break
+        return self._stopped(started)
+
+    async def _sweep_again(self, courses: list[Course], sweep: int, count: int) -> bool:
+        """Looks for what is still in scope, after a pause that grows with every such sweep."""
+        if count > 2:
+            await anyio.sleep(min(2.0, 0.1 * 2**count))
+        return await self.sweeper.sweep(courses, sweep, full=False)
 
     async def _prepare(self, admitted: Admitted) -> None:
         """Loads what earlier processes of the run left behind, and rehearses one write to each table."""
         for entry in await self.ledger.exceptions(self.rotation.to_version, states=("open", "waived")):
             if not entry.deferred:
-                known = self._known.setdefault(entry.relation, {})
+                known = self.sweeper.known.setdefault(entry.relation, {})
                 known[entry.field, entry.row_id] = entry.digest
         saved = {(p.relation, p.sweep): p for p in await self.ledger.progress(self.run_id)}
         for course in self._courses:
@@ -173,139 +189,6 @@ class Conductor:
             if course.leases[0].sweep > 1:
                 merge_tally(course.base, first.tally or {})
                 course.rows = course.rows_before = first.rows_done
-
-    async def _sweep(self, courses: list[Course], sweep: int, *, full: bool) -> bool:
-        """One pass over the tables; False when it was stopped before its end."""
-        for course in courses:
-            if course.leases[0].sweep != sweep:
-                course.leases = await self._patiently(
-                    lambda course=course: self.guard.begin_sweep(course.table.relation, sweep)  # type: ignore[misc]  # mypy: default argument of a lambda
-                )
-            course.begin(sweep)
-        todo = [course for course in courses if not course.done]
-        for course in courses:
-            if course.done:
-                self._fold(course, full=full)
-        await self._save(courses)
-        limiter = anyio.CapacityLimiter(self.rotation.job.shards_at_once)
-        async with anyio.create_task_group() as group:
-            for course in todo:
-                group.start_soon(self._sweep_table, course, full, limiter)
-        return all(course.done for course in courses)
-
-    async def _sweep_table(self, course: Course, full: bool, limiter: anyio.CapacityLimiter) -> None:
-        course.started = time.monotonic()
-        self.sink(
-            SweepStarted(
-                target=course.table.name,
-                sweep=course.sweep,
-                rows_estimated=course.table.estimated_rows,
-                rows_done=course.gauge.rows,
-            )
-        )
-        budget = Budget(self.options.sample)
-        async with anyio.create_task_group() as group:
-            for lease in course.leases:
-                if not lease.done:
-                    group.start_soon(self._shard, course, lease, full, budget, limiter)
-        self._fold(course, full=full)
-        await self._save([course])
-        self.sink(course.progress())
-        if course.done:
-            self.sink(
-                SweepDone(
-                    target=course.table.name,
-                    sweep=course.sweep,
-                    rows_done=course.gauge.rows,
-                    found=course.gauge.found,
-                    outcomes={name: dict(+counts) for name, counts in course.tally.items()},
-                    seconds=round(time.monotonic() - course.started, 3),
-                )
-            )
-
-    @staticmethod
-    def _fold(course: Course, *, full: bool) -> None:
-        """Takes a sweep's counts into the table's."""
-        if full and course.sweep == 1:
-            course.base, course.rows = course.tally, course.gauge.rows
-        elif full:
-            course.recounted = course.tally
-        else:
-            course.late += sum(counts[Outcome.RESEALED] for counts in course.tally.values())
-            course.rows_later += course.gauge.rows
-            merge_tally(course.later, course.tally)
-
-    async def _shard(
-        self,
-        course: Course,
-        lease: ShardLease,
-        full: bool,
-        budget: Budget,
-        limiter: anyio.CapacityLimiter,
-    ) -> None:
-        async with limiter:
-            while not self.stop.requested:
-                try:
-                    await self._shard_once(course, lease, full, budget)
-                    return
-                except Rewound:
-                    pass
-                except BaseExceptionGroup as errors:
-                    first = first_of(errors)
-                    if not isinstance(first, Rewound):
-                        raise first from None
-                # the server crashed and lost writes it had acknowledged, and their checkpoints with
-                # them: whatever this process remembers of them is wrong
-                await self._rewind(course, lease)
-
-    async def _rewind(self, course: Course, lease: ShardLease) -> None:
-        kept = await self._patiently(lambda: self.guard.lease(lease.relation, lease.range.shard))
-        course.gauge.rows -= lease.rows - kept.rows
-        lease.cursor, lease.rows, lease.tally, lease.seq = kept.cursor, kept.rows, kept.tally, kept.seq
-        self._notice(
-            "warning",
-            f"table {course.table.name}: the server crashed and lost its last writes; "
-            "going on from the checkpoint that it kept",
-        )
-
-    async def _shard_once(self, course: Course, lease: ShardLease, full: bool, budget: Budget) -> None:
-        table, pace = course.table, self.rotation.job.pace
-        reader, writer = self.store.reader(table, full=full), self.store.writer(table)
-        try:
-            await run_shard(
-                ShardTask(
-                    table=table,
-                    lease=lease,
-                    reader=reader,
-                    writer=writer,
-                    reseal=self.rotation.reseal(table),
-                    scope=Scope() if full else self.rotation.scope(table),
-                    known=self._known.get(table.relation, {}),
-                    quarantine=self,
-                    health=self.health,
-                    gauge=course.gauge,
-                    stop=self.stop,
-                    budget=budget,
-                    batch_size=pace.batch_size,
-                    patience_s=self.limits.reconnect_s,
-                )
-            )
-        finally:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(3):
-                await reader.close()
-                await writer.close()
-
-    async def record(self, relation: str, faults: Sequence[Fault]) -> None:
-        """Puts values aside in the ledger, before the checkpoint passes them (see `Quarantine`)."""
-        await self._patiently(
-            lambda: self.ledger.record(self.run_id, self.rotation.to_version, relation, faults)
-        )
-        known = self._known.setdefault(relation, {})
-        name = next(c.table.name for c in self._courses if c.table.relation == relation)
-        for fault in faults:
-            if fault.reason != Reason.CONTENDED:
-                known[fault.field, fault.row_id] = fault.digest
-                self.sink(Quarantined(target=name, row=fault.row_id, field=fault.field, reason=fault.reason))
 
     async def _activity(self, course: Course) -> Activity:
         return await self._patiently(lambda: self.store.activity(course.table))
@@ -331,35 +214,38 @@ class Conductor:
         reason = "the sample is done" if sampled else f"stopped by {self.stop.by}"
         return self._ended(RunState.PAUSED, 4, started, 0, [reason])
 
-    async def _conclude(self, started: float, sweeps: int, *, clean: bool) -> RunEnded:
-        await self._drain()
-        if self.stop.requested:
-            return self._stopped(started)
-        await self._patiently(self.store.flush)
-        examined = await self._examined()
+    async def _conclude(
+        self, started: float, sweeps: int, examined: Examined, left: Sequence[Course]
+    ) -> RunEnded:
+        for event in examined.events:
+            self.sink(event)
         if not self.options.sweeps_only:
             for course in self._courses:
                 await self._close_account(course, examined.values[course.table.relation])
         reasons = list(examined.reasons)
-        if not clean:
-            reasons += [
-                f"table {course.table.name} still receives values under "
-                f"{', '.join(self.rotation.from_versions)}: sweep {course.sweep} found "
-                f"{course.gauge.found}"
-                for course in self._courses
-                if course.gauge.found > course.put_off
-            ]
+        reasons += [
+            f"table {course.table.name} still receives values under "
+            f"{', '.join(self.rotation.from_versions)}: {examined.left[course.table.relation]} are there "
+            f"after sweep {course.sweep}"
+            for course in left
+            if examined.left[course.table.relation] > course.put_off
+        ]
         if self.options.compromised:
             self._notice(
                 "warning",
                 "whoever had the old key could write values that were resealed here as genuine, and can read "
                 "any copy of the old ones: authenticity since the compromise is not established",
             )
-        complete = examined.complete and clean
+        complete = examined.complete and not left
         state = RunState.COMPLETE if complete else RunState.INCOMPLETE
         return self._ended(state, 0 if complete else 3, started, sweeps, reasons)
 
-    async def _examined(self) -> Examined:
+    async def _examined(self) -> Examined | None:
+        """Verify's count, once open writers have ended and the log is flushed; None on a stop."""
+        await self._drain()
+        if self.stop.requested:
+            return None
+        await self._patiently(self.store.flush)
         return await self._patiently(lambda: self.examine(max(DRAIN_STEP_S, self._drain_left)))
 
     async def _close_account(self, course: Course, counted: int) -> None:
@@ -380,9 +266,12 @@ class Conductor:
             "classified; reading it once more",
         )
         before = await self._activity(course)
-        if not await self._sweep([course], course.sweep + 1, full=True):
+        examined = None
+        if await self.sweeper.sweep([course], course.sweep + 1, full=True):
+            examined = await self._examined()
+        if examined is None:
             raise AccountingError(f"table {course.table.relation}: stopped while it was counted again")
-        counted = (await self._examined()).values[course.table.relation]
+        counted = examined.values[course.table.relation]
         again = Account(course.table.relation, fields, course.recounted or {}, before)
         if not again.closes(counted, await self._activity(course)):
             raise AccountingError(
@@ -434,13 +323,8 @@ class Conductor:
                 course.observe()
                 if course.started and not course.done:
                     self.sink(course.progress())
-            await self._save(self._courses)
+            await self.sweeper.save(self._courses)
             await self._note_seals()
-
-    async def _save(self, courses: Sequence[Course]) -> None:
-        await self._patiently(
-            lambda: self.ledger.save_progress(self.run_id, [course.record() for course in courses])
-        )
 
     async def _note_seals(self) -> None:
         total = sum(course.sealed for course in self._courses)
@@ -451,24 +335,3 @@ class Conductor:
 
     def _notice(self, level: str, message: str) -> None:
         self.sink(Notice(level=level, message=message))
-
-
-def _quiet() -> None:
-    """Says nothing while something is tried again in the background."""
-
-
-def first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error to show of several: a lost lease or a wrong key before what it caused."""
-    flat: list[BaseException] = []
-    queue: list[BaseException] = [errors]
-    while queue:
-        error = queue.pop(0)
-        if isinstance(error, BaseExceptionGroup):
-            queue += error.exceptions
-        else:
-            flat.append(error)
-    for kind in (LeaseLost, KeyRefused, AccountingError, RewrapError):
-        for error in flat:
-            if isinstance(error, kind):
-                return error
-    return flat[0]

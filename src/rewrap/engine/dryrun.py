@@ -120,20 +120,19 @@ async def _table(
     try:
         while not stop.requested and (limit := budget.take(rotation.job.pace.batch_size)):
             page = await reader.fetch(whole, after, limit, Scope())
-            results = [reseal(page.rows)]
+            results = [reseal.page(page)]
             for key in results[0].large:
                 row = await reader.fetch_large(key)
                 if row is not None:
                     results.append(reseal.judge_whole(row))
             for result in results:
                 merge_tally(tally, result.tally)
-                for column, news in result.swap.news.items():
-                    fresh = {Outcome.RESEALED: len(news) - news.count(None)}
-                    merge_tally(tally, {column: {k.value: n for k, n in fresh.items()}})
+                for column in result.swap.news:
+                    merge_tally(tally, {column: {Outcome.RESEALED.value: result.swap.written(column)}})
                 health.opened(table.relation, result.opened)
                 health.failed(table.relation, result.faults)
             health.check()
-            rows += len(page.rows)
+            rows += len(page)
             after = page.last
             if time.monotonic() - said > 1:
                 said = time.monotonic()

@@ -159,7 +159,7 @@ async def _read(task: ShardTask, pages: MemoryObjectSendStream[Page]) -> None:
             if page is None:
                 return
             task.gauge.read_s += time.perf_counter() - started
-            task.budget.give_back(limit - len(page.rows))
+            task.budget.give_back(limit - len(page))
             if not await _sent(pages, page):
                 return
             after = page.last
@@ -209,7 +209,7 @@ async def _reseal(
     async with works, pages:
         async for page in pages:
             started = time.perf_counter()
-            resealed = task.reseal(page.rows)
+            resealed = task.reseal.page(page)
             task.gauge.sealed += len(resealed.swap)
             task.gauge.cpu_s += time.perf_counter() - started
             if not await _sent(works, _Work(page, resealed)):
@@ -257,7 +257,7 @@ async def _settle(task: ShardTask, settler: Settler, work: _Work) -> Settled:
         alone = task.reseal.judge_whole(row)
         settled.absorb(Settled(alone.tally, alone.faults, alone.opened))
         settled.absorb(await settler.settle(alone.swap, before))
-    values = len(work.page.rows) * len(task.table.fields)
+    values = len(work.page) * len(task.table.fields)
     if tally_total(settled.tally) != values:
         raise AccountingError(
             f"table {task.table.relation}: a page of {values} values came to "
@@ -305,11 +305,11 @@ def _flat(settled: Settled) -> Counter[str]:
 
 
 def _advance(task: ShardTask, page: Page, settled: Settled) -> None:
-    if page.rows:
-        task.lease.cursor = str(page.rows[-1][0])
-    task.lease.rows += len(page.rows)
+    if page.keys:
+        task.lease.cursor = str(page.keys[-1])
+    task.lease.rows += len(page)
     merge_tally(task.lease.tally, settled.tally)
-    task.gauge.rows += len(page.rows)
+    task.gauge.rows += len(page)
 
 
 async def _save(task: ShardTask, *, done: bool) -> None:

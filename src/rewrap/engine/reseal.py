@@ -1,25 +1,27 @@
-"""Pure: a batch of stored rows in, new values and outcomes out. Compiled once for a target.
+"""Pure: a batch of stored values in, new values and outcomes out. Compiled once for a target.
 
-No object is made for a row, and nothing is asked of a row that a whole batch can answer: values are opened,
-sealed and opened again list by list. Only when a list fails is it gone through value by value.
+No object is made for a row, and nothing is asked of a value that a whole batch can answer: values are opened,
+sealed and opened again column by column, packed if they came packed. Only where a column is mixed is it
+judged as a list, and only when that fails is it gone through value by value.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 from rewrap.crypto.ciphers import OPEN_FAILURES, Batch
-from rewrap.crypto.layout import BoundLayout, Layout, Malformed, Unopenable
+from rewrap.crypto.layout import BoundLayout, Layout, Malformed, Unopenable, Value
 from rewrap.errors import ResealMismatch
-from rewrap.interfaces import OversizeMark, Row, SwapBatch
+from rewrap.interfaces import OversizeMark, Page, Row, SwapBatch
 from rewrap.keys.keyring import Digester
 from rewrap.model import Fault, Outcome, Reason, Table, Tally
+from rewrap.packed import HELD_BACK, Column, Packed, listed, picked
 
-_HELD_BACK = "\x01"
+_HELD_BACK_BYTES = HELD_BACK.encode()
 
 Aads = list[bytes] | None
 
@@ -29,7 +31,7 @@ class Resealed:
     """What became of a batch of rows: what is to be written, what is settled, what failed.
 
     `swap` holds the rows with at least one new value; `tally` the outcomes that need no write; `large` the
-    places of rows that must be fetched whole and judged alone (nothing of them is in `swap` or `tally`).
+    keys of rows that must be fetched whole and judged alone (nothing of them is in `swap` or `tally`).
     """
 
     swap: SwapBatch
@@ -41,11 +43,14 @@ class Resealed:
 
 @dataclass(slots=True)
 class Judged:
-    """One column of a batch: new values and the places they belong to, and everything else by class."""
+    """One column of a batch: new values and the places they belong to, and everything else by class.
 
-    places: list[int]
-    olds: list[str]
-    news: list[str]
+    `places` None is every row of the batch, in order.
+    """
+
+    places: list[int] | None
+    olds: Column
+    news: Column
     counts: Counter[str] = field(default_factory=Counter)
     opened: Counter[tuple[str, str]] = field(default_factory=Counter)
     faults: list[Fault] = field(default_factory=list)
@@ -67,67 +72,107 @@ class FieldReseal:
     adopt: bool
     digester: Digester
 
-    def judge(self, values: Sequence[Any], aads: Aads, row_ids: Sequence[Any]) -> Judged:
-        """Classifies a column of values and reseals those in scope. Values are text, None or a mark."""
-        out = Judged([], [], [])
-        everything = range(len(values))
-        rest: Sequence[int] = everything
+    def judge(self, values: Column, aads: Aads, row_ids: Sequence[Any]) -> Judged:
+        """Classifies a column of values and reseals those in scope.
+
+        Values are text or bytes, None or a mark.
+        """
+        if isinstance(values, Packed):
+            whole = self._judge_packed(values, aads)
+            return whole if whole is not None else self._judge_list(values.split(), aads, row_ids)
+        return self._judge_list(values, aads, row_ids)
+
+    def _judge_packed(self, values: Packed, aads: Aads) -> Judged | None:
+        """A packed column that is wholly under one source and opens; None for any other."""
         for source in self.sources:
-            prefix = source.prefix
-            hits = [
-                i for i in rest if (v := values[i]) is not None and type(v) is str
-                and v.startswith(prefix)
-            ]  # fmt: skip
+            try:
+                plain = source.open_packed(values, aads)
+            except OPEN_FAILURES:
+                return None
+            if plain is not None:
+                news = self.target.seal_packed(plain, aads)
+                self._compare(self.target.open_packed(news, aads), plain)
+                opened = Counter({(self.column, source.version): len(plain)})
+                return Judged(None, values, news, opened=opened)
+        return None
+
+    def _judge_list(self, values: list[Any], aads: Aads, row_ids: Sequence[Any]) -> Judged:
+        places: list[int] = []
+        olds: list[Any] = []
+        news: list[Any] = []
+        out = Judged(places, olds, news)
+        rest: Sequence[int] = range(len(values))
+        for source in self.sources:
+            prefix: Any = source.prefix
+            kind = type(prefix)
+            hits = [i for i in rest if type(v := values[i]) is kind and v.startswith(prefix)]
             if not hits:
                 continue
             taken = set(hits)
             rest = [i for i in rest if i not in taken] if len(hits) < len(rest) else []
-            self._reseal(source, hits, values, aads, row_ids, out)
+            mine = hits if len(hits) < len(values) else range(len(values))
+            good, taken_olds, plain, bound = self._open(source, mine, values, aads, row_ids, out)
+            if plain:
+                news += self._seal(plain, bound)
+                places += good
+                olds += taken_olds
+        adopted: list[tuple[int, bytes]] = []
         for i in rest:
-            self._classify(i, values[i], None if aads is None else aads[i], row_ids[i], out)
+            plain_text = self._classify(values[i], None if aads is None else aads[i], row_ids[i], out)
+            if plain_text is not None:
+                adopted.append((i, plain_text))
+        if adopted:
+            news += self._seal(
+                [plain_text for _, plain_text in adopted],
+                None if aads is None else [aads[i] for i, _ in adopted],
+            )
+            places += [i for i, _ in adopted]
+            olds += [values[i] for i, _ in adopted]
+        if len(places) == len(values) and all(a < b for a, b in pairwise(places)):
+            out.places = None
         return out
 
-    def _reseal(
+    def _open(
         self,
         source: BoundLayout,
-        places: list[int],
-        values: Sequence[Any],
+        places: Sequence[int],
+        values: list[Any],
         aads: Aads,
         row_ids: Sequence[Any],
         out: Judged,
-    ) -> None:
-        olds = list(values) if len(places) == len(values) else [values[i] for i in places]
+    ) -> tuple[Sequence[int], list[Any], Batch, Aads]:
+        """Opens the values at some places: those that open, with their places, plaintexts and AAD."""
+        olds = values if len(places) == len(values) else [values[i] for i in places]
         bound = aads if aads is None or len(places) == len(aads) else [aads[i] for i in places]
         try:
             plain = source.open_values(olds, bound)
         except OPEN_FAILURES:
             places, olds, bound, plain = self._one_by_one(source, places, olds, bound, row_ids, out)
         out.opened[self.column, source.version] += len(plain)
-        if not plain:
-            return
-        out.news += self._seal(plain, bound)
-        out.places += places
-        out.olds += olds
+        return places, olds, plain, bound
 
-    def _seal(self, plain: Batch, aads: Aads) -> list[str]:
+    def _seal(self, plain: Batch, aads: Aads) -> list[Any]:
         news = self.target.seal_values(plain, aads)
+        self._compare(self.target.open_values(news, aads), plain)
+        return news
+
+    def _compare(self, opened: Batch | None, plain: Batch) -> None:
         # open what is about to be sent, by index, with the new key: afterwards it is too late
-        if self.target.open_values(news, aads) != plain:
+        if opened != plain:
             raise ResealMismatch(
                 f'column "{self.column}": a new value does not open to what was sealed; nothing was written',
                 hint="this is a defect in rewrap or its libraries, please report it",
             )
-        return news
 
     def _one_by_one(
         self,
         source: BoundLayout,
-        places: list[int],
-        olds: list[str],
+        places: Sequence[int],
+        olds: list[Any],
         aads: Aads,
         row_ids: Sequence[Any],
         out: Judged,
-    ) -> tuple[list[int], list[str], Aads, Batch]:
+    ) -> tuple[Sequence[int], list[Any], Aads, Batch]:
         good: list[int] = []
         plain: Batch = []
         for at, old in enumerate(olds):
@@ -146,7 +191,8 @@ class FieldReseal:
             plain,
         )
 
-    def _classify(self, place: int, value: Any, aad: bytes | None, row_id: Any, out: Judged) -> None:
+    def _classify(self, value: Any, aad: bytes | None, row_id: Any, out: Judged) -> bytes | None:
+        """Counts a value that is under no source; its plaintext if it is to be adopted."""
         if value is None:
             out.counts[Outcome.NULL] += 1
         elif isinstance(value, OversizeMark):
@@ -156,7 +202,8 @@ class FieldReseal:
         elif self.layout.version_of(value) is not None:
             out.counts[Outcome.OTHER_VERSION] += 1
         else:
-            self._classify_unmarked(place, value, aad, row_id, out)
+            return self._classify_unmarked(value, aad, row_id, out)
+        return None
 
     def _classify_oversize(self, value: OversizeMark, row_id: Any, out: Judged) -> None:
         """By its marker alone: only what would have to be resealed is too large."""
@@ -168,11 +215,11 @@ class FieldReseal:
         else:
             out.counts[Outcome.PLAINTEXT if version is None else Outcome.OTHER_VERSION] += 1
 
-    def _classify_unmarked(self, place: int, value: str, aad: bytes | None, row_id: Any, out: Judged) -> None:
-        opened: list[tuple[BoundLayout, bytes]] = []
+    def _classify_unmarked(self, value: Value, aad: bytes | None, row_id: Any, out: Judged) -> bytes | None:
+        opened: list[bytes] = []
         for probe in self.probes:
             try:
-                opened.append((probe, probe.open_bare(value, aad)))
+                opened.append(probe.open_bare(value, aad))
             except (Malformed, Unopenable):
                 continue
         if not opened:
@@ -183,114 +230,114 @@ class FieldReseal:
             # AES-GCM does not commit to its key: two keys that both open prove neither
             self._fault(out, row_id, value, Reason.AMBIGUOUS_KEY, None)
         else:
-            out.news += self._seal([opened[0][1]], None if aad is None else [aad])
-            out.places.append(place)
-            out.olds.append(value)
+            return opened[0]
+        return None
 
-    def _fault(self, out: Judged, row_id: Any, value: str, reason: Reason, version: str | None) -> None:
+    def _fault(self, out: Judged, row_id: Any, value: Value, reason: Reason, version: str | None) -> None:
         out.counts[Outcome.QUARANTINED] += 1
         digest = self.digester.digest(self.table, self.column, str(row_id), value)
         out.faults.append(Fault(str(row_id), self.column, reason, digest, version))
 
 
 class Reseal:
-    """The transform of one table's rows: `(key, values…, AAD texts…)` in, `Resealed` out."""
+    """The transform of one table's rows: a page or rows `(key, values…, AAD texts…)` in, `Resealed` out."""
 
     def __init__(self, table: Table, fields: Sequence[FieldReseal]) -> None:
         self.table = table
         self.fields = tuple(fields)
-        self._first_aad = 1 + len(self.fields)
-        self._renderers: list[Callable[[Sequence[str | None]], bytes] | None] = [
-            entry.layout.aad.renderer(table.aad_columns) if entry.layout.aad else None
-            for entry in self.fields
-        ]
 
-    def digest(self, fields: str, row_id: str, value: str) -> str:
+    def digest(self, fields: str, row_id: str, value: Value) -> str:
         """The keyed digest under which quarantine knows a value."""
         return self.fields[0].digester.digest(self.table.relation, fields, row_id, value)
 
-    def __call__(self, rows: Sequence[Row], only: frozenset[str] | None = None) -> Resealed:
-        """Judges rows; `only` restricts it to some fields (a lost row's, read again)."""
-        large = self._large(rows)
-        if large:
-            held = set(large)
-            places = [i for i in range(len(rows)) if i not in held]
-            result = self._judge([rows[i] for i in places], only)
-            result.large = [rows[i][0] for i in large]
-            return result
-        return self._judge(rows, only)
+    def page(self, page: Page) -> Resealed:
+        """Judges a page; rows with a value held back are only named."""
+        held = sorted({place for column in page.fields for place in _held_back(column)})
+        if not held:
+            return self._judge(page, None)
+        kept = set(range(len(page))).difference(held)
+        result = self._judge(page.part(sorted(kept)), None)
+        result.large = [page.keys[i] for i in held]
+        return result
 
-    def _large(self, rows: Sequence[Row]) -> list[int]:
-        found: set[int] = set()
-        for at in range(1, self._first_aad):
-            found.update(
-                i for i, row in enumerate(rows)
-                if (v := row[at]) and type(v) is str and v[0] == _HELD_BACK
-            )  # fmt: skip
-        return sorted(found)
+    def __call__(self, rows: Sequence[Row]) -> Resealed:
+        """Judges rows as a page of them."""
+        return self.page(Page.of(rows, self.table))
 
     def judge_whole(self, row: Row, only: frozenset[str] | None = None) -> Resealed:
-        """Judges one row whose values were fetched whole, whatever they begin with."""
-        return self._judge([row], only)
+        """Judges one row whose values were fetched whole, whatever they begin with.
 
-    def _judge(self, rows: Sequence[Row], only: frozenset[str] | None) -> Resealed:
-        keys = [row[0] for row in rows]
-        tokens = [row[self._first_aad :] for row in rows] if self.table.aad_columns else None
+        `only` restricts it to some fields (a lost row's, read again).
+        """
+        return self._judge(Page.of([row], self.table), only)
+
+    def _judge(self, page: Page, only: frozenset[str] | None) -> Resealed:
+        texts = {
+            name: listed(tokens) for name, tokens in zip(self.table.aad_columns, page.tokens, strict=True)
+        }
         judged: dict[str, Judged] = {}
-        for at, entry in enumerate(self.fields):
+        for entry, values in zip(self.fields, page.fields, strict=True):
             if only is not None and entry.column not in only:
                 continue
-            render = self._renderers[at]
-            aads: Aads = None
-            if render is not None:
-                # a template without columns is the same for every row
-                aads = [render(token) for token in tokens or [()] * len(rows)]
-            judged[entry.column] = entry.judge([row[1 + at] for row in rows], aads, keys)
+            aad = entry.layout.aad
+            aads = aad.render_all(texts, len(page)) if aad is not None else None
+            judged[entry.column] = entry.judge(values, aads, page.keys)
         return Resealed(
-            swap=self._gather(keys, tokens, judged),
+            swap=self._gather(page, judged),
             tally={name: column.counts for name, column in judged.items()},
             faults=[fault for column in judged.values() for fault in column.faults],
             large=[],
             opened=sum((column.opened for column in judged.values()), Counter()),
         )
 
-    def _gather(self, keys: list[Any], tokens: list[Any] | None, judged: dict[str, Judged]) -> SwapBatch:
+    def _gather(self, page: Page, judged: dict[str, Judged]) -> SwapBatch:
         names = [entry.column for entry in self.fields]
-        if len(names) == 1:
-            column = judged[names[0]]
-            places = column.places
-            olds: dict[str, list[str | None]] = {names[0]: list(column.olds)}
-            news: dict[str, list[str | None]] = {names[0]: list(column.news)}
-            if len(places) > 1 and any(a > b for a, b in pairwise(places)):
-                order = sorted(range(len(places)), key=places.__getitem__)
-                places = [places[i] for i in order]
-                olds = {names[0]: [column.olds[i] for i in order]}
-                news = {names[0]: [column.news[i] for i in order]}
-        else:
-            by_place = {
-                name: {
-                    place: (old, new)
-                    for place, old, new in zip(column.places, column.olds, column.news, strict=True)
-                }
-                for name, column in judged.items()
+        if len(judged) == len(names) and all(column.places is None for column in judged.values()):
+            olds = {name: judged[name].olds for name in names}
+            news = {name: judged[name].news for name in names}
+            return _checked(SwapBatch(page.keys, olds, news, page.tokens, page.stamps))
+        by_place = {
+            name: {
+                place: (old, new)
+                for place, old, new in zip(
+                    range(len(page)) if column.places is None else column.places,
+                    listed(column.olds),
+                    listed(column.news),
+                    strict=True,
+                )
             }
-            # key order, for every batch alike: two writers never wait for each other in a circle
-            places = sorted({place for pairs in by_place.values() for place in pairs})
-            nothing: dict[int, tuple[str, str]] = {}
-            olds, news = {}, {}
-            for name in names:
-                pairs = by_place.get(name, nothing)
-                olds[name] = [pairs[i][0] if i in pairs else None for i in places]
-                news[name] = [pairs[i][1] if i in pairs else None for i in places]
-        batch = SwapBatch(
-            keys if len(places) == len(keys) else [keys[i] for i in places],
-            olds,
-            news,
-            None if tokens is None else [tokens[i] for i in places],
-        )
-        if any(len(entry) != len(batch) for entry in (*olds.values(), *news.values())):
-            raise ResealMismatch(
-                "old and new values of a batch differ in number; nothing was written",
-                hint="this is a defect in rewrap, please report it",
+            for name, column in judged.items()
+        }
+        # key order, for every batch alike: two writers never wait for each other in a circle
+        places = sorted({place for pairs in by_place.values() for place in pairs})
+        absent = (None, None)
+        pairs = {name: [by_place.get(name, {}).get(i, absent) for i in places] for name in names}
+        return _checked(
+            SwapBatch(
+                [page.keys[i] for i in places],
+                {name: [old for old, _ in pairs[name]] for name in names},
+                {name: [new for _, new in pairs[name]] for name in names},
+                tuple(picked(tokens, places) for tokens in page.tokens),
+                None if page.stamps is None else [page.stamps[i] for i in places],
             )
-        return batch
+        )
+
+
+def _held_back(column: Column) -> list[int]:
+    """The places of what begins with U+0001."""
+    if isinstance(column, Packed):
+        if HELD_BACK not in column.text:
+            return []
+        column = column.split()
+    marks = (HELD_BACK, _HELD_BACK_BYTES)
+    return [i for i, value in enumerate(column) if value and not isinstance(value, OversizeMark)
+            and value[:1] in marks]  # fmt: skip
+
+
+def _checked(batch: SwapBatch) -> SwapBatch:
+    if any(len(column) != len(batch) for column in (*batch.olds.values(), *batch.news.values())):
+        raise ResealMismatch(
+            "old and new values of a batch differ in number; nothing was written",
+            hint="this is a defect in rewrap, please report it",
+        )
+    return batch

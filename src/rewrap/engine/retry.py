@@ -43,6 +43,15 @@ async def until_reachable(
     `waiting` is called before each pause. The last error is raised when patience ends.
     """
 
+    try:
+        # nearly always the first attempt is the last: it goes without the machinery
+        return await attempt()
+    except (StoreUnavailable, LedgerUnavailable):
+        if patience_s <= 0:
+            raise
+    waiting()
+    await anyio.sleep(RECONNECT_FIRST_S)
+
     def before_pause(state: RetryCallState) -> None:
         waiting()
 
@@ -57,3 +66,7 @@ async def until_reachable(
         with trial:
             return await attempt()
     raise AssertionError("unreachable: tenacity returns or raises")
+
+
+def quiet() -> None:
+    """Says nothing while something is tried again in the background."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import anyio
 
@@ -24,6 +25,7 @@ from rewrap.engine.retry import (
 from rewrap.errors import StoreError, StoreUnavailable
 from rewrap.interfaces import Checkpoint, Row, ShardReader, ShardWriter, SwapBatch
 from rewrap.model import Fault, Outcome, Reason, ShardLease, Tally, merge_tally
+from rewrap.packed import HELD_BACK, Column, listed, picked
 
 _TRY_AGAIN = frozenset({"40001", "40P01"})
 _DISCONNECTS_BEFORE_HALVING = 2
@@ -180,19 +182,20 @@ class Settler:
         if not await self._landed(batch):
             self._count_swapped(batch, [0], done)
             return
-        for column, news in batch.news.items():
-            if news[0] is not None:
-                self._put_off(batch, 0, column, Reason.REJECTED, done)
+        batch = batch.unpacked()
+        for column in _written_at(batch, 0):
+            self._put_off(batch, 0, column, Reason.REJECTED, done)
 
     async def _judge_again(
         self, batch: SwapBatch, lost: list[tuple[int, Row | None]], done: Settled
     ) -> SwapBatch:
         """Counts what was swapped, and judges the rows that were not by what they hold now."""
+        batch = batch.unpacked()
         missing = {place for place, _ in lost}
         self._count_swapped(batch, [i for i in range(len(batch)) if i not in missing], done)
         again: list[SwapBatch] = []
         for place, row in sorted(lost, key=lambda entry: entry[0]):
-            written = frozenset(column for column, news in batch.news.items() if news[place] is not None)
+            written = frozenset(_written_at(batch, place))
             if row is not None:
                 row = await self._whole(row)
             if row is None:
@@ -213,19 +216,19 @@ class Settler:
 
     async def _whole(self, row: Row) -> Row | None:
         columns = range(1, 1 + len(self._reseal.fields))
-        if any(isinstance(row[at], str) and row[at][:1] == "\x01" for at in columns):
+        if any(row[at] and row[at][:1] in (HELD_BACK, HELD_BACK.encode()) for at in columns):
             return await self._reader.fetch_large(row[0])
         return row
 
     def _defer(self, batch: SwapBatch, done: Settled) -> None:
+        batch = batch.unpacked()
         for place in range(len(batch)):
-            for column, news in batch.news.items():
-                if news[place] is not None:
-                    self._put_off(batch, place, column, Reason.CONTENDED, done)
+            for column in _written_at(batch, place):
+                self._put_off(batch, place, column, Reason.CONTENDED, done)
 
     def _put_off(self, batch: SwapBatch, place: int, column: str, reason: Reason, done: Settled) -> None:
         row_id = str(batch.keys[place])
-        old = batch.olds[column][place] or ""
+        old = listed(batch.olds[column])[place] or ""
         digest = self._reseal.digest(column, row_id, old)
         version = next(f.layout.version_of(old) for f in self._reseal.fields if f.column == column)
         done.faults.append(Fault(row_id, column, reason, digest, version))
@@ -236,9 +239,9 @@ class Settler:
     def _count_swapped(batch: SwapBatch, places: range | list[int], done: Settled) -> None:
         for column, news in batch.news.items():
             if len(places) == len(batch):
-                count = len(news) - news.count(None)
+                count = batch.written(column)
             else:
-                count = sum(1 for place in places if news[place] is not None)
+                count = sum(1 for new in picked(news, places) if new is not None)
             if count:
                 done.add(column, Outcome.RESEALED, count)
 
@@ -248,20 +251,27 @@ def _halves(batch: SwapBatch) -> list[SwapBatch] | None:
     if len(batch) > 1:
         middle = len(batch) // 2
         return [batch.part(range(middle)), batch.part(range(middle, len(batch)))]
-    written = [column for column, news in batch.news.items() if news[0] is not None]
+    batch = batch.unpacked()
+    written = _written_at(batch, 0)
     if len(written) == 1:
         return None
     return [batch.only(column) for column in written]
 
 
+def _written_at(batch: SwapBatch, place: int) -> list[str]:
+    """The columns that an unpacked batch writes in one row."""
+    return [column for column, news in batch.news.items() if listed(news)[place] is not None]
+
+
 def _concatenated(parts: list[SwapBatch], like: SwapBatch) -> SwapBatch:
-    whole = like.part([])
-    for part in parts:
-        whole.keys += part.keys
-        for column in whole.olds:
-            count = len(part)
-            whole.olds[column] += part.olds.get(column) or [None] * count
-            whole.news[column] += part.news.get(column) or [None] * count
-        if whole.tokens is not None and part.tokens is not None:
-            whole.tokens += part.tokens
-    return whole
+    parts = [part.unpacked() for part in parts]
+
+    def all_of(column: str, columns: Callable[[SwapBatch], dict[str, Column]]) -> list[Any]:
+        return [value for part in parts for value in listed(columns(part)[column])]
+
+    return SwapBatch(
+        [key for part in parts for key in part.keys],
+        {name: all_of(name, lambda part: part.olds) for name in like.olds},
+        {name: all_of(name, lambda part: part.news) for name in like.news},
+        tuple([text for part in parts for text in listed(part.tokens[at])] for at in range(len(like.tokens))),
+    )

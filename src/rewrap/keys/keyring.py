@@ -46,10 +46,10 @@ class Digester:
 
     derived: bytes = field(repr=False)
 
-    def digest(self, table: str, column: str, row_id: str, value: str) -> str:
+    def digest(self, table: str, column: str, row_id: str, value: str | bytes) -> str:
         mac = hmac.new(self.derived, digestmod=hashlib.sha256)
         for part in (table, column, row_id, value):
-            encoded = part.encode("utf-8", "surrogatepass")
+            encoded = part if isinstance(part, bytes) else part.encode("utf-8", "surrogatepass")
             mac.update(len(encoded).to_bytes(8, "big"))
             mac.update(encoded)
         return mac.hexdigest()[:32]

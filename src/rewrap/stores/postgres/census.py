@@ -5,7 +5,7 @@ Nothing here is shared with the reading and writing of a run but the names of th
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from rewrap.crypto.layout import MARKER_BYTES_MAX, Layout
@@ -15,7 +15,7 @@ from rewrap.stores.postgres.connection import Address, Connection, close, connec
 from rewrap.stores.postgres.drain import drain
 from rewrap.stores.postgres.fence import add_fence
 from rewrap.stores.postgres.schema import identify, quote, survey
-from rewrap.stores.postgres.statements import literal
+from rewrap.stores.postgres.statements import byte_literal, literal
 
 _FETCH_ROWS = 200
 """Rows a server-side cursor hands over at a time."""
@@ -23,6 +23,10 @@ _FETCH_ROWS = 200
 _SMALL_BYTES = 32 * 1024
 
 _VALUE_BYTES_MAX = 64 * 2**20
+
+
+ClassCount = tuple[str, str | None, int]
+"""("null" | "bare" | "marked", version, number)."""
 
 
 class PostgresCensus:
@@ -67,36 +71,51 @@ class PostgresCensus:
             with translated("verify"):
                 await transaction.rollback()
 
-    async def rows(self, table: Table) -> int:
-        connection = await self._connected()
-        with translated(table.relation):
-            return int(await connection.fetchval(f"SELECT count(*) FROM {table.relation}"))
-
     async def count(
-        self, table: Table, column: str, layout: Layout, versions: Sequence[str]
-    ) -> list[tuple[str, str | None, int]]:
-        """Values by class: ("null" | "bare" | "marked", version, number)."""
+        self, table: Table, columns: Mapping[str, tuple[Layout, Sequence[str]]]
+    ) -> tuple[int, dict[str, list[ClassCount]]]:
+        """The rows of a table, and each column's values by class, in one pass over it.
+
+        `columns` gives the layout and the known versions. Only a column that also holds something else is
+        counted again, by whatever versions its markers name.
+        """
         connection = await self._connected()
         with translated(table.relation):
-            rows = await connection.fetch(count_query(table, column, layout, versions))
-        return [(row["class"], row["version"], row["n"]) for row in rows]
+            found = list(await connection.fetchrow(known_query(table, columns)))
+            rows, counts = found[0], found[1:]
+            classes: dict[str, list[ClassCount]] = {}
+            for column, (layout, versions) in columns.items():
+                present, marked = counts[0], counts[1 : 1 + len(versions)]
+                counts = counts[1 + len(versions) :]
+                if sum(marked) == present:
+                    known = zip(versions, marked, strict=True)
+                    classes[column] = [("null", None, rows - present), *(("marked", v, n) for v, n in known)]
+                    continue
+                detail = await connection.fetch(count_query(table, column, layout, versions))
+                classes[column] = [(row["class"], row["version"], row["n"]) for row in detail]
+        return rows, classes
 
     async def bare(self, table: Table, column: str, layout: Layout) -> AsyncIterator[list[Any]]:
         """Pages of (key, value, AAD texts…) without a marker that could be a sealed payload."""
         cipher = layout.cipher
-        shortest = -(-(cipher.nonce_bytes + cipher.tag_bytes) * 4 // 3)
+        shortest = cipher.nonce_bytes + cipher.tag_bytes
         quoted = quote(column)
+        if not layout.binary:
+            shortest = -(-shortest * 4 // 3)
         condition = (
-            f"{quoted} IS NOT NULL AND {quoted} !~ {literal(layout.version_regex)} "
-            f"AND octet_length({quoted}) BETWEEN {shortest:d} AND {_VALUE_BYTES_MAX:d} "
-            f"AND {quoted} !~ '[^A-Za-z0-9+/=]'"
+            f"{quoted} IS NOT NULL AND {_head_text(column, layout)} !~ {literal(layout.version_regex)} "
+            f"AND octet_length({quoted}) BETWEEN {shortest:d} AND {_VALUE_BYTES_MAX:d}"
         )
+        if not layout.binary:
+            condition += f" AND {quoted} !~ '[^A-Za-z0-9+/=]'"
         async for page in self._pages(table, column, condition):
             yield page
 
-    async def marked(self, table: Table, column: str, marker: str) -> AsyncIterator[list[Any]]:
-        """Pages of (key, value, AAD texts…) under a marker, in no order."""
-        async for page in self._pages(table, column, f"starts_with({quote(column)}, {literal(marker)})"):
+    async def marked(
+        self, table: Table, column: str, layout: Layout, version: str
+    ) -> AsyncIterator[list[Any]]:
+        """Pages of (key, value, AAD texts…) under a version's marker, in no order."""
+        async for page in self._pages(table, column, _begins(column, layout, layout.marker_of(version))):
             yield page
 
     async def _pages(self, table: Table, column: str, condition: str) -> AsyncIterator[list[Any]]:
@@ -120,12 +139,17 @@ class PostgresCensus:
         quoted = quote(column)
         with translated(table.relation):
             row = await connection.fetchrow(
-                f"SELECT left({quoted}, {MARKER_BYTES_MAX}) AS head, octet_length({quoted}) AS size, "
+                f"SELECT substring({quoted} from 1 for {MARKER_BYTES_MAX}) AS head, "
+                f"octet_length({quoted}) AS size, "
                 f"CASE WHEN octet_length({quoted}) <= {_VALUE_BYTES_MAX:d} THEN {quoted} END AS whole "
                 f"FROM {table.relation} WHERE {quote(table.key)} = ($1::text)::{table.key_type}",
                 row_id,
             )
-        return None if row is None else StoredValue(row["head"] or "", row["whole"], row["size"] or 0)
+        return (
+            None
+            if row is None
+            else StoredValue(row["head"] or row["whole"] or "", row["whole"], row["size"] or 0)
+        )
 
     async def position(self) -> str:
         """Up to where the log is durable: a commit of our own has waited for it before the snapshot."""
@@ -142,17 +166,45 @@ class PostgresCensus:
             self._connection = None
 
 
+def known_query(table: Table, columns: Mapping[str, tuple[Layout, Sequence[str]]]) -> str:
+    """Rows; then for each column its values that are not NULL, and those under each known version.
+
+    A value under two markers, were there such a thing, counts for the first.
+    """
+    parts = ["count(*)"]
+    for column, (layout, versions) in columns.items():
+        begins = [_begins(column, layout, layout.marker_of(version)) for version in versions]
+        parts.append(f"count({quote(column)})")
+        for at, condition in enumerate(begins):
+            alone = "".join(f" AND NOT {earlier}" for earlier in begins[:at])
+            parts.append(f"count(*) FILTER (WHERE {condition}{alone})")
+    return f"SELECT {', '.join(parts)} FROM {table.relation}"
+
+
 def count_query(table: Table, column: str, layout: Layout, versions: Sequence[str]) -> str:
     """The census of one column as one statement, as it is run and as it is printed for psql."""
     quoted = quote(column)
     known = "".join(
-        f" WHEN starts_with({quoted}, {literal(layout.marker_of(version))}) THEN {literal(version)}"
+        f" WHEN {_begins(column, layout, layout.marker_of(version))} THEN {literal(version)}"
         for version in versions
     )
     return (
         "SELECT CASE WHEN is_null THEN 'null' WHEN version IS NULL THEN 'bare' ELSE 'marked' END AS class, "
         "version, count(*) AS n FROM (SELECT "
         f"{quoted} IS NULL AS is_null, CASE{known} ELSE "
-        f"substring(left({quoted}, {MARKER_BYTES_MAX}) from {literal(layout.version_regex)}) END AS version "
+        f"substring({_head_text(column, layout)} from {literal(layout.version_regex)}) END AS version "
         f"FROM {table.relation}) AS v GROUP BY 1, 2 ORDER BY 1, 2"
     )
+
+
+def _begins(column: str, layout: Layout, marker: str) -> str:
+    if layout.binary:
+        size = len(marker.encode())
+        return f"substring({quote(column)} from 1 for {size:d}) = {byte_literal(marker)}"
+    return f"starts_with({quote(column)}, {literal(marker)})"
+
+
+def _head_text(column: str, layout: Layout) -> str:
+    """The beginning of a value as text; bytes outside ASCII come out as an octal escape."""
+    start = f"substring({quote(column)} from 1 for {MARKER_BYTES_MAX:d})"
+    return f"encode({start}, 'escape')" if layout.binary else start

@@ -8,7 +8,7 @@ from rewrap.errors import FenceError, StoreError, UnsafeTarget
 from rewrap.model import Table
 from rewrap.stores.postgres.connection import Connection, translated
 from rewrap.stores.postgres.schema import quote
-from rewrap.stores.postgres.statements import literal
+from rewrap.stores.postgres.statements import begins
 
 FENCE_LOCK_TIMEOUT_MS = 2_000
 """How long adding a fence may wait for open transactions. Writers queue behind it meanwhile."""
@@ -37,7 +37,8 @@ async def add_fence(connection: Connection, table: Table, column: str, marker: s
     if there.get(marker):
         return False
     alter = f"ALTER TABLE {table.relation}"
-    check = f"{quote(column)} IS NULL OR starts_with({quote(column)}, {literal(marker)})"
+    field = next(field for field in table.fields if field.name == column)
+    check = f"{quote(column)} IS NULL OR {begins(field, marker)}"
     # one that was added and not validated, by a process killed in between, is only validated now
     if marker not in there:
         try:
@@ -83,9 +84,17 @@ async def _fences(connection: Connection, table: Table, column: str) -> dict[str
                   AND starts_with(c.conname::text, 'rewrap_fence_')""",
             table.oid,
             column,
-            r"starts_with\(.*, '((?:[^']|'')*)'",
+            r"""(?:starts_with\(.*, |substring"?\(.* = )'((?:[^']|'')*)'""",
         )
-    return {row["marker"].replace("''", "'"): row["convalidated"] for row in rows if row["marker"]}
+    binary = any(field.binary for field in table.fields if field.name == column)
+    return {_admitted(row["marker"], binary): row["convalidated"] for row in rows if row["marker"]}
+
+
+def _admitted(marker: str, binary: bool) -> str:
+    """A marker as a constraint's definition shows it, as text; bytes are shown in hex."""
+    if binary:
+        return bytes.fromhex(marker.removeprefix("\\x")).decode(errors="replace")
+    return marker.replace("''", "'")
 
 
 def _not_added(table: Table, column: str, exc: StoreError, alter: str, name: str, check: str) -> StoreError:

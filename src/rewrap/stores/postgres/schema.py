@@ -12,7 +12,7 @@ from rewrap.stores.postgres.connection import Connection, translated
 KEY_TYPES = {"int2": "smallint", "int4": "integer", "int8": "bigint", "uuid": "uuid"}
 """Key types, by the catalog's name: what the cursor is cast to."""
 
-FIELD_TYPES = frozenset({"text", "varchar"})
+FIELD_TYPES = frozenset({"text", "varchar", "bytea"})
 
 MIN_SERVER_VERSION = 120_000
 
@@ -210,6 +210,14 @@ def _check_columns(
                 "which this version does not rewrite",
                 hint=f"column types are {', '.join(sorted(FIELD_TYPES))}",
             )
+        layout = job.layout(entry.layout)
+        binary = column["typname"] == "bytea"
+        if binary != layout.binary:
+            raise SchemaMismatch(
+                f'{subject}: column "{entry.column}" is {column["declared"]}, and layout "{entry.layout}" '
+                f"stores {'bytes' if layout.binary else 'text'}",
+                hint=f'encoding = "raw" is for columns of type bytea; set layouts.{entry.layout}.encoding',
+            )
         if column["attgenerated"] or column["attidentity"]:
             raise UnsafeTarget(
                 f'{subject}: column "{entry.column}" is generated: the server writes it itself',
@@ -219,7 +227,7 @@ def _check_columns(
             raise _no_privilege(subject, entry.column, "SELECT")
         if writing and not column["may_update"]:
             raise _no_privilege(subject, entry.column, "UPDATE")
-        aad = job.layout(entry.layout).aad
+        aad = layout.aad
         for name in aad.columns if aad else ():
             feeding = _column(columns, name, f"layouts.{entry.layout}.aad", subject)
             if not feeding["may_select"]:
@@ -232,6 +240,7 @@ def _check_columns(
                 column["declared"],
                 not column["attnotnull"],
                 tuple(aad.columns) if aad else (),
+                binary,
             )
         )
     return tuple(fields), tuple(bound)

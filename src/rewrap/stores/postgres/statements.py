@@ -9,14 +9,12 @@ from dataclasses import dataclass
 
 from rewrap.crypto.layout import MARKER_BYTES_MAX
 from rewrap.interfaces import Scope
-from rewrap.model import ShardRange, Table
+from rewrap.model import FieldColumn, ShardRange, Table
+from rewrap.packed import ABSENT, HELD_BACK, SEPARATOR
 from rewrap.stores.postgres.schema import quote
 
-HELD_BACK = "\x01"
-"""First character of what stands for a value over the page's size limit; its length follows.
-
-A stored value may begin with it too: whatever begins with it is fetched again by key, and judged then.
-"""
+_HELD_BACK_SQL = f"chr({ord(HELD_BACK)})"
+_HELD_BACK_BYTES_SQL = f"'\\x{HELD_BACK.encode().hex()}'::bytea"
 
 
 def literal(text: str) -> str:
@@ -33,10 +31,32 @@ class Statements:
     guard: str
 
     def fetch(self, shard: ShardRange, *, first: bool, limit: int, scope: Scope) -> str:
-        """A keyset page. $1 is the size in bytes above which a value is held back, $2 the key after which
-        to start (absent when `first` and the shard has no lower bound), the last one the upper bound.
+        """A keyset page as one row: the keys, the rows' stamps; then for each field how many values it has
+        that are not NULL, and its values; then the same for each AAD column.
+
+        Values of text come packed (see `rewrap.packed`), bytes as an array. $1 is the size in bytes above
+        which a value is held back, $2 the key after which to start (absent when `first` and the shard has
+        no lower bound), the last one the upper bound.
+
+        One row for a page, because a row each costs both sides more than the value in it does.
         """
-        key, number = quote(self.table.key), 1
+        parts = ["array_agg(k)", "array_agg(x)"]
+        for at, column in enumerate(self.table.fields):
+            value = self._bounded(f"f{at}", column.binary, 1)
+            parts += [f"count(f{at})", f"array_agg({value})" if column.binary else _packed_sql(value)]
+        for at in range(len(self.table.aad_columns)):
+            parts += [f"count(a{at})", _packed_sql(f"a{at}")]
+        return f"SELECT {', '.join(parts)} FROM ({self._page(shard, first, limit, scope)}) AS page"
+
+    def fetch_rows(self, shard: ShardRange, *, first: bool, limit: int, scope: Scope) -> str:
+        """The same page row by row, for values that cannot be packed. Parameters as in `fetch`."""
+        values = [self._bounded(f"f{at}", field.binary, 1) for at, field in enumerate(self.table.fields)]
+        values += [f"a{at}" for at in range(len(self.table.aad_columns))]
+        page = self._page(shard, first, limit, scope)
+        return f"SELECT k, {', '.join(values)} FROM ({page}) AS page ORDER BY k"
+
+    def _page(self, shard: ShardRange, first: bool, limit: int, scope: Scope) -> str:
+        key, number = f"t.{quote(self.table.key)}", 1
         where = []
         if not first or shard.lower is not None:
             number += 1
@@ -47,11 +67,12 @@ class Statements:
         if scope.markers is not None:
             where.append(f"({self._in_scope(scope)})")
         condition = f" WHERE {' AND '.join(where)}" if where else ""
+        columns = [f"{key} AS k", "t.xmin AS x"]
+        columns += [f"t.{quote(name)} AS f{at}" for at, name in enumerate(self.table.field_names)]
+        columns += [f"t.{quote(name)}::text AS a{at}" for at, name in enumerate(self.table.aad_columns)]
         # the limit is a literal: with a parameter the planner guesses, and may sort the whole table
-        return (
-            f"SELECT {key}, {self._bounded_values('', 1)} FROM {self.table.relation}{condition} "
-            f"ORDER BY {key} LIMIT {limit:d}"
-        )
+        source = f"{self.table.relation} AS t{condition}"
+        return f"SELECT {', '.join(columns)} FROM {source} ORDER BY {key} LIMIT {limit:d}"
 
     def fetch_large(self) -> str:
         """One row whole. $1 is the key, $2 the size in bytes above which a value is not fetched at all."""
@@ -63,10 +84,7 @@ class Statements:
 
     def heads(self) -> str:
         """The length in bytes and the first characters of each of one row's values. $1 is the key."""
-        heads = ", ".join(
-            f"octet_length({quote(name)}), left({quote(name)}, {MARKER_BYTES_MAX:d})"
-            for name in self.table.field_names
-        )
+        heads = ", ".join(f"octet_length({quote(field.name)}), {head(field)}" for field in self.table.fields)
         return (
             f"SELECT {heads} FROM {self.table.relation} "
             f"WHERE {quote(self.table.key)} = $1::{self.table.key_type}"
@@ -76,7 +94,7 @@ class Statements:
         """Rows from anywhere in the table under a marker. $1 is the size above which a value is held back."""
         sampled = f" TABLESAMPLE SYSTEM ({percent:.6f})" if percent is not None else ""
         markers = " OR ".join(
-            f"starts_with({quote(name)}, {literal(prefix)})" for name, prefix in prefixes.items()
+            begins(field, prefixes[field.name]) for field in self.table.fields if field.name in prefixes
         )
         return (
             f"SELECT {quote(self.table.key)}, {self._bounded_values('', 1)} "
@@ -92,52 +110,53 @@ class Statements:
             f"FROM {self.table.relation} TABLESAMPLE SYSTEM ({percent:.6f})"
         )
 
-    def swap(self, *, skip_locked: bool) -> str:
+    def swap(
+        self, *, consecutive: bool, skip_locked: bool = False, stamped: bool = False, packs: bool = True
+    ) -> str:
         """Compare-and-swap of a batch, with the checkpoint and the fence in the same transaction.
 
-        $1 cursor, $2 rows, $3 tally, $4 relation, $5 shard, $6 fence, $7 lease in seconds, $8 keys; then for
-        each field the old and the new values as one text each, joined by commas, empty for "leave alone";
-        then for each AAD column an array of texts. The fence is an UPDATE, not a look: it waits for, and is
-        waited for by, whoever raises it.
+        $1 cursor, $2 rows, $3 tally, $4 relation, $5 shard, $6 fence, $7 lease in seconds, $8 keys in order.
+        Then, if `stamped`, the stamps and the new values of each field: a row is swapped while the
+        transaction that wrote it is still the one that was read, so that nothing of it has changed. If not,
+        for each field the old and the new values, and for each AAD column its texts (as an array unless it
+        `packs`): all that decides how a value opens. Text is packed, bytes are arrays.
+
+        The fence is an UPDATE, not a look: it waits for, and is waited for by, whoever raises it.
+        `consecutive` bounds the rows looked at by the first and the last key, so that one walk along the
+        index finds a whole page. A batch that lies scattered over the table is looked up key by key.
         """
-        key, fields = quote(self.table.key), self.table.field_names
-        number, arrays, names, sets, compares, some = (
-            9,
-            ["$8::" + self.table.key_type + "[]"],
-            ["k"],
-            [],
-            [],
-            [],
-        )
-        for at, name in enumerate(fields):
-            column = quote(name)
-            arrays += [
-                f"string_to_array(${number}::text, ',', '')",
-                f"string_to_array(${number + 1}::text, ',', '')",
-            ]
-            names += [f"o{at}", f"n{at}"]
-            number += 2
-            # bytes decide: a non-deterministic collation would find "ABC" equal to "abc"
-            same = f't.{column} = d.o{at} COLLATE "C"'
-            if len(fields) == 1:
-                sets.append(f"{column} = d.n{at}")
-                compares.append(same)
-            else:
-                sets.append(f"{column} = coalesce(d.n{at}, t.{column})")
+        key = quote(self.table.key)
+        parameters = _Parameters(9)
+        arrays, names, sets, compares, some = [f"$8::{self.table.key_type}[]"], ["k"], [], [], []
+        if stamped:
+            arrays.append(parameters.array("xid"))
+            names.append("x")
+            compares.append("t.xmin = d.x")
+        for at, field in enumerate(self.table.fields):
+            column = quote(field.name)
+            if not stamped:
+                arrays.append(parameters.column(field))
+                names.append(f"o{at}")
+                # IS NOT DISTINCT FROM keeps the values out of the join's hash: only keys belong there
+                same = f"t.{column} IS NOT DISTINCT FROM d.o{at}{_as_bytes(field)}"
                 compares.append(f"(d.n{at} IS NULL OR {same})")
+            arrays.append(parameters.column(field))
+            names.append(f"n{at}")
+            sets.append(f"{column} = coalesce(d.n{at}, t.{column})")
             some.append(f"d.n{at} IS NOT NULL")
-        for at, name in enumerate(self.table.aad_columns):
-            arrays.append(f"${number}::text[]")
+        for at, name in enumerate(self.table.aad_columns if not stamped else ()):
+            arrays.append(parameters.texts() if packs else parameters.array("text"))
             names.append(f"a{at}")
-            number += 1
-            compares.append(f't.{quote(name)}::text COLLATE "C" IS NOT DISTINCT FROM d.a{at}')
+            compares.append(f't.{quote(name)}::text IS NOT DISTINCT FROM d.a{at} COLLATE "C"')
         free, join = "", ""
+        if consecutive:
+            join = f" AND {self._between_ends(8)}"
         if skip_locked:
             free = (
-                f", free AS (SELECT {key} AS k FROM {self.table.relation} WHERE {key} = ANY ($8) "
-                f"ORDER BY {key} FOR NO KEY UPDATE SKIP LOCKED)"
+                f", free AS (SELECT t.{key} AS k FROM {self.table.relation} AS t WHERE t.{key} = ANY ($8) "
+                f"ORDER BY t.{key} FOR NO KEY UPDATE SKIP LOCKED)"
             )
-            join = f" AND t.{key} IN (SELECT k FROM free)"
+            join += f" AND t.{key} IN (SELECT k FROM free)"
         return (
             f"WITH held AS ({self._advance()} RETURNING 1){free} "
             f"UPDATE {self.table.relation} AS t SET {', '.join(sets)} "
@@ -146,23 +165,33 @@ class Statements:
             f"AND (SELECT count(*) FROM held) = 1{join}"
         )
 
-    def unsettled(self) -> str:
+    def unsettled(self, *, consecutive: bool) -> str:
         """The rows of a batch that do not hold its new values now, by their place in it (from 1).
 
-        $1 is the size above which a value is held back, $2 the keys; then the new values of each field.
+        $1 is the size above which a value is held back, $2 the keys in order; then the new values of each
+        field.
         """
-        key, number = quote(self.table.key), 3
+        key = quote(self.table.key)
+        parameters = _Parameters(3)
         arrays, names, differs = [f"$2::{self.table.key_type}[]"], ["k"], [f"t.{key} IS NULL"]
-        for at, name in enumerate(self.table.field_names):
-            arrays.append(f"string_to_array(${number}::text, ',', '')")
+        values = []
+        for at, field in enumerate(self.table.fields):
+            column = f"t.{quote(field.name)}"
+            arrays.append(parameters.column(field))
             names.append(f"n{at}")
-            number += 1
-            differs.append(f'(d.n{at} IS NOT NULL AND t.{quote(name)} IS DISTINCT FROM d.n{at} COLLATE "C")')
+            differs.append(f"(d.n{at} IS NOT NULL AND {column} IS DISTINCT FROM d.n{at}{_as_bytes(field)})")
+            values.append(self._bounded(column, field.binary, 1))
+        values += [f"t.{quote(name)}::text" for name in self.table.aad_columns]
+        bounds = f" AND {self._between_ends(2)}" if consecutive else ""
         return (
-            f"SELECT d.place, t.{key}, {self._bounded_values('t.', 1)} "
+            f"SELECT d.place, t.{key}, {', '.join(values)} "
             f"FROM unnest({', '.join(arrays)}) WITH ORDINALITY AS d({', '.join(names)}, place) "
-            f"LEFT JOIN {self.table.relation} AS t ON t.{key} = d.k WHERE {' OR '.join(differs)}"
+            f"LEFT JOIN {self.table.relation} AS t ON t.{key} = d.k{bounds} WHERE {' OR '.join(differs)}"
         )
+
+    def _between_ends(self, parameter: int) -> str:
+        key, keys = f"t.{quote(self.table.key)}", f"${parameter}::{self.table.key_type}[]"
+        return f"{key} >= ({keys})[1] AND {key} <= ({keys})[cardinality({keys})]"
 
     def checkpoint(self) -> str:
         """Saves a shard's place. $1 to $7 as in `swap`, $8 whether the shard is done."""
@@ -181,27 +210,86 @@ class Statements:
         )
 
     def _bounded_values(self, prefix: str, size_parameter: int) -> str:
-        # octet_length does not read a TOASTed value, so a large one costs nothing until it is wanted
-        parts = []
-        for name in self.table.field_names:
-            column = prefix + quote(name)
-            parts.append(
-                f"CASE WHEN octet_length({column}) <= ${size_parameter}::int8 THEN {column} "
-                f"ELSE chr(1) || octet_length({column})::text END"
-            )
+        parts = [
+            self._bounded(prefix + quote(field.name), field.binary, size_parameter)
+            for field in self.table.fields
+        ]
         parts += [f"{prefix}{quote(name)}::text" for name in self.table.aad_columns]
         return ", ".join(parts)
 
+    @staticmethod
+    def _bounded(column: str, binary: bool, size_parameter: int) -> str:
+        """A value, or what stands for it when it is too large."""
+        # octet_length does not read a TOASTed value, so a large one costs nothing until it is wanted
+        fits = f"CASE WHEN octet_length({column}) <= ${size_parameter}::int8 THEN {column}"
+        size = f"octet_length({column})::text"
+        if binary:
+            stand_in = f"{_HELD_BACK_BYTES_SQL} || convert_to({size}, 'UTF8')"
+            return f"{fits} WHEN {column} IS NOT NULL THEN {stand_in} END"
+        return f"{fits} ELSE {_HELD_BACK_SQL} || {size} END"
+
     def _in_scope(self, scope: Scope) -> str:
         assert scope.markers is not None
+        fields = {field.name: field for field in self.table.fields}
         parts = [
-            # starts_with, not LIKE: an opaque version may hold _ or %
-            f"starts_with({quote(name)}, {literal(marker)})"
-            for name, markers in scope.markers.items()
-            for marker in markers
+            begins(fields[name], marker) for name, markers in scope.markers.items() for marker in markers
         ]
         parts += [
-            f"({quote(name)} IS NOT NULL AND {quote(name)} !~ {literal(regex)})"
+            f"({quote(name)} IS NOT NULL AND {as_text(fields[name])} !~ {literal(regex)})"
             for name, regex in scope.unmarked.items()
         ]
         return " OR ".join(parts)
+
+
+@dataclass(slots=True)
+class _Parameters:
+    """Numbers the parameters of a statement as they are used."""
+
+    next: int
+
+    def texts(self) -> str:
+        number, self.next = self.next, self.next + 1
+        return f"string_to_array(${number}::text, {literal(SEPARATOR)}, {literal(ABSENT)})"
+
+    def array(self, kind: str) -> str:
+        number, self.next = self.next, self.next + 1
+        return f"${number}::{kind}[]"
+
+    def column(self, field: FieldColumn) -> str:
+        return self.array("bytea") if field.binary else self.texts()
+
+
+def _packed_sql(value: str) -> str:
+    return f"string_agg(coalesce({value}, {literal(ABSENT)}), {literal(SEPARATOR)})"
+
+
+def _as_bytes(field: FieldColumn) -> str:
+    # bytes decide: a non-deterministic collation would find "ABC" equal to "abc"
+    return "" if field.binary else ' COLLATE "C"'
+
+
+def begins(field: FieldColumn, marker: str) -> str:
+    """The condition that a column's value begins with a marker."""
+    column = quote(field.name)
+    if field.binary:
+        return f"substring({column} from 1 for {len(marker.encode()):d}) = {byte_literal(marker)}"
+    # starts_with, not LIKE: an opaque version may hold _ or %
+    return f"starts_with({column}, {literal(marker)})"
+
+
+def head(field: FieldColumn) -> str:
+    """A value's first characters, or bytes: enough for any marker."""
+    return f"substring({quote(field.name)} from 1 for {MARKER_BYTES_MAX:d})"
+
+
+def as_text(field: FieldColumn) -> str:
+    """A value's beginning as text that a marker's regular expression can be tried on.
+
+    Bytes outside ASCII come out as \\nnn; a marker of bytes has none, and no backslash either.
+    """
+    return f"encode({head(field)}, 'escape')" if field.binary else head(field)
+
+
+def byte_literal(text: str) -> str:
+    """The UTF-8 bytes of a text as a literal of type bytea."""
+    return f"'\\x{text.encode().hex()}'::bytea"

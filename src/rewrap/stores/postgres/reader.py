@@ -1,0 +1,164 @@
+"""Reads a table page by page, a page as one row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from rewrap.interfaces import OversizeMark, Page, Row, Scope
+from rewrap.job import Job
+from rewrap.model import ShardRange, Table
+from rewrap.packed import ABSENT, HELD_BACK, SEPARATOR, Column, Packed
+from rewrap.stores.postgres.connection import Address, Connection, close, connect, translated
+from rewrap.stores.postgres.statements import Statements
+
+SAMPLE_ROWS = 4_000
+"""Rows a random sample aims to look at: enough for shard bounds within a few per cent of each other."""
+
+_READER_FULL = {"enable_seqscan": "off", "enable_bitmapscan": "off", "enable_sort": "off"}
+"""A keyset page walks the key's index. Left alone, the planner may sort a whole middling table for each."""
+
+
+class PostgresReader:
+    """Reads one table in key order. Keyset pages: no cursor stays open, so vacuum is never held up."""
+
+    def __init__(
+        self, address: Address, job: Job, table: Table, guard: str, lock_timeout_ms: int, *, full: bool
+    ) -> None:
+        self._address = address
+        self._pace = job.pace
+        self._lock_timeout_ms = lock_timeout_ms
+        self._table = table
+        self._statements = Statements(table, guard)
+        self._settings = _READER_FULL if full else {}
+        self._connection: Connection | None = None
+        self._limit = job.pace.batch_size
+        self._fetch: tuple[tuple[ShardRange, bool, int, Scope], str] | None = None
+
+    async def connected(self) -> Connection:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await connect(
+                self._address,
+                application_name="rewrap reader",
+                lock_timeout=f"{self._lock_timeout_ms}ms",
+                **self._settings,
+            )
+        return self._connection
+
+    async def fetch(self, shard: ShardRange, after: str | None, limit: int, scope: Scope) -> Page:
+        limit = max(1, min(limit, self._limit))
+        # whatever the page holds, it holds at most batch_bytes for each column
+        inline = min(self._pace.batch_bytes // limit, self._pace.max_value_bytes)
+        arguments: list[Any] = [inline]
+        start = after if after is not None else shard.lower
+        if start is not None:
+            arguments.append(start)
+        if shard.upper is not None:
+            arguments.append(shard.upper)
+        page = await self._fetch_packed(shard, after is None, limit, scope, arguments)
+        if page is None:
+            page = await self._fetch_rows(shard, after is None, limit, scope, arguments)
+        self._adapt(page, limit)
+        return page
+
+    async def _fetch_packed(
+        self, shard: ShardRange, first: bool, limit: int, scope: Scope, arguments: list[Any]
+    ) -> Page | None:
+        """A page in packed columns; None when one of its values cannot be told from two, or from NULL."""
+        connection = await self.connected()
+        if self._fetch is None or self._fetch[0] != (shard, first, limit, scope):
+            statement = self._statements.fetch(shard, first=first, limit=limit, scope=scope)
+            self._fetch = (shard, first, limit, scope), statement
+        with translated(self._table.relation):
+            found = await connection.fetchrow(self._fetch[1], *arguments)
+        keys = found[0] or []
+        pairs = list(zip(found[2::2], found[3::2], strict=True))
+        width = len(self._table.fields)
+        columns: list[Column] = []
+        for at, (values, column) in enumerate(pairs):
+            binary = at < width and self._table.fields[at].binary
+            unpacked = column or [] if binary else _unpacked(column, len(keys), values)
+            if unpacked is None:
+                return None
+            columns.append(unpacked)
+        last = str(keys[-1]) if len(keys) == limit else None
+        return Page(keys, tuple(columns[:width]), tuple(columns[width:]), last, found[1])
+
+    async def _fetch_rows(
+        self, shard: ShardRange, first: bool, limit: int, scope: Scope, arguments: list[Any]
+    ) -> Page:
+        connection = await self.connected()
+        statement = self._statements.fetch_rows(shard, first=first, limit=limit, scope=scope)
+        with translated(self._table.relation):
+            rows = await connection.fetch(statement, *arguments)
+        page = Page.of(rows, self._table)
+        return replace(page, last=str(page.keys[-1]) if len(rows) == limit else None)
+
+    def _adapt(self, page: Page, limit: int) -> None:
+        """Shorter pages where values are large, so that they come in pages again and not one by one."""
+        if not page.keys:
+            return
+        held = widest = 0
+        for column in page.fields:
+            if isinstance(column, Packed):
+                held += column.text.count(HELD_BACK) if HELD_BACK in column.text else 0
+                widest += len(column.text) // len(page)
+                continue
+            # a look at one row in sixteen is enough to notice, and costs nothing
+            looked = column[::16]
+            marks = (HELD_BACK, HELD_BACK.encode())
+            held += 16 * sum(1 for value in looked if value and value[:1] in marks)
+            widest += max(len(value or "") for value in looked)
+        if held * 4 > len(page):
+            self._limit = max(8, limit // 2)
+        elif not held and widest * self._limit * 4 < self._pace.batch_bytes:
+            self._limit = min(self._pace.batch_size, self._limit * 2)
+
+    async def fetch_large(self, key: Any) -> Row | None:
+        limit = self._pace.max_value_bytes
+        connection = await self.connected()
+        with translated(self._table.relation):
+            heads = await connection.fetchrow(self._statements.heads(), key)
+            row = await connection.fetchrow(self._statements.fetch_large(), key, limit)
+        if row is None or heads is None:
+            return None
+        whole = list(row)
+        for at in range(len(self._table.fields)):
+            size, head = heads[2 * at], heads[2 * at + 1]
+            if size is not None and size > limit:
+                whole[1 + at] = OversizeMark(size, head)
+        return whole
+
+    async def sample(self, count: int, prefixes: dict[str, str]) -> list[Row]:
+        inline = self._pace.batch_bytes // count
+        share = 100.0 * SAMPLE_ROWS / max(1, self._table.estimated_rows)
+        connection = await self.connected()
+        with translated(self._table.relation):
+            rows: list[Row] = []
+            if share < 100:
+                rows = await connection.fetch(
+                    self._statements.sample(prefixes, percent=share, limit=count), inline
+                )
+            if len(rows) < count:
+                # few or none by chance: look everywhere before saying that there is none
+                rows = await connection.fetch(
+                    self._statements.sample(prefixes, percent=None, limit=count), inline
+                )
+        return rows
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            await close(self._connection)
+            self._connection = None
+
+
+def _unpacked(text: str | None, count: int, values: int) -> Column | None:
+    """A packed text as a column; None when a value in it cannot be told from two, or from NULL."""
+    if text is None:
+        return []
+    if values == count:
+        return Packed(text, count) if text.count(SEPARATOR) == count - 1 else None
+    found = text.split(SEPARATOR)
+    if len(found) != count or found.count(ABSENT) != count - values:
+        return None
+    return [None if value == ABSENT else value for value in found]
