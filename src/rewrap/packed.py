@@ -77,6 +77,21 @@ def packable(column: Column) -> bool:
     )
 
 
+def unpacked(text: str | None, count: int, values: int) -> Column | None:
+    """A column of `count` values from one packed text, `values` of them not NULL.
+
+    None when a value in it cannot be told from two, or from NULL. Without a NULL it stays packed.
+    """
+    if text is None:
+        return []
+    if values == count:
+        return Packed(text, count) if text.count(SEPARATOR) == count - 1 else None
+    found = text.split(SEPARATOR)
+    if len(found) != count or found.count(ABSENT) != count - values:
+        return None
+    return [None if value == ABSENT else value for value in found]
+
+
 def picked(column: Column, places: Sequence[int]) -> list[Any]:
     """A column's values at some places."""
     values = listed(column)

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,19 @@ def test_rule_05_after_a_rollback_both_keys_read_and_a_retry_finishes(bench: Wor
 # writing
 
 
+@pytest.fixture(params=["by stamp", "by values"])
+def compared(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How rows are compared: pages carry stamps; without them, and in a second attempt, it is by values."""
+    if request.param == "by values":
+
+        async def forget(_reader: Any, page: Page, *_args: Any) -> Page:
+            return replace(page, stamps=None)
+
+        disturb(monkeypatch, PostgresReader, "fetch", after=forget)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("compared")
 def test_rule_06_a_row_that_moves_to_another_account_is_not_overwritten(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,6 +315,7 @@ def test_rule_06_a_row_that_moves_to_another_account_is_not_overwritten(
     assert unaead(bench.value("SELECT secret FROM accounts WHERE id = 2"), "7") == b"other"
 
 
+@pytest.mark.usefixtures("compared")
 def test_rule_06_a_row_the_application_reseals_meanwhile_keeps_its_value(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,6 +339,31 @@ def test_rule_06_a_row_the_application_reseals_meanwhile_keeps_its_value(
     assert ended.outcomes["notes"]["body"] == {"resealed": 18, "converged": 1, "gone": 1}
     after = opened(bench)
     assert (after[1], after[2], 3 in after) == ("newer", "newest", False)
+
+
+def test_rule_06_an_update_of_another_column_is_neither_lost_nor_in_the_way(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row whose stamp changed is compared by its values: it is resealed, and keeps the other column."""
+    bench.notes([box(f"note {i}") for i in range(1, 21)])
+    done: list[bool] = []
+
+    async def touch(writer: Any, *_args: Any, **_kwargs: Any) -> None:
+        connection = writer._connection
+        if not done and (connection is None or not connection.is_in_transaction()):
+            done.append(True)
+            app = await asyncpg.connect(bench.dsn)
+            await app.execute("UPDATE notes SET other = 'touched' WHERE id IN (1, 20)")
+            await app.close()
+
+    disturb(monkeypatch, PostgresWriter, "swap", before=touch)
+    ended = run_here(bench)
+    assert done
+    assert ended.exit_code == 0
+    assert ended.outcomes["notes"]["body"] == {"resealed": 20}
+    assert opened(bench) == {i: f"note {i}" for i in range(1, 21)}
+    touched = bench.sql("SELECT id FROM notes WHERE other = 'touched' ORDER BY id")
+    assert [row["id"] for row in touched] == [1, 20]
 
 
 def test_rule_07_joined_texts_come_apart_into_the_same_rows() -> None:

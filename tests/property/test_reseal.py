@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewrap.crypto.ciphers import CIPHERS
+from rewrap.crypto.ciphers import CIPHERS, OPEN_FAILURES
 from rewrap.crypto.layout import AadTemplate, Layout, LayoutError, Malformed, Unopenable, builtin_layouts
 from rewrap.engine.reseal import FieldReseal, Reseal
-from rewrap.interfaces import OversizeMark
+from rewrap.interfaces import OversizeMark, Page
 from rewrap.keys.keyring import Key
 from rewrap.model import FieldColumn, Table
+from rewrap.packed import ABSENT, HELD_BACK, SEPARATOR, listed, packable, packed, unpacked
 from tests.support.values import KEY_V1, KEY_V2, KEY_V3, aead, box, unaead, unbox
 
 TOKEN = builtin_layouts()["libsodium-token"]
@@ -64,8 +65,7 @@ def test_every_value_has_exactly_one_outcome(rows: list[tuple[str | None, str | 
     reseal = Reseal(table("a", "b"), [field("a", adopt=adopt), field("b", adopt=adopt)])
     done = reseal([(i, a, b) for i, (a, b) in enumerate(rows)])
     for column in ("a", "b"):
-        news = done.swap.news[column]
-        assert sum(done.tally[column].values()) + len(news) - news.count(None) == len(rows)
+        assert sum(done.tally[column].values()) + done.swap.written(column) == len(rows)
     assert len(done.faults) == sum(counts["quarantined"] for counts in done.tally.values())
 
 
@@ -83,6 +83,77 @@ def test_new_values_belong_to_their_rows(rows: list[tuple[str | None, str | None
             if new is not None:
                 assert old == value
                 assert unbox(new, {"v2": KEY_V2}) == unbox(old or "", {"v1": KEY_V1})
+
+
+def page_of(rows: list[tuple[str | None, ...]]) -> Page:
+    """Rows as the store sends them: packed where that is possible."""
+    columns = []
+    for column in zip(*rows, strict=True):
+        text = SEPARATOR.join(ABSENT if value is None else value for value in column)
+        came = unpacked(text, len(rows), len(rows) - column.count(None))
+        columns.append(list(column) if came is None else came)
+    return Page([100 + i for i in range(len(rows))], tuple(columns), (), None, [7] * len(rows))
+
+
+odd = st.sampled_from(
+    [
+        ABSENT,
+        SEPARATOR,
+        HELD_BACK,
+        "",
+        f"v1:AAAA{SEPARATOR}v1:AAAA",
+        SEPARATOR + box("x"),
+        box("x") + SEPARATOR,
+    ]
+)
+
+
+@given(st.lists(st.one_of(stored, odd), min_size=1, max_size=8))
+@settings(max_examples=500, deadline=None)
+def test_a_packed_column_is_the_column(values: list[str | None]) -> None:
+    """Whatever is stored comes apart again as it was, or is said to need another way."""
+    text = SEPARATOR.join(ABSENT if value is None else value for value in values)
+    came = unpacked(text, len(values), len(values) - values.count(None))
+    if came is not None:
+        assert listed(came) == values
+    else:
+        assert any(value is not None and (SEPARATOR in value or value == ABSENT) for value in values)
+    if packable(list(values)):
+        again = packed(list(values), len(values))
+        assert again == text
+
+
+@given(st.lists(st.tuples(st.one_of(stored, odd), stored), min_size=1, max_size=8), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_packed_pages_are_judged_as_rows_are(rows: list[tuple[str | None, str | None]], adopt: bool) -> None:
+    """Classes, faults and what is written do not depend on how a page travelled."""
+    reseal = Reseal(table("a", "b"), [field("a", adopt=adopt), field("b", adopt=adopt)])
+    one = reseal.page(page_of(list(rows)))
+    two = reseal([(100 + i, *row) for i, row in enumerate(rows)])
+    assert (one.tally, one.large, one.swap.keys) == (two.tally, two.large, two.swap.keys)
+    assert [fault.row_id for fault in one.faults] == [fault.row_id for fault in two.faults]
+    assert one.opened == two.opened
+    for column in ("a", "b"):
+        assert listed(one.swap.olds[column]) == listed(two.swap.olds[column])
+        for new, other in zip(listed(one.swap.news[column]), listed(two.swap.news[column]), strict=True):
+            assert (new is None) == (other is None)
+            if new is not None:
+                assert unbox(new, {"v2": KEY_V2}) == unbox(other, {"v2": KEY_V2})
+
+
+@given(st.lists(plain, min_size=1, max_size=30), st.sampled_from(sorted(CIPHERS)))
+@settings(deadline=None)
+def test_a_packed_batch_opens_to_what_was_sealed(plains: list[bytes], cipher: str) -> None:
+    """Packed or not, the same plaintexts come back in the same order; another key opens none."""
+    layout = Layout("any", "{version}:", "v[0-9]+", "base64", cipher)
+    size = CIPHERS[cipher].key_bytes
+    bound = layout.bind("v1", bytes(size))
+    sealed = bound.seal_packed(plains, None)
+    assert bound.open_packed(sealed, None) == plains
+    assert bound.open_values(sealed.split(), None) == plains
+    assert layout.bind("v2", bytes(size)).open_packed(sealed, None) is None
+    with pytest.raises(OPEN_FAILURES):
+        layout.bind("v1", bytes([1]) * size).open_packed(sealed, None)
 
 
 @given(st.lists(plain, min_size=1, max_size=20))

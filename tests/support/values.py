@@ -41,6 +41,18 @@ def unaead(value: str, aad: str, keys: dict[str, bytes] = KEYS) -> bytes:
     return AESGCM(keys[version]).decrypt(raw[:12], raw[12:], aad.encode())
 
 
+def sealed_bytes(plain: str | bytes, version: str = "v1", key: bytes | None = None, aad: str = "") -> bytes:
+    """`v1:` and nonce12 ‖ ciphertext ‖ tag16, AES-256-GCM, as bytes."""
+    text = plain.encode() if isinstance(plain, str) else plain
+    nonce = os.urandom(12)
+    return version.encode() + b":" + nonce + AESGCM(key or KEYS[version]).encrypt(nonce, text, aad.encode())
+
+
+def opened_bytes(value: bytes, keys: dict[str, bytes] = KEYS, aad: str = "") -> bytes:
+    version, _, raw = value.partition(b":")
+    return AESGCM(keys[version.decode()]).decrypt(raw[:12], raw[12:], aad.encode())
+
+
 def one_ciphertext_for_two_keys(one: bytes, two: bytes) -> str:
     """base64(nonce12 ‖ ciphertext16 ‖ tag16) that opens under both keys, to two plaintexts.
 

@@ -84,7 +84,7 @@ async def _fences(connection: Connection, table: Table, column: str) -> dict[str
                   AND starts_with(c.conname::text, 'rewrap_fence_')""",
             table.oid,
             column,
-            r"""(?:starts_with\(.*, |substring"?\(.* = )'((?:[^']|'')*)'""",
+            r"""(?:starts_with\(.*, |(?:substring|SUBSTRING).* = )'((?:[^']|'')*)'""",
         )
     binary = any(field.binary for field in table.fields if field.name == column)
     return {_admitted(row["marker"], binary): row["convalidated"] for row in rows if row["marker"]}

@@ -8,7 +8,7 @@ from typing import Any
 from rewrap.interfaces import OversizeMark, Page, Row, Scope
 from rewrap.job import Job
 from rewrap.model import ShardRange, Table
-from rewrap.packed import ABSENT, HELD_BACK, SEPARATOR, Column, Packed
+from rewrap.packed import HELD_BACK, Column, Packed, unpacked
 from rewrap.stores.postgres.connection import Address, Connection, close, connect, translated
 from rewrap.stores.postgres.statements import Statements
 
@@ -77,10 +77,10 @@ class PostgresReader:
         columns: list[Column] = []
         for at, (values, column) in enumerate(pairs):
             binary = at < width and self._table.fields[at].binary
-            unpacked = column or [] if binary else _unpacked(column, len(keys), values)
-            if unpacked is None:
+            came = column or [] if binary else unpacked(column, len(keys), values)
+            if came is None:
                 return None
-            columns.append(unpacked)
+            columns.append(came)
         last = str(keys[-1]) if len(keys) == limit else None
         return Page(keys, tuple(columns[:width]), tuple(columns[width:]), last, found[1])
 
@@ -150,15 +150,3 @@ class PostgresReader:
         if self._connection is not None:
             await close(self._connection)
             self._connection = None
-
-
-def _unpacked(text: str | None, count: int, values: int) -> Column | None:
-    """A packed text as a column; None when a value in it cannot be told from two, or from NULL."""
-    if text is None:
-        return []
-    if values == count:
-        return Packed(text, count) if text.count(SEPARATOR) == count - 1 else None
-    found = text.split(SEPARATOR)
-    if len(found) != count or found.count(ABSENT) != count - values:
-        return None
-    return [None if value == ABSENT else value for value in found]
