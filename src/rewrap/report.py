@@ -285,8 +285,8 @@ def field_lines(fields: list[FieldVerdict]) -> Table:
 
 
 def classes(counts: Mapping[str, int]) -> str:
-    """`2,840 resealed, 7 current`: the classes that occur, largest first."""
-    ordered = sorted(counts.items(), key=lambda entry: -entry[1])
+    """`2,840 resealed, 7 current`: the classes that occur, largest first, equal ones by name."""
+    ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
     return ", ".join(f"{count:,} {name}" for name, count in ordered if count)
 
 

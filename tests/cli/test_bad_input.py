@@ -385,7 +385,7 @@ HAZARDS = {
     "view": (f"{TABLE.replace('notes', 'n')}; CREATE VIEW notes AS TABLE n", "is a view", "stores the rows"),
     "partitioned table": (f"{TABLE} PARTITION BY HASH (id)", "is a partitioned table", "stores the rows"),
     "inheritance": (f"{TABLE}; CREATE TABLE more () INHERITS (notes)", "has child tables", "child tables"),
-    "column type": (TABLE.replace("text", "bytea"), 'column "body" is bytea', "column types are text"),
+    "column type": (TABLE.replace("text", "jsonb"), 'column "body" is jsonb', "column types are bytea"),
     "generated column": (
         "CREATE TABLE notes (id bigint PRIMARY KEY, raw text, "
         "body text GENERATED ALWAYS AS (raw || '') STORED)",
