@@ -8,8 +8,10 @@ at the first value that does not open, and says nothing about which one: `open_o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
+from operator import add
 from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
@@ -78,9 +80,8 @@ class AesGcm:
         decrypt = AESGCM(key).decrypt
 
         def open_batch(sealed: Batch, aads: Aads | None) -> Batch:
-            if aads is None:
-                return [decrypt(raw[:12], raw[12:], None) for raw in sealed]
-            return [decrypt(raw[:12], raw[12:], aad) for raw, aad in zip(sealed, aads, strict=True)]
+            bound = _each(aads, sealed)
+            return list(map(decrypt, [raw[:12] for raw in sealed], [raw[12:] for raw in sealed], bound))
 
         return open_batch
 
@@ -91,14 +92,18 @@ class AesGcm:
             # one read of the kernel's generator for the whole batch: 12 fresh random bytes a value
             pool = os.urandom(12 * len(plain))
             nonces = [pool[at : at + 12] for at in range(0, len(pool), 12)]
-            if aads is None:
-                return [nonce + encrypt(nonce, text, None) for nonce, text in zip(nonces, plain, strict=True)]
-            return [
-                nonce + encrypt(nonce, text, aad)
-                for nonce, text, aad in zip(nonces, plain, aads, strict=True)
-            ]
+            return list(map(add, nonces, map(encrypt, nonces, plain, _each(aads, plain))))
 
         return seal_batch
+
+
+def _each(aads: Aads | None, batch: Batch) -> Iterable[bytes | None]:
+    """The associated data of each value; ValueError when there are not as many as values."""
+    if aads is None:
+        return repeat(None)
+    if len(aads) != len(batch):
+        raise ValueError("associated data and values differ in number")
+    return aads
 
 
 @dataclass(frozen=True, slots=True)
