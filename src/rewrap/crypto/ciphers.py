@@ -24,7 +24,9 @@ from nacl.exceptions import CryptoError
 
 Batch = list[bytes]
 Aads = Sequence[bytes | None]
-OpenBatch = Callable[[Batch, Aads | None], Batch]
+OpenBatch = Callable[[Sequence[bytes], Aads | None, int], Batch]
+"""Opens sealed values, each from an offset on: what stands before it there is its marker."""
+
 SealBatch = Callable[[Batch, Aads | None], Batch]
 
 OPEN_FAILURES = (InvalidTag, CryptoError, ValueError, OverflowError)
@@ -79,9 +81,9 @@ class AesGcm:
     def opener(self, key: bytes) -> OpenBatch:
         decrypt = AESGCM(key).decrypt
 
-        def open_batch(sealed: Batch, aads: Aads | None) -> Batch:
-            bound = _each(aads, sealed)
-            return list(map(decrypt, [raw[:12] for raw in sealed], [raw[12:] for raw in sealed], bound))
+        def open_batch(sealed: Sequence[bytes], aads: Aads | None, at: int) -> Batch:
+            bound, body = _each(aads, sealed), at + 12
+            return list(map(decrypt, [raw[at:body] for raw in sealed], [raw[body:] for raw in sealed], bound))
 
         return open_batch
 
@@ -97,7 +99,7 @@ class AesGcm:
         return seal_batch
 
 
-def _each(aads: Aads | None, batch: Batch) -> Iterable[bytes | None]:
+def _each(aads: Aads | None, batch: Sequence[bytes]) -> Iterable[bytes | None]:
     """The associated data of each value; ValueError when there are not as many as values."""
     if aads is None:
         return repeat(None)
@@ -125,14 +127,14 @@ class SecretBox:
             raise ValueError(f"secretbox keys are {self.key_bytes} bytes")
         open_easy, new, buffer = lib.crypto_secretbox_open_easy, ffi.new, ffi.buffer
 
-        def open_batch(sealed: Batch, aads: Aads | None) -> Batch:
+        def open_batch(sealed: Sequence[bytes], aads: Aads | None, at: int) -> Batch:
             # one buffer for the whole batch, as long as its longest value
             out = new("unsigned char[]", max(map(len, sealed), default=0) + 1)
             view = buffer(out)
-            plain = []
+            plain, body = [], at + 24
             for raw in sealed:
-                size = len(raw) - 24
-                if size < 16 or open_easy(out, raw[24:], size, raw[:24], key):
+                size = len(raw) - body
+                if size < 16 or open_easy(out, raw[body:], size, raw[at:body], key):
                     raise CryptoError("the value does not open")
                 plain.append(view[: size - 16])
             return plain

@@ -22,7 +22,7 @@ from importlib import resources
 from itertools import repeat
 from typing import Any, cast
 
-from rewrap.crypto.ciphers import CIPHERS, OPEN_FAILURES, Aads, Batch, Cipher
+from rewrap.crypto.ciphers import CIPHERS, OPEN_FAILURES, Aads, Batch, Cipher, OpenBatch, SealBatch
 from rewrap.crypto.encodings import ENCODINGS, RAW, TEXT_ENCODINGS
 from rewrap.packed import SEPARATOR, Packed
 
@@ -199,9 +199,21 @@ class BoundLayout:
         decode, open_batch, at = self._decode, self._open_batch, len(self.prefix)
 
         def open_values(values: Sequence[Any], aads: Aads | None) -> Batch:
-            return open_batch(decode([value[at:] for value in values]), aads)
+            return open_batch(decode([value[at:] for value in values]), aads, 0)
 
-        return open_values
+        def open_bytes(values: Sequence[Any], aads: Aads | None) -> Batch:
+            return open_batch(values, aads, at)
+
+        return open_bytes if self.layout.binary else open_values
+
+    def begins_all(self, values: Sequence[Any]) -> bool:
+        """Whether every one of some values is there and begins with `prefix`."""
+        size = len(self.prefix)
+        try:
+            return [value[:size] for value in values].count(self.prefix) == len(values) > 0
+        except TypeError:
+            # None, or a mark: neither can be sliced
+            return False
 
     @cached_property
     def seal_values(self) -> Callable[[Batch, Aads | None], list[Any]]:
@@ -230,7 +242,7 @@ class BoundLayout:
             if len(payloads) != values.count:
                 return None
             payloads[0] = payloads[0][at:]
-            return open_batch(decode(payloads), aads)
+            return open_batch(decode(payloads), aads, 0)
 
         return open_packed
 
@@ -261,7 +273,7 @@ class BoundLayout:
         if len(raw) < cipher.nonce_bytes + cipher.tag_bytes:
             raise Malformed
         try:
-            return self._open_batch([raw], None if aad is None else [aad])[0]
+            return self._open_batch([raw], None if aad is None else [aad], 0)[0]
         except OPEN_FAILURES:
             raise Unopenable from None
 
@@ -274,11 +286,11 @@ class BoundLayout:
         return _as_it_is if self.layout.binary else TEXT_ENCODINGS[self.layout.encoding].encode
 
     @cached_property
-    def _open_batch(self) -> Callable[[Batch, Aads | None], Batch]:
+    def _open_batch(self) -> OpenBatch:
         return self.layout.cipher.opener(self.key)
 
     @cached_property
-    def _seal_batch(self) -> Callable[[Batch, Aads | None], Batch]:
+    def _seal_batch(self) -> SealBatch:
         return self.layout.cipher.sealer(self.key)
 
 

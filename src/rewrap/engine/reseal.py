@@ -77,23 +77,29 @@ class FieldReseal:
 
         Values are text or bytes, None or a mark.
         """
-        if isinstance(values, Packed):
-            whole = self._judge_packed(values, aads)
-            return whole if whole is not None else self._judge_list(values.split(), aads, row_ids)
-        return self._judge_list(values, aads, row_ids)
+        whole = self._judge_whole(values, aads)
+        return whole if whole is not None else self._judge_list(listed(values), aads, row_ids)
 
-    def _judge_packed(self, values: Packed, aads: Aads) -> Judged | None:
-        """A packed column that is wholly under one source and opens; None for any other."""
+    def _judge_whole(self, values: Column, aads: Aads) -> Judged | None:
+        """A column that is wholly under one source and opens; None for any other."""
         for source in self.sources:
             try:
-                plain = source.open_packed(values, aads)
+                if isinstance(values, Packed):
+                    plain = source.open_packed(values, aads)
+                else:
+                    plain = source.open_values(values, aads) if source.begins_all(values) else None
             except OPEN_FAILURES:
                 return None
-            if plain is not None:
+            if plain is None:
+                continue
+            news: Column
+            if isinstance(values, Packed):
                 news = self.target.seal_packed(plain, aads)
                 self._compare(self.target.open_packed(news, aads), plain)
-                opened = Counter({(self.column, source.version): len(plain)})
-                return Judged(None, values, news, opened=opened)
+            else:
+                news = self._seal(plain, aads)
+            opened = Counter({(self.column, source.version): len(plain)})
+            return Judged(None, values, news, opened=opened)
         return None
 
     def _judge_list(self, values: list[Any], aads: Aads, row_ids: Sequence[Any]) -> Judged:
