@@ -15,6 +15,9 @@ from rewrap.stores.postgres.statements import Statements
 SAMPLE_ROWS = 4_000
 """Rows a random sample aims to look at: enough for shard bounds within a few per cent of each other."""
 
+_PAGE_BYTES = 400_000
+"""Bytes of values that a page aims at. Larger ones are no faster, and some are in memory for each shard."""
+
 _READER_FULL = {"enable_seqscan": "off", "enable_bitmapscan": "off", "enable_sort": "off"}
 """A keyset page walks the key's index. Left alone, the planner may sort a whole middling table for each."""
 
@@ -95,7 +98,7 @@ class PostgresReader:
         return replace(page, last=str(page.keys[-1]) if len(rows) == limit else None)
 
     def _adapt(self, page: Page, limit: int) -> None:
-        """Shorter pages where values are large, so that they come in pages again and not one by one."""
+        """Shorter pages where rows are wide: they come in pages and not one by one, and memory stays flat."""
         if not page.keys:
             return
         held = widest = 0
@@ -111,8 +114,9 @@ class PostgresReader:
             widest += max(len(value or "") for value in looked)
         if held * 4 > len(page):
             self._limit = max(8, limit // 2)
-        elif not held and widest * self._limit * 4 < self._pace.batch_bytes:
-            self._limit = min(self._pace.batch_size, self._limit * 2)
+        elif not held:
+            fitting = min(_PAGE_BYTES, self._pace.batch_bytes // 4) // max(1, widest)
+            self._limit = max(8, min(self._pace.batch_size, self._limit * 2, fitting))
 
     async def fetch_large(self, key: Any) -> Row | None:
         limit = self._pace.max_value_bytes
