@@ -15,7 +15,7 @@ from benchmarks.rounds import Rounds, run_rounds
 from benchmarks.server import QUIET, running
 from benchmarks.values import Keys
 
-ROWS = 2_000_000
+ROWS = 1_500_000
 QUICK_ROWS = 3_000
 ROUNDS = 3
 
