@@ -158,7 +158,7 @@ class Checkpoint:
 
 
 class ShardReader(Protocol):
-    """Reads one table. Not for concurrent use: one statement at a time."""
+    """Reads one table. A large value may be asked for while a page is on its way; pages come one by one."""
 
     async def fetch(self, shard: ShardRange, after: str | None, limit: int, scope: Scope) -> Page:
         """The next rows of the shard after a key, at most `limit`, in key order."""

@@ -61,18 +61,24 @@ def packed(column: Column, count: int) -> str:
     each other's values.
     """
     if isinstance(column, Packed):
-        if column.count != count:
+        if column.count != count or not column.text:
             raise _slipped()
         return column.text
     text = SEPARATOR.join([ABSENT if value is None else value for value in column])
-    if len(column) != count or text.count(SEPARATOR) != count - 1 or ABSENT in column:
+    if len(column) != count or text.count(SEPARATOR) != count - 1 or ABSENT in column or not text:
         raise _slipped()
     return text
 
 
 def packable(column: Column) -> bool:
-    """Whether a column can travel packed: no value holds the separator, or is taken for NULL."""
-    return isinstance(column, Packed) or not any(
+    """Whether a column can travel to the server packed.
+
+    No value may hold the separator, or be taken for NULL; and Postgres takes an empty text apart into no
+    value at all, where one empty value was meant.
+    """
+    if isinstance(column, Packed):
+        return column.text != ""
+    return column != [""] and not any(
         value is not None and (SEPARATOR in value or value == ABSENT) for value in column
     )
 

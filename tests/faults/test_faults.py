@@ -18,7 +18,7 @@ from rewrap.stores.postgres.guard import PostgresGuard
 from rewrap.stores.postgres.store import PostgresStore
 from tests.integration.test_safety import Holder, disturb, opened
 from tests.support.inprocess import run_here
-from tests.support.values import aead, box, unaead
+from tests.support.values import aead, box, unaead, unbox
 from tests.support.workbench import ACCOUNTS, NOTES, Workbench, wait_for
 
 QUICK = "[limits]\ndrain_s = 0.3\nreconnect_s = 20\n"
@@ -358,3 +358,30 @@ def test_fewer_connections_mean_fewer_shards_at_once(bench: Workbench) -> None:
     assert load(bench).shards_at_once == 4
     path.write_text(path.read_text().replace('kind = "postgres"', 'kind = "postgres"\nmax_connections = 7'))
     assert load(bench).shards_at_once == 1
+
+
+def test_large_values_are_fetched_while_the_next_page_is_read(bench: Workbench) -> None:
+    """Values fetched alone and pages share a connection, and take turns on it."""
+    bench.job(more="[pace]\nbatch_size = 20\nbatch_bytes = 65536\n")
+    plains = [f"note {i} " + ("x" * 9_000 if i % 3 == 0 else "") for i in range(400)]
+    bench.notes([box(plain) for plain in plains] + ["\x01", "\x01N", "\x01\x1f", ""] * 20)
+    ended = run_here(bench)
+    assert ended.outcomes["notes"]["body"] == {"resealed": 400, "plaintext": 80}
+    bodies = bench.bodies()
+    assert [unbox(bodies[i + 1] or "").decode() for i in range(400)] == plains
+
+
+def test_very_large_associated_data_make_pages_shorter(bench: Workbench) -> None:
+    """A page over what the server can put together is asked for again in smaller ones."""
+    bench.job(ACCOUNTS)
+    bench.sql("CREATE TABLE accounts (id int PRIMARY KEY, account_id text, secret text)")
+    wide = "x" * 2_000_000
+    rows = [(i, wide, aead(f"secret {i}", wide)) for i in range(4)]
+    bench.insert("accounts", ["id", "account_id", "secret"], rows)
+    # the same text many times over: TOAST compresses it
+    bench.sql(
+        "INSERT INTO accounts SELECT 10 + n, account_id, NULL "
+        "FROM accounts, generate_series(1, 600) n WHERE id = 1"
+    )
+    ended = run_here(bench)
+    assert ended.outcomes["accounts"]["secret"] == {"resealed": 4, "null": 600}

@@ -366,6 +366,18 @@ def test_rule_06_an_update_of_another_column_is_neither_lost_nor_in_the_way(
     assert [row["id"] for row in touched] == [1, 20]
 
 
+@pytest.mark.usefixtures("compared")
+@pytest.mark.parametrize("account", ["", None, "\x1f", "\x01N", "a\x1fb", "7"])
+def test_rule_06_associated_data_of_any_content_are_compared(bench: Workbench, account: str | None) -> None:
+    """Whatever the columns of associated data hold, a lone row of a quiet table is swapped at once."""
+    bench.job(ACCOUNTS)
+    bench.sql("CREATE TABLE accounts (id int PRIMARY KEY, account_id text, secret text)")
+    bench.insert("accounts", ["id", "account_id", "secret"], [(1, account, aead("plain", account or ""))])
+    ended = run_here(bench)
+    assert ended.outcomes["accounts"]["secret"] == {"resealed": 1}
+    assert unaead(bench.value("SELECT secret FROM accounts"), account or "") == b"plain"
+
+
 def test_rule_07_joined_texts_come_apart_into_the_same_rows() -> None:
     """A short list, a shifted one or one separator inside a value stops the batch before it is sent."""
     assert packed(["v1:AA", None, "v1:BB"], 3) == f"v1:AA{SEPARATOR}{ABSENT}{SEPARATOR}v1:BB"
@@ -375,6 +387,8 @@ def test_rule_07_joined_texts_come_apart_into_the_same_rows() -> None:
         (["a", "b", "c"], 2),
         ([ABSENT, "b"], 2),
         (Packed("a", 1), 2),
+        ([""], 1),
+        (Packed("", 1), 1),
     ]
     for values, count in slipped:
         with pytest.raises(ResealMismatch):

@@ -95,6 +95,11 @@ def page_of(rows: list[tuple[str | None, ...]]) -> Page:
     return Page([100 + i for i in range(len(rows))], tuple(columns), (), None, [7] * len(rows))
 
 
+def string_to_array(text: str) -> list[str | None]:
+    """As Postgres does it: an empty text has no element, not an empty one."""
+    return [None if part == ABSENT else part for part in text.split(SEPARATOR)] if text else []
+
+
 odd = st.sampled_from(
     [
         ABSENT,
@@ -119,8 +124,7 @@ def test_a_packed_column_is_the_column(values: list[str | None]) -> None:
     else:
         assert any(value is not None and (SEPARATOR in value or value == ABSENT) for value in values)
     if packable(list(values)):
-        again = packed(list(values), len(values))
-        assert again == text
+        assert string_to_array(packed(list(values), len(values))) == values
 
 
 @given(st.lists(st.tuples(st.one_of(stored, odd), stored), min_size=1, max_size=8), st.booleans())

@@ -277,7 +277,8 @@ class Conductor:
             raise AccountingError(
                 f"table {course.table.relation}: {again.expected} values were classified, verify counts "
                 f"{counted}, and no inserts or deletes explain the difference",
-                hint="do not retire the old key; run rewrap verify --deep when the table is quiet",
+                hint="do not retire the old key; rows whose key keeps changing are met twice or not at all: "
+                "run again, and rewrap verify --deep, when the table is quiet",
             )
 
     def _ended(

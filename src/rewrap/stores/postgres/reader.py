@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import anyio
+
+from rewrap.errors import StoreError
 from rewrap.interfaces import OversizeMark, Page, Row, Scope
 from rewrap.job import Job
 from rewrap.model import ShardRange, Table
@@ -17,6 +20,9 @@ SAMPLE_ROWS = 4_000
 
 _PAGE_BYTES = 400_000
 """Bytes of values that a page aims at. Larger ones are no faster, and some are in memory for each shard."""
+
+_PROGRAM_LIMIT = "54000"
+"""Postgres' program_limit_exceeded: what it aggregates may not be larger than 1 GB."""
 
 _READER_FULL = {"enable_seqscan": "off", "enable_bitmapscan": "off", "enable_sort": "off"}
 """A keyset page walks the key's index. Left alone, the planner may sort a whole middling table for each."""
@@ -35,6 +41,8 @@ class PostgresReader:
         self._statements = Statements(table, guard)
         self._settings = _READER_FULL if full else {}
         self._connection: Connection | None = None
+        # a large value is fetched while the next page is: a connection does one thing at a time
+        self._turn = anyio.Lock()
         self._limit = job.pace.batch_size
         self._fetch: tuple[tuple[ShardRange, bool, int, Scope], str] | None = None
 
@@ -50,7 +58,20 @@ class PostgresReader:
 
     async def fetch(self, shard: ShardRange, after: str | None, limit: int, scope: Scope) -> Page:
         limit = max(1, min(limit, self._limit))
-        # whatever the page holds, it holds at most batch_bytes for each column
+        while True:
+            try:
+                page = await self._fetch_page(shard, after, limit, scope)
+            except StoreError as exc:
+                if exc.sqlstate != _PROGRAM_LIMIT or limit == 1:
+                    raise
+                # columns of associated data are not bounded: a page of very large ones is over 1 GB
+                limit = self._limit = max(1, limit // 4)
+                continue
+            self._adapt(page, limit)
+            return page
+
+    async def _fetch_page(self, shard: ShardRange, after: str | None, limit: int, scope: Scope) -> Page:
+        # whatever the page holds, it holds at most batch_bytes for each encrypted column
         inline = min(self._pace.batch_bytes // limit, self._pace.max_value_bytes)
         arguments: list[Any] = [inline]
         start = after if after is not None else shard.lower
@@ -58,10 +79,10 @@ class PostgresReader:
             arguments.append(start)
         if shard.upper is not None:
             arguments.append(shard.upper)
-        page = await self._fetch_packed(shard, after is None, limit, scope, arguments)
-        if page is None:
-            page = await self._fetch_rows(shard, after is None, limit, scope, arguments)
-        self._adapt(page, limit)
+        async with self._turn:
+            page = await self._fetch_packed(shard, after is None, limit, scope, arguments)
+            if page is None:
+                page = await self._fetch_rows(shard, after is None, limit, scope, arguments)
         return page
 
     async def _fetch_packed(
@@ -102,7 +123,7 @@ class PostgresReader:
         if not page.keys:
             return
         held = widest = 0
-        for column in page.fields:
+        for column in (*page.fields, *page.tokens):
             if isinstance(column, Packed):
                 held += column.text.count(HELD_BACK) if HELD_BACK in column.text else 0
                 widest += len(column.text) // len(page)
@@ -116,14 +137,15 @@ class PostgresReader:
             self._limit = max(8, limit // 2)
         elif not held:
             fitting = min(_PAGE_BYTES, self._pace.batch_bytes // 4) // max(1, widest)
-            self._limit = max(8, min(self._pace.batch_size, self._limit * 2, fitting))
+            self._limit = max(1, min(self._pace.batch_size, self._limit * 2, fitting))
 
     async def fetch_large(self, key: Any) -> Row | None:
         limit = self._pace.max_value_bytes
-        connection = await self.connected()
-        with translated(self._table.relation):
-            heads = await connection.fetchrow(self._statements.heads(), key)
-            row = await connection.fetchrow(self._statements.fetch_large(), key, limit)
+        async with self._turn:
+            connection = await self.connected()
+            with translated(self._table.relation):
+                heads = await connection.fetchrow(self._statements.heads(), key)
+                row = await connection.fetchrow(self._statements.fetch_large(), key, limit)
         if row is None or heads is None:
             return None
         whole = list(row)
