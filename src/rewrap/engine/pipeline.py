@@ -1,8 +1,9 @@
 """One shard: read → reseal → swap → checkpoint, three tasks over bounded streams.
 
-Reading, sealing and writing overlap, each with one batch in hand; the streams between them hold none, so
-memory stays flat. Batches are settled in key order by one writer: the settled prefix is contiguous by
-construction, and the checkpoint that rides in a swap is the end of the batch before it.
+Reading, sealing and writing overlap, each with one batch in hand, and one more waits to be written while
+other shards keep the processor: memory stays flat. Batches are settled in key order by one writer: the
+settled prefix is contiguous by construction, and the checkpoint that rides in a swap is the end of the batch
+before it.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ class _Work:
 async def run_shard(task: ShardTask) -> bool:
     """Works a shard to its end, or to the stop flag; True when every row of it was settled."""
     pages_in, pages_out = anyio.create_memory_object_stream[Page](0)
-    work_in, work_out = anyio.create_memory_object_stream[_Work](0)
+    work_in, work_out = anyio.create_memory_object_stream[_Work](1)
     async with anyio.create_task_group() as group:
         group.start_soon(_read, task, pages_in)
         group.start_soon(_reseal, task, pages_out, work_in)

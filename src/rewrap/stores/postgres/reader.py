@@ -18,7 +18,7 @@ from rewrap.stores.postgres.statements import Statements
 SAMPLE_ROWS = 4_000
 """Rows a random sample aims to look at: enough for shard bounds within a few per cent of each other."""
 
-_PAGE_BYTES = 400_000
+_PAGE_BYTES = 300_000
 """Bytes of values that a page aims at. Larger ones are no faster, and some are in memory for each shard."""
 
 _PROGRAM_LIMIT = "54000"
