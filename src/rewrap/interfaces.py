@@ -24,6 +24,9 @@ from rewrap.packed import Column, Packed, listed, picked
 Sink = Callable[[Event], None]
 """Takes events; must not block and must not raise."""
 
+Prefix = str | bytes
+"""What a value under a version begins with."""
+
 Row = Sequence[Any]
 """One stored row: (key, value of each field, text of each AAD column), in the table's order.
 
@@ -82,7 +85,7 @@ class Scope:
     `unmarked` adds values that carry no marker at all. Both are by field name.
     """
 
-    markers: dict[str, tuple[str, ...]] | None = None
+    markers: dict[str, tuple[Prefix, ...]] | None = None
     unmarked: dict[str, str] = field(default_factory=dict)
 
 
@@ -168,7 +171,7 @@ class ShardReader(Protocol):
         """One row with its values whole; None when it is gone. A value over the limit is a mark."""
         ...
 
-    async def sample(self, count: int, prefixes: dict[str, str]) -> list[Row]:
+    async def sample(self, count: int, prefixes: dict[str, Prefix]) -> list[Row]:
         """At most `count` rows from across the table that hold a value under one of the prefixes."""
         ...
 
@@ -247,8 +250,8 @@ class Store(Protocol):
         """A writer; `full` when its batches are pages of consecutive rows, or parts of such pages."""
         ...
 
-    async def refuse_fenced(self, table: Table, markers: dict[str, str]) -> None:
-        """Raises UnsafeTarget when a constraint on the table refuses values under these markers."""
+    async def refuse_fenced(self, table: Table, prefixes: dict[str, Prefix]) -> None:
+        """Raises UnsafeTarget when a constraint on the table refuses values that begin like these."""
         ...
 
     async def close(self) -> None: ...

@@ -84,11 +84,51 @@ class LayoutSection(_Section):
     aad: Name | None = None
 
 
+class PartSection(_Section):
+    """Where a part of a value is stored: a column of its own, or a path in a column of jsonb.
+
+    `form` says how a version is written there, with `{version}` in it.
+    """
+
+    column: Name | None = None
+    path: Name | None = None
+    form: Name | None = None
+
+
+class IndexSection(_Section):
+    """A blind index beside a value: where it is stored, and which `[indexes.NAME]` computes it."""
+
+    column: Name
+    index: Name
+
+
 class FieldSection(_Section):
-    """One encrypted column: its name and its layout's."""
+    """One encrypted field: where it is stored and how.
+
+    `path` leads into a column of jsonb: `patient.ssn`, `cards[0].number`, `cards[*].number`. `version`,
+    `nonce` and `tag` are parts that are stored apart from the payload. With `to_layout`, new values are
+    stored in another layout than old ones.
+    """
 
     column: Name
     layout: Name
+    path: Name | None = None
+    to_layout: Name | None = None
+    version: PartSection | None = None
+    nonce: PartSection | None = None
+    tag: PartSection | None = None
+    indexes: list[IndexSection] = []
+
+    @property
+    def name(self) -> str:
+        """What the field is called in every report: its column, and its path."""
+        return self.column if self.path is None else f"{self.column}.{self.path}"
+
+    @property
+    def apart(self) -> tuple[str, ...]:
+        """The parts stored apart from the payload, in the order in which they are joined to it."""
+        named = [part for part in ("version", "nonce", "tag") if getattr(self, part) is not None]
+        return (*named, *("index" for _ in self.indexes))
 
 
 class TargetSection(_Section):
@@ -202,6 +242,18 @@ class Job(_Section):
     def layout(self, name: str) -> Layout:
         return self._layouts[name]
 
+    def old_layout(self, entry: FieldSection) -> Layout:
+        """How a field's values are stored before a rotation, with what is apart joined to them."""
+        return self._joined(entry, entry.layout)
+
+    def new_layout(self, entry: FieldSection) -> Layout:
+        """How a field's values are stored after a rotation: as before it, or in another layout."""
+        return self._joined(entry, entry.to_layout or entry.layout)
+
+    def _joined(self, entry: FieldSection, name: str) -> Layout:
+        layout = self._layouts[name]
+        return layout.joined(entry.apart, entry.version.form if entry.version else None)
+
     @property
     def digest(self) -> str:
         """SHA-256 over what a ledger's cursors depend on, in hex."""
@@ -251,7 +303,7 @@ class Job(_Section):
             for entry in target.fields:
                 for version in versions:
                     try:
-                        self.layout(entry.layout).marker_of(version)
+                        self.layout(entry.layout).prefix_of(version)
                     except LayoutError as exc:
                         raise JobError(str(exc), hint=f"correct layouts.{entry.layout}.version") from None
 

@@ -79,14 +79,36 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
+class Location:
+    """Where one part of a value is stored: a column, or a path inside a column of jsonb.
+
+    `type_name` is the column's declared type, `base` the catalog's name of the type beneath any domain.
+    A step of `path` is an object's key or an array's index; None is each element of an array.
+    """
+
+    column: str
+    type_name: str
+    base: str
+    path: tuple[str | int | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class FieldColumn:
-    """A column of encrypted values, as the database declares it; `binary` when they are bytes, not text."""
+    """One encrypted field: a column, a path in a document, or several columns that make up one value.
+
+    `name` is how a job calls it: the column, and the path if there is one. `binary` when its values are
+    bytes, not text. `payload` is where the ciphertext is; `apart` where its other parts are, in the order
+    version, nonce, tag, indexes, as far as they are stored apart. With any of them the field's value is one
+    text: the parts and then the payload, U+001E between them, bytes in hex.
+    """
 
     name: str
     type_name: str
     nullable: bool
+    payload: Location
     aad_columns: tuple[str, ...] = ()
     binary: bool = False
+    apart: tuple[Location, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

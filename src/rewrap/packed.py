@@ -17,6 +17,9 @@ from rewrap.errors import ResealMismatch
 
 SEPARATOR = "\x1f"
 
+PART = "\x1e"
+"""Stands between the parts of one value that are stored apart: version, nonce, tag, payload, indexes."""
+
 ABSENT = "\x01N"
 """Stands for NULL in a packed text, and for "leave alone" among new values."""
 

@@ -48,7 +48,7 @@ class Census(Protocol):
 
     async def position(self) -> str: ...
 
-    async def add_fence(self, table: Table, column: str, marker: str) -> bool: ...
+    async def add_fence(self, table: Table, column: str, prefix: Value) -> bool: ...
 
     async def close(self) -> None: ...
 
@@ -209,7 +209,7 @@ class _Look:
         known = [self.to_version]
         for version in self.job.keys.versions:
             try:
-                layout.marker_of(version)
+                layout.prefix_of(version)
             except LayoutError:
                 continue
             if version not in known:
@@ -218,7 +218,7 @@ class _Look:
 
     async def _tell_unmarked(self, table: Table, column: str, layout: Layout, out: FieldCount) -> None:
         """Moves what opens without a marker out of plaintext; counts what only a missing key could tell."""
-        probes = [layout.bind(key.version, key.secret) for key in self.keyring]
+        probes = [layout.bind(key.version, key.secret, table.name, column) for key in self.keyring]
         async for page in self.census.bare(table, column, layout):
             for row in page:
                 verdicts = {_opens_bare(probe, row[1], _aad(table, layout, row)) for probe in probes}
@@ -259,7 +259,8 @@ class _Look:
 
     async def _open_all(self, table: Table, column: str, layout: Layout, out: FieldCount) -> None:
         """Opens every current value with the new key alone."""
-        bound = layout.bind(self.to_version, self.keyring.get(self.to_version).secret)
+        secret = self.keyring.get(self.to_version).secret
+        bound = layout.bind(self.to_version, secret, table.name, column)
         opened = 0
         async for page in self.census.marked(table, column, layout, self.to_version):
             values = [row[1] for row in page]
@@ -376,6 +377,6 @@ async def _fence(
         )
     for table in tables:
         for column, layout in _fields(job, table):
-            added = await census.add_fence(table, column, layout.marker_of(to_version))
+            added = await census.add_fence(table, column, layout.prefix_of(to_version))
             word = "added and validated" if added else "was there already"
             sink(Notice(level="info", message=f"fence on {table.name}.{column} {word}"))

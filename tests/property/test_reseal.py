@@ -13,7 +13,7 @@ from rewrap.crypto.layout import AadTemplate, Layout, LayoutError, Malformed, Un
 from rewrap.engine.reseal import FieldReseal, Reseal
 from rewrap.interfaces import OversizeMark, Page
 from rewrap.keys.keyring import Key
-from rewrap.model import FieldColumn, Table
+from rewrap.model import FieldColumn, Location, Table
 from rewrap.packed import ABSENT, HELD_BACK, SEPARATOR, listed, packable, packed, unpacked
 from tests.support.values import KEY_V1, KEY_V2, KEY_V3, aead, box, unaead, unbox
 
@@ -41,7 +41,7 @@ stored = st.one_of(
 
 
 def table(*columns: str, aad: tuple[str, ...] = ()) -> Table:
-    fields = tuple(FieldColumn(name, "text", True, aad) for name in columns)
+    fields = tuple(FieldColumn(name, "text", True, Location(name, "text", "text"), aad) for name in columns)
     return Table("t", '"public"."t"', 1, "id", "bigint", fields, aad, 0, 0)
 
 
@@ -261,7 +261,7 @@ def test_layouts_that_could_mistake_a_version_are_refused(marker: str, version: 
 def test_a_version_that_could_not_be_read_back_is_refused() -> None:
     """Writing a version that the pattern does not match would make the value unreadable."""
     with pytest.raises(LayoutError, match="does not fit"):
-        TOKEN.marker_of("prod-2")
+        TOKEN.prefix_of("prod-2")
 
 
 def test_malformed_is_told_from_unopenable() -> None:

@@ -92,7 +92,7 @@ def test_job_is_read_as_it_is_written() -> None:
 def test_layout_like_another_keeps_what_it_does_not_change() -> None:
     """`like` takes marker, version and encoding over; the cipher and the associated data are its own."""
     layout = parsed().layout("bound")
-    assert layout.marker_of("v7") == "v7:"
+    assert layout.prefix_of("v7") == "v7:"
     assert layout.cipher_name == "aes-256-gcm"
     assert layout.aad is not None
     assert layout.aad.columns == ("account_id",)

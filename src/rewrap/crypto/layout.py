@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from itertools import repeat
@@ -24,7 +24,7 @@ from typing import Any, cast
 
 from rewrap.crypto.ciphers import CIPHERS, OPEN_FAILURES, Aads, Batch, Cipher, OpenBatch, SealBatch
 from rewrap.crypto.encodings import ENCODINGS, RAW, TEXT_ENCODINGS
-from rewrap.packed import SEPARATOR, Packed
+from rewrap.packed import PART, SEPARATOR, Packed
 
 MARKER_BYTES_MAX = 128
 """Longest marker looked for, in characters. Markers in the field are under 60; this bounds SQL's look."""
@@ -99,6 +99,19 @@ class Layout:
     encoding: str
     cipher_name: str
     aad: AadTemplate | None = None
+    apart: tuple[str, ...] = ()
+
+    def joined(self, apart: tuple[str, ...], version_form: str | None = None) -> Layout:
+        """This layout for values some parts of which are stored apart, joined to one text.
+
+        `apart` is in the order version, nonce, tag, index…; the parts come before the payload but for
+        indexes, which follow it, with PART between them; bytes are in hex. `version_form` is how a version
+        is written where it is stored, `{version}` if nothing is said.
+        """
+        if not apart:
+            return self
+        marker = f"{version_form or _GROUP}{PART}" if "version" in apart else self.marker
+        return replace(self, marker=marker, apart=apart)
 
     def __post_init__(self) -> None:
         if self.marker.count(_GROUP) != 1:
@@ -120,7 +133,7 @@ class Layout:
                 f'version pattern "{self.version_pattern}" also matches the delimiter "{after}", '
                 "or nothing at all"
             )
-        if _CONTROL.search(self.marker):
+        if _CONTROL.search(self.marker.removesuffix(PART)):
             raise LayoutError("a marker is without control characters")
         if self.encoding not in ENCODINGS:
             raise LayoutError(f'encoding "{self.encoding}" is unknown; known: {", ".join(ENCODINGS)}')
@@ -138,7 +151,7 @@ class Layout:
     @property
     def binary(self) -> bool:
         """Whether values are bytes: columns of bytea, not of text."""
-        return self.encoding == RAW
+        return self.encoding == RAW and not self.apart
 
     @cached_property
     def _version_regex(self) -> re.Pattern[str]:
@@ -150,19 +163,25 @@ class Layout:
         before, after = self.marker.split(_GROUP)
         return f"^{_escape(before)}({self.version_pattern}){_escape(after)}"
 
-    def marker_of(self, version: str) -> str:
-        """The prefix that values of this version carry.
+    @property
+    def versioned(self) -> bool:
+        """Whether a value's version can be read from its marker; if not, only opening it tells."""
+        return _GROUP in self.marker
+
+    def prefix_of(self, version: str) -> Value:
+        """What values of this version begin with: text, or bytes where the layout is binary.
 
         Raises LayoutError when the version does not fit the pattern, since a value written with it could
         not be recognised again.
         """
         marker = self.marker.replace(_GROUP, version)
-        if self.version_of(marker) != version:
+        prefix = marker.encode() if self.binary else marker
+        if self.version_of(prefix) != version:
             raise LayoutError(
                 f'version "{version}" does not fit the pattern "{self.version_pattern}" '
                 f'of layout "{self.name}"'
             )
-        return marker
+        return prefix
 
     def version_of(self, value: Value) -> str | None:
         """The version in a value's marker, or None when it has no marker."""
@@ -170,9 +189,9 @@ class Layout:
         found = self._version_regex.match(head.decode("latin-1") if isinstance(head, bytes) else head)
         return found.group("version") if found else None
 
-    def bind(self, version: str, key: bytes) -> BoundLayout:
-        """This layout with one key: what opens and seals values of `version`."""
-        return BoundLayout(self, version, self.marker_of(version), key)
+    def bind(self, version: str, key: bytes, table: str = "", column: str = "") -> BoundLayout:
+        """This layout with one key: what opens and seals values of `version` in a table's column."""
+        return BoundLayout(self, version, self.prefix_of(version), key, table, column)
 
 
 @dataclass(frozen=True)
@@ -185,13 +204,10 @@ class BoundLayout:
 
     layout: Layout
     version: str
-    marker: str
+    prefix: Value
     key: bytes = field(repr=False)
-
-    @cached_property
-    def prefix(self) -> Value:
-        """The marker as it stands in a value: text, or bytes."""
-        return self.marker.encode() if self.layout.binary else self.marker
+    table: str = ""
+    column: str = ""
 
     @cached_property
     def open_values(self) -> Callable[[Sequence[Any], Aads | None], Batch]:
@@ -232,7 +248,8 @@ class BoundLayout:
         A value that holds the separator cannot pass for two: every boundary between values is one, so
         there is always one too many, which then stands inside a payload, where the decoder refuses it.
         """
-        decode, open_batch, marker, at = self._decode, self._open_batch, self.marker, len(self.marker)
+        decode, open_batch = self._decode, self._open_batch
+        marker, at = cast("str", self.prefix), len(self.prefix)
         glue = SEPARATOR + marker
 
         def open_packed(values: Packed, aads: Aads | None) -> Batch | None:
@@ -249,7 +266,7 @@ class BoundLayout:
     @cached_property
     def seal_packed(self) -> Callable[[Batch, Aads | None], Packed]:
         """Seals plaintexts into a packed column of text."""
-        encode, seal_batch, marker = self._encode, self._seal_batch, self.marker
+        encode, seal_batch, marker = self._encode, self._seal_batch, cast("str", self.prefix)
         glue = SEPARATOR + marker
 
         def seal_packed(plain: Batch, aads: Aads | None) -> Packed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rewrap.crypto.layout import BoundLayout
+from rewrap.crypto.layout import BoundLayout, Value
 from rewrap.engine.reseal import FieldReseal, Reseal
 from rewrap.interfaces import Scope
 from rewrap.job import Job, TargetSection
@@ -27,7 +27,9 @@ class Rotation:
     def bind(self, table: Table, column: str, version: str) -> BoundLayout:
         """The layout of a column, bound to the key of a version."""
         entry = next(e for e in self.target(table).fields if e.column == column)
-        return self.job.layout(entry.layout).bind(version, self.keyring.get(version).secret)
+        return self.job.layout(entry.layout).bind(
+            version, self.keyring.get(version).secret, table.name, column
+        )
 
     def reseal(self, table: Table) -> Reseal:
         """The compiled transform of a table."""
@@ -47,9 +49,7 @@ class Rotation:
                     layout=self.job.layout(entry.layout),
                     sources=tuple(self.bind(table, entry.column, v) for v in self.from_versions),
                     target=self.bind(table, entry.column, self.to_version),
-                    probes=tuple(
-                        self.job.layout(entry.layout).bind(v, self.keyring.get(v).secret) for v in probed
-                    ),
+                    probes=tuple(self.bind(table, entry.column, v) for v in probed),
                     adopt=target.unmarked == "reseal",
                     digester=digester,
                 )
@@ -61,7 +61,7 @@ class Rotation:
         """What is in scope of this rotation, as the store can search for it."""
         target = self.target(table)
         markers = {
-            entry.column: tuple(self.job.layout(entry.layout).marker_of(v) for v in self.from_versions)
+            entry.column: tuple(self.job.layout(entry.layout).prefix_of(v) for v in self.from_versions)
             for entry in target.fields
         }
         unmarked = {entry.column: self.job.layout(entry.layout).version_regex for entry in target.fields}
@@ -71,9 +71,9 @@ class Rotation:
         """Whether values of a target without a marker are resealed too."""
         return next(t for t in self.job.targets if t.table == relation_name).unmarked == "reseal"
 
-    def target_markers(self, table: Table) -> dict[str, str]:
-        """The marker each column's new values carry."""
+    def target_markers(self, table: Table) -> dict[str, Value]:
+        """The prefix each column's new values carry."""
         return {
-            entry.column: self.job.layout(entry.layout).marker_of(self.to_version)
+            entry.column: self.job.layout(entry.layout).prefix_of(self.to_version)
             for entry in self.target(table).fields
         }

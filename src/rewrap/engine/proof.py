@@ -59,7 +59,7 @@ async def gather_proof(
         try:
             for version in versions:
                 bound = {name: bind(table, name, version) for name in table.field_names}
-                prefixes = {name: layout.marker for name, layout in bound.items()}
+                prefixes = {name: layout.prefix for name, layout in bound.items()}
                 rows = await reader.sample(SAMPLE_VALUES, prefixes)
                 if version in in_scope:
                     proof.rows.setdefault(table.relation, []).extend(rows)

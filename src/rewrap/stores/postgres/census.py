@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from rewrap.crypto.layout import MARKER_BYTES_MAX, Layout
+from rewrap.interfaces import Prefix
 from rewrap.job import Job
 from rewrap.model import ServerIdentity, StoredValue, Table
 from rewrap.stores.postgres.connection import Address, Connection, close, connect, translated
@@ -115,7 +116,7 @@ class PostgresCensus:
         self, table: Table, column: str, layout: Layout, version: str
     ) -> AsyncIterator[list[Any]]:
         """Pages of (key, value, AAD texts…) under a version's marker, in no order."""
-        async for page in self._pages(table, column, _begins(column, layout, layout.marker_of(version))):
+        async for page in self._pages(table, column, _begins(column, layout.prefix_of(version))):
             yield page
 
     async def _pages(self, table: Table, column: str, condition: str) -> AsyncIterator[list[Any]]:
@@ -157,8 +158,8 @@ class PostgresCensus:
         with translated("verify"):
             return str(await connection.fetchval("SELECT pg_current_wal_flush_lsn()::text"))
 
-    async def add_fence(self, table: Table, column: str, marker: str) -> bool:
-        return await add_fence(await self._connected(), table, column, marker)
+    async def add_fence(self, table: Table, column: str, prefix: Prefix) -> bool:
+        return await add_fence(await self._connected(), table, column, prefix)
 
     async def close(self) -> None:
         if self._connection is not None:
@@ -173,7 +174,7 @@ def known_query(table: Table, columns: Mapping[str, tuple[Layout, Sequence[str]]
     """
     parts = ["count(*)"]
     for column, (layout, versions) in columns.items():
-        begins = [_begins(column, layout, layout.marker_of(version)) for version in versions]
+        begins = [_begins(column, layout.prefix_of(version)) for version in versions]
         parts.append(f"count({quote(column)})")
         for at, condition in enumerate(begins):
             alone = "".join(f" AND NOT {earlier}" for earlier in begins[:at])
@@ -185,8 +186,7 @@ def count_query(table: Table, column: str, layout: Layout, versions: Sequence[st
     """The census of one column as one statement, as it is run and as it is printed for psql."""
     quoted = quote(column)
     known = "".join(
-        f" WHEN {_begins(column, layout, layout.marker_of(version))} THEN {literal(version)}"
-        for version in versions
+        f" WHEN {_begins(column, layout.prefix_of(version))} THEN {literal(version)}" for version in versions
     )
     return (
         "SELECT CASE WHEN is_null THEN 'null' WHEN version IS NULL THEN 'bare' ELSE 'marked' END AS class, "
@@ -197,11 +197,10 @@ def count_query(table: Table, column: str, layout: Layout, versions: Sequence[st
     )
 
 
-def _begins(column: str, layout: Layout, marker: str) -> str:
-    if layout.binary:
-        size = len(marker.encode())
-        return f"substring({quote(column)} from 1 for {size:d}) = {byte_literal(marker)}"
-    return f"starts_with({quote(column)}, {literal(marker)})"
+def _begins(column: str, prefix: Prefix) -> str:
+    if isinstance(prefix, bytes):
+        return f"substring({quote(column)} from 1 for {len(prefix):d}) = {byte_literal(prefix)}"
+    return f"starts_with({quote(column)}, {literal(prefix)})"
 
 
 def _head_text(column: str, layout: Layout) -> str:

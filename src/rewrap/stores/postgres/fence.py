@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from rewrap.errors import FenceError, StoreError, UnsafeTarget
+from rewrap.interfaces import Prefix
 from rewrap.model import Table
 from rewrap.stores.postgres.connection import Connection, translated
 from rewrap.stores.postgres.schema import quote
@@ -25,7 +26,7 @@ def fence_name(column: str) -> str:
     return f"{name.encode()[: _NAME_BYTES_MAX - 13].decode(errors='ignore')}_{short}"
 
 
-async def add_fence(connection: Connection, table: Table, column: str, marker: str) -> bool:
+async def add_fence(connection: Connection, table: Table, column: str, prefix: Prefix) -> bool:
     """Adds and validates the fence of one column; False when it was there already.
 
     Adding waits for open transactions, for at most FENCE_LOCK_TIMEOUT_MS; validating reads the table
@@ -34,13 +35,13 @@ async def add_fence(connection: Connection, table: Table, column: str, marker: s
     """
     name = fence_name(column)
     there = await _fences(connection, table, column)
-    if there.get(marker):
+    if there.get(prefix):
         return False
     alter = f"ALTER TABLE {table.relation}"
     field = next(field for field in table.fields if field.name == column)
-    check = f"{quote(column)} IS NULL OR {begins(field, marker)}"
+    check = f"{quote(column)} IS NULL OR {begins(field, prefix)}"
     # one that was added and not validated, by a process killed in between, is only validated now
-    if marker not in there:
+    if prefix not in there:
         try:
             with translated(table.relation):
                 async with connection.transaction():
@@ -60,21 +61,21 @@ async def add_fence(connection: Connection, table: Table, column: str, marker: s
     return True
 
 
-async def refuse_fenced(connection: Connection, table: Table, markers: dict[str, str]) -> None:
-    """Raises UnsafeTarget when a fence of an earlier rotation would refuse values under `markers`."""
-    for column, marker in markers.items():
-        if set(await _fences(connection, table, column)) - {marker}:
+async def refuse_fenced(connection: Connection, table: Table, prefixes: dict[str, Prefix]) -> None:
+    """Raises UnsafeTarget when a fence of an earlier rotation would refuse values of these."""
+    for column, prefix in prefixes.items():
+        if set(await _fences(connection, table, column)) - {prefix}:
             name = quote(fence_name(column))
             raise UnsafeTarget(
                 f'table "{table.name}": the fence of an earlier rotation on column "{column}" refuses '
-                f'values that begin with "{marker}"',
+                f'values that begin with "{shown(prefix)}"',
                 hint="the application cannot write them either; drop it first: "
                 f"ALTER TABLE {table.relation} DROP CONSTRAINT {name}",
             )
 
 
-async def _fences(connection: Connection, table: Table, column: str) -> dict[str, bool]:
-    """The markers that fences on a column admit, and whether each was validated."""
+async def _fences(connection: Connection, table: Table, column: str) -> dict[Prefix, bool]:
+    """The prefixes that fences on a column admit, and whether each was validated."""
     with translated(table.relation):
         rows = await connection.fetch(
             """SELECT substring(pg_get_constraintdef(c.oid) from $3) AS marker, c.convalidated
@@ -90,10 +91,15 @@ async def _fences(connection: Connection, table: Table, column: str) -> dict[str
     return {_admitted(row["marker"], binary): row["convalidated"] for row in rows if row["marker"]}
 
 
-def _admitted(marker: str, binary: bool) -> str:
-    """A marker as a constraint's definition shows it, as text; bytes are shown in hex."""
+def shown(prefix: Prefix) -> str:
+    """A prefix for people; bytes that are not text show as escapes."""
+    return prefix if isinstance(prefix, str) else prefix.decode(errors="backslashreplace")
+
+
+def _admitted(marker: str, binary: bool) -> Prefix:
+    """A prefix as a constraint's definition shows it; bytes are shown in hex."""
     if binary:
-        return bytes.fromhex(marker.removeprefix("\\x")).decode(errors="replace")
+        return bytes.fromhex(marker.removeprefix("\\x"))
     return marker.replace("''", "'")
 
 

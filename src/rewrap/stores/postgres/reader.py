@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 
 from rewrap.errors import StoreError
-from rewrap.interfaces import OversizeMark, Page, Row, Scope
+from rewrap.interfaces import OversizeMark, Page, Prefix, Row, Scope
 from rewrap.job import Job
 from rewrap.model import ShardRange, Table
 from rewrap.packed import HELD_BACK, Column, Packed, unpacked
@@ -155,7 +155,7 @@ class PostgresReader:
                 whole[1 + at] = OversizeMark(size, head)
         return whole
 
-    async def sample(self, count: int, prefixes: dict[str, str]) -> list[Row]:
+    async def sample(self, count: int, prefixes: dict[str, Prefix]) -> list[Row]:
         inline = self._pace.batch_bytes // count
         share = 100.0 * SAMPLE_ROWS / max(1, self._table.estimated_rows)
         connection = await self.connected()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rewrap.errors import SchemaMismatch, StoreError, UnsafeTarget
 from rewrap.job import Job, TargetSection
-from rewrap.model import FieldColumn, ServerIdentity, Table
+from rewrap.model import FieldColumn, Location, ServerIdentity, Table
 from rewrap.stores.postgres.connection import Connection, translated
 
 KEY_TYPES = {"int2": "smallint", "int4": "integer", "int8": "bigint", "uuid": "uuid"}
@@ -239,6 +239,7 @@ def _check_columns(
                 entry.column,
                 column["declared"],
                 not column["attnotnull"],
+                Location(entry.column, column["declared"], column["typname"]),
                 tuple(aad.columns) if aad else (),
                 binary,
             )

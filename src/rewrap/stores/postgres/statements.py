@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rewrap.crypto.layout import MARKER_BYTES_MAX
-from rewrap.interfaces import Scope
+from rewrap.interfaces import Prefix, Scope
 from rewrap.model import FieldColumn, ShardRange, Table
 from rewrap.packed import ABSENT, HELD_BACK, SEPARATOR
 from rewrap.stores.postgres.schema import quote
@@ -90,7 +90,7 @@ class Statements:
             f"WHERE {quote(self.table.key)} = $1::{self.table.key_type}"
         )
 
-    def sample(self, prefixes: dict[str, str], *, percent: float | None, limit: int) -> str:
+    def sample(self, prefixes: dict[str, Prefix], *, percent: float | None, limit: int) -> str:
         """Rows from anywhere in the table under a marker. $1 is the size above which a value is held back."""
         sampled = f" TABLESAMPLE SYSTEM ({percent:.6f})" if percent is not None else ""
         markers = " OR ".join(
@@ -268,13 +268,13 @@ def _as_bytes(field: FieldColumn) -> str:
     return "" if field.binary else ' COLLATE "C"'
 
 
-def begins(field: FieldColumn, marker: str) -> str:
+def begins(field: FieldColumn, prefix: Prefix) -> str:
     """The condition that a column's value begins with a marker."""
     column = quote(field.name)
-    if field.binary:
-        return f"substring({column} from 1 for {len(marker.encode()):d}) = {byte_literal(marker)}"
+    if isinstance(prefix, bytes):
+        return f"substring({column} from 1 for {len(prefix):d}) = {byte_literal(prefix)}"
     # starts_with, not LIKE: an opaque version may hold _ or %
-    return f"starts_with({column}, {literal(marker)})"
+    return f"starts_with({column}, {literal(prefix)})"
 
 
 def head(field: FieldColumn) -> str:
@@ -290,6 +290,6 @@ def as_text(field: FieldColumn) -> str:
     return f"encode({head(field)}, 'escape')" if field.binary else head(field)
 
 
-def byte_literal(text: str) -> str:
-    """The UTF-8 bytes of a text as a literal of type bytea."""
-    return f"'\\x{text.encode().hex()}'::bytea"
+def byte_literal(raw: bytes) -> str:
+    """Bytes as a literal of type bytea."""
+    return f"'\\x{raw.hex()}'::bytea"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rewrap.errors import SchemaMismatch, StoreError
-from rewrap.interfaces import Checkpoint, SwapBatch
+from rewrap.interfaces import Checkpoint, Prefix, SwapBatch
 from rewrap.job import Job
 from rewrap.model import Activity, ServerIdentity, ShardLease, ShardRange, Table
 from rewrap.stores.postgres.connection import (
@@ -122,8 +122,8 @@ class PostgresStore:
             )
         return written > 0
 
-    async def refuse_fenced(self, table: Table, markers: dict[str, str]) -> None:
-        await refuse_fenced(await self._connected(), table, markers)
+    async def refuse_fenced(self, table: Table, prefixes: dict[str, Prefix]) -> None:
+        await refuse_fenced(await self._connected(), table, prefixes)
 
     async def activity(self, table: Table) -> Activity:
         connection = await self._connected()
