@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PrivateAttr,
     StringConstraints,
@@ -27,11 +26,11 @@ from pydantic import (
 
 from rewrap.crypto.layout import AadTemplate, Layout, LayoutError, builtin_layouts
 from rewrap.errors import JobError, UsageError
+from rewrap.model import Place, Role
+from rewrap.targets import FieldSection, Name, Section, TargetSection, overlap
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _REFERENCE = re.compile(r"(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)")
-
-Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
 def _reference(value: object) -> object:
@@ -44,11 +43,7 @@ def _reference(value: object) -> object:
 Reference = Annotated[str, BeforeValidator(_reference)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
-
-
-class PostgresStore(_Section):
+class PostgresStore(Section):
     """`[stores.NAME]`: one Postgres database."""
 
     kind: Literal["postgres"]
@@ -59,21 +54,21 @@ class PostgresStore(_Section):
     lock_timeout_ms: Annotated[int, Field(ge=10, le=5_000)] = 250
 
 
-class KeyVersion(_Section):
+class KeyVersion(Section):
     """`[keys.versions.NAME]`: where one version's bytes are, and how they are written."""
 
     material: Reference
     encoding: Literal["hex", "base64", "raw"] = "hex"
 
 
-class Keys(_Section):
+class Keys(Section):
     """`[keys]`: the provider and its versions."""
 
     provider: Literal["local"] = "local"
     versions: Annotated[dict[str, KeyVersion], Field(min_length=1)]
 
 
-class LayoutSection(_Section):
+class LayoutSection(Section):
     """`[layouts.NAME]`: a stored format, or a built-in one with associated data added (`like`)."""
 
     like: Name | None = None
@@ -84,65 +79,7 @@ class LayoutSection(_Section):
     aad: Name | None = None
 
 
-class PartSection(_Section):
-    """Where a part of a value is stored: a column of its own, or a path in a column of jsonb.
-
-    `form` says how a version is written there, with `{version}` in it.
-    """
-
-    column: Name | None = None
-    path: Name | None = None
-    form: Name | None = None
-
-
-class IndexSection(_Section):
-    """A blind index beside a value: where it is stored, and which `[indexes.NAME]` computes it."""
-
-    column: Name
-    index: Name
-
-
-class FieldSection(_Section):
-    """One encrypted field: where it is stored and how.
-
-    `path` leads into a column of jsonb: `patient.ssn`, `cards[0].number`, `cards[*].number`. `version`,
-    `nonce` and `tag` are parts that are stored apart from the payload. With `to_layout`, new values are
-    stored in another layout than old ones.
-    """
-
-    column: Name
-    layout: Name
-    path: Name | None = None
-    to_layout: Name | None = None
-    version: PartSection | None = None
-    nonce: PartSection | None = None
-    tag: PartSection | None = None
-    indexes: list[IndexSection] = []
-
-    @property
-    def name(self) -> str:
-        """What the field is called in every report: its column, and its path."""
-        return self.column if self.path is None else f"{self.column}.{self.path}"
-
-    @property
-    def apart(self) -> tuple[str, ...]:
-        """The parts stored apart from the payload, in the order in which they are joined to it."""
-        named = [part for part in ("version", "nonce", "tag") if getattr(self, part) is not None]
-        return (*named, *("index" for _ in self.indexes))
-
-
-class TargetSection(_Section):
-    """`[[targets]]`: one table."""
-
-    table: Name
-    key: Name = "id"
-    fields: Annotated[list[FieldSection], Field(min_length=1)]
-    store: Name | None = None
-    unmarked: Literal["count", "reseal"] = "count"
-    acknowledge: list[Literal["triggers"]] = []
-
-
-class Pace(_Section):
+class Pace(Section):
     """`[pace]`: how hard a run works. Not part of the job's identity: change it at any time."""
 
     batch_size: Annotated[int, Field(ge=1, le=10_000)] = 1_000
@@ -151,7 +88,7 @@ class Pace(_Section):
     max_value_bytes: Annotated[int, Field(ge=1_024, le=256 * 2**20)] = 64 * 2**20
 
 
-class Limits(_Section):
+class Limits(Section):
     """`[limits]`: when a run gives up."""
 
     max_quarantine: Annotated[int, Field(ge=0)] = 100
@@ -162,7 +99,7 @@ class Limits(_Section):
     reconnect_s: Annotated[float, Field(ge=0, le=3_600)] = 60.0
 
 
-class Job(_Section):
+class Job(Section):
     """What to rotate: stores, keys, layouts, targets. Load one with `Job.load(path)`.
 
     `digest` identifies the job in a ledger: it covers targets, layouts, key versions and stores' kinds, and
@@ -172,7 +109,7 @@ class Job(_Section):
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
     stores: Annotated[dict[str, PostgresStore], Field(min_length=1, max_length=1)]
     keys: Keys
-    layouts: dict[str, LayoutSection] = {}
+    layouts: dict[str, LayoutSection] = Field(default_factory=dict)
     targets: Annotated[list[TargetSection], Field(min_length=1)]
     pace: Pace = Pace()
     limits: Limits = Limits()
@@ -321,28 +258,54 @@ class Job(_Section):
                     f"targets[{at}].store", f'there is no store "{target.store}"',
                     f"stores are {', '.join(self.stores)}",
                 )  # fmt: skip
-            columns = [entry.column for entry in target.fields]
-            if len(set(columns)) != len(columns):
-                raise self._error(f"targets[{at}].fields", "a column is named twice", "name each column once")
-            if target.key in columns:
-                raise self._error(
-                    f"targets[{at}].fields",
-                    f'column "{target.key}" is the key',
-                    "an encrypted column cannot be the key that rows are found by",
-                )
+            self._check_places(at, target)
             for place, entry in enumerate(target.fields):
                 where = f"targets[{at}].fields[{place}].layout"
                 if entry.layout not in self._layouts:
                     known = ", ".join(sorted(self._layouts))
                     raise self._error(where, f'there is no layout "{entry.layout}"', f"known: {known}")
-                aad = self.layout(entry.layout).aad
-                clash = set(aad.columns if aad else ()) & set(columns)
-                if clash:
+                if entry.to_layout is not None and entry.to_layout not in self._layouts:
+                    raise self._error(
+                        f"targets[{at}].fields[{place}].to_layout",
+                        f'there is no layout "{entry.to_layout}"',
+                        f"known: {', '.join(sorted(self._layouts))}",
+                    )
+                self._check_aad(at, target, where, entry)
+
+    def _check_places(self, at: int, target: TargetSection) -> None:
+        """Refuses fields that would write the same place, but for a version that several share."""
+        where = f"targets[{at}].fields"
+        taken: dict[Place, Role] = {}
+        for entry in target.fields:
+            for role, place in entry.places:
+                if place.column == target.key:
                     raise self._error(
                         where,
-                        f'its aad names the encrypted column "{min(clash)}"',
-                        "associated data come from columns that this job does not rewrite",
+                        f'column "{target.key}" is the key',
+                        "an encrypted column cannot be the key that rows are found by",
                     )
+                if taken.get(place) is Role.VERSION is role:
+                    continue
+                clash = next((other for other in taken if overlap(other, place)), None)
+                if clash is not None:
+                    what = "a column" if clash == place and not place.path else "a place in a column"
+                    raise self._error(
+                        where, f'{what} is named twice: "{place.column}"',
+                        "name each place once; only a version may be shared by several values",
+                    )  # fmt: skip
+                taken[place] = role
+
+    def _check_aad(self, at: int, target: TargetSection, where: str, entry: FieldSection) -> None:
+        written = {place.column for field in target.fields for _, place in field.places}
+        for name in (entry.layout, entry.to_layout or entry.layout):
+            aad = self.layout(name).aad
+            clash = set(aad.columns if aad else ()) & written
+            if clash:
+                raise self._error(
+                    where,
+                    f'its aad names the encrypted column "{min(clash)}"',
+                    "associated data come from columns that this job does not rewrite",
+                )
 
     def _error(self, where: str, message: str, hint: str) -> JobError:
         return JobError(f"job file {self._path}: {where}: {message}", hint=hint)

@@ -78,37 +78,58 @@ class Fault:
     version: str | None = None
 
 
+Path = tuple[str | int | None, ...]
+"""Steps into a document: an object's key, an array's index, or None for every element of an array."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a job says that a part of a value is stored: a column, and a path if it is one of jsonb."""
+
+    column: str
+    path: Path = ()
+
+
+class Role(StrEnum):
+    """What a stored part of a value is."""
+
+    VERSION = "version"
+    NONCE = "nonce"
+    TAG = "tag"
+    PAYLOAD = "payload"
+    INDEX = "index"
+
+
 @dataclass(frozen=True, slots=True)
 class Location:
     """Where one part of a value is stored: a column, or a path inside a column of jsonb.
 
     `type_name` is the column's declared type, `base` the catalog's name of the type beneath any domain.
-    A step of `path` is an object's key or an array's index; None is each element of an array.
+    A step of `path` is an object's key or an array's index; None is every element of an array.
     """
 
+    role: Role
     column: str
     type_name: str
     base: str
-    path: tuple[str | int | None, ...] = ()
+    path: Path = ()
 
 
 @dataclass(frozen=True, slots=True)
 class FieldColumn:
-    """One encrypted field: a column, a path in a document, or several columns that make up one value.
+    """One encrypted field: a column, a path in a document, or several of them that make up one value.
 
     `name` is how a job calls it: the column, and the path if there is one. `binary` when its values are
-    bytes, not text. `payload` is where the ciphertext is; `apart` where its other parts are, in the order
-    version, nonce, tag, indexes, as far as they are stored apart. With any of them the field's value is one
-    text: the parts and then the payload, U+001E between them, bytes in hex.
+    bytes, not text. `parts` are where it is stored, in the order version, nonce, tag, payload, indexes; with
+    more than one, the field's value is one text of all of them, U+001E between them, bytes in hex.
     """
 
     name: str
     type_name: str
     nullable: bool
-    payload: Location
+    parts: tuple[Location, ...]
     aad_columns: tuple[str, ...] = ()
     binary: bool = False
-    apart: tuple[Location, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +152,16 @@ class Table:
     @property
     def field_names(self) -> tuple[str, ...]:
         return tuple(column.name for column in self.fields)
+
+    @property
+    def linked(self) -> tuple[tuple[str, ...], ...]:
+        """Fields that share one stored version, and so change together or not at all."""
+        sharing: dict[Place, list[str]] = {}
+        for column in self.fields:
+            for part in column.parts:
+                if part.role is Role.VERSION:
+                    sharing.setdefault(Place(part.column, part.path), []).append(column.name)
+        return tuple(tuple(names) for names in sharing.values() if len(names) > 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ ROOT = Path(rewrap.__file__).parent
 FLOORS = [
     ["errors", "model", "packed"],
     ["crypto.ciphers", "crypto.encodings", "crypto.layout", "crypto.layouts", "crypto", "events"],
-    ["interfaces", "job"],
+    ["interfaces", "targets"],
+    ["job"],
     ["keys", "stores", "ledgers"],
     [
         "engine.health",

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from rewrap.crypto.layout import BoundLayout, Value
 from rewrap.engine.reseal import FieldReseal, Reseal
 from rewrap.interfaces import Scope
-from rewrap.job import Job, TargetSection
+from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
 from rewrap.model import Table
+from rewrap.targets import TargetSection
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from rewrap.model import ServerIdentity, StoredValue, Table
 from rewrap.stores.postgres.connection import Address, Connection, close, connect, translated
 from rewrap.stores.postgres.drain import drain
 from rewrap.stores.postgres.fence import add_fence
-from rewrap.stores.postgres.schema import identify, quote, survey
-from rewrap.stores.postgres.statements import byte_literal, literal
+from rewrap.stores.postgres.places import literal, quote, value_of
+from rewrap.stores.postgres.schema import identify, survey
+from rewrap.stores.postgres.statements import byte_literal
 
 _FETCH_ROWS = 200
 """Rows a server-side cursor hands over at a time."""
@@ -100,15 +101,15 @@ class PostgresCensus:
         """Pages of (key, value, AAD texts…) without a marker that could be a sealed payload."""
         cipher = layout.cipher
         shortest = cipher.nonce_bytes + cipher.tag_bytes
-        quoted = quote(column)
+        value = _value(table, column)
         if not layout.binary:
             shortest = -(-shortest * 4 // 3)
         condition = (
-            f"{quoted} IS NOT NULL AND {_head_text(column, layout)} !~ {literal(layout.version_regex)} "
-            f"AND octet_length({quoted}) BETWEEN {shortest:d} AND {_VALUE_BYTES_MAX:d}"
+            f"{value} IS NOT NULL AND {_head_text(value, layout)} !~ {literal(layout.version_regex)} "
+            f"AND octet_length({value}) BETWEEN {shortest:d} AND {_VALUE_BYTES_MAX:d}"
         )
         if not layout.binary:
-            condition += f" AND {quoted} !~ '[^A-Za-z0-9+/=]'"
+            condition += f" AND {value} !~ '[^A-Za-z0-9+/=]'"
         async for page in self._pages(table, column, condition):
             yield page
 
@@ -116,18 +117,20 @@ class PostgresCensus:
         self, table: Table, column: str, layout: Layout, version: str
     ) -> AsyncIterator[list[Any]]:
         """Pages of (key, value, AAD texts…) under a version's marker, in no order."""
-        async for page in self._pages(table, column, _begins(column, layout.prefix_of(version))):
+        async for page in self._pages(
+            table, column, _begins(_value(table, column), layout.prefix_of(version))
+        ):
             yield page
 
     async def _pages(self, table: Table, column: str, condition: str) -> AsyncIterator[list[Any]]:
         """Small values many at a time, large ones one by one: a page is never more than a few MiB."""
         connection = await self._connected()
-        quoted = quote(column)
-        columns = [quote(table.key), quoted, *(f"{quote(name)}::text" for name in table.aad_columns)]
+        value = _value(table, column)
+        columns = [quote(table.key), value, *(f"{quote(name)}::text" for name in table.aad_columns)]
         for size, rows in ((f"<= {_SMALL_BYTES:d}", _FETCH_ROWS), (f"> {_SMALL_BYTES:d}", 1)):
             statement = (
                 f"SELECT {', '.join(columns)} FROM {table.relation} "
-                f"WHERE {condition} AND octet_length({quoted}) {size}"
+                f"WHERE {condition} AND octet_length({value}) {size}"
             )
             with translated(table.relation):
                 cursor = await connection.cursor(statement)
@@ -137,12 +140,12 @@ class PostgresCensus:
     async def value(self, table: Table, column: str, row_id: str) -> StoredValue | None:
         """What a column of one row holds; None when the row is gone. A very large value stays there."""
         connection = await self._connected()
-        quoted = quote(column)
+        value = _value(table, column)
         with translated(table.relation):
             row = await connection.fetchrow(
-                f"SELECT substring({quoted} from 1 for {MARKER_BYTES_MAX}) AS head, "
-                f"octet_length({quoted}) AS size, "
-                f"CASE WHEN octet_length({quoted}) <= {_VALUE_BYTES_MAX:d} THEN {quoted} END AS whole "
+                f"SELECT substring({value} from 1 for {MARKER_BYTES_MAX}) AS head, "
+                f"octet_length({value}) AS size, "
+                f"CASE WHEN octet_length({value}) <= {_VALUE_BYTES_MAX:d} THEN {value} END AS whole "
                 f"FROM {table.relation} WHERE {quote(table.key)} = ($1::text)::{table.key_type}",
                 row_id,
             )
@@ -174,8 +177,9 @@ def known_query(table: Table, columns: Mapping[str, tuple[Layout, Sequence[str]]
     """
     parts = ["count(*)"]
     for column, (layout, versions) in columns.items():
-        begins = [_begins(column, layout.prefix_of(version)) for version in versions]
-        parts.append(f"count({quote(column)})")
+        value = _value(table, column)
+        begins = [_begins(value, layout.prefix_of(version)) for version in versions]
+        parts.append(f"count({value})")
         for at, condition in enumerate(begins):
             alone = "".join(f" AND NOT {earlier}" for earlier in begins[:at])
             parts.append(f"count(*) FILTER (WHERE {condition}{alone})")
@@ -184,26 +188,30 @@ def known_query(table: Table, columns: Mapping[str, tuple[Layout, Sequence[str]]
 
 def count_query(table: Table, column: str, layout: Layout, versions: Sequence[str]) -> str:
     """The census of one column as one statement, as it is run and as it is printed for psql."""
-    quoted = quote(column)
+    value = _value(table, column)
     known = "".join(
-        f" WHEN {_begins(column, layout.prefix_of(version))} THEN {literal(version)}" for version in versions
+        f" WHEN {_begins(value, layout.prefix_of(version))} THEN {literal(version)}" for version in versions
     )
     return (
         "SELECT CASE WHEN is_null THEN 'null' WHEN version IS NULL THEN 'bare' ELSE 'marked' END AS class, "
         "version, count(*) AS n FROM (SELECT "
-        f"{quoted} IS NULL AS is_null, CASE{known} ELSE "
-        f"substring({_head_text(column, layout)} from {literal(layout.version_regex)}) END AS version "
+        f"{value} IS NULL AS is_null, CASE{known} ELSE "
+        f"substring({_head_text(value, layout)} from {literal(layout.version_regex)}) END AS version "
         f"FROM {table.relation}) AS v GROUP BY 1, 2 ORDER BY 1, 2"
     )
 
 
-def _begins(column: str, prefix: Prefix) -> str:
+def _value(table: Table, column: str) -> str:
+    return value_of(next(field for field in table.fields if field.name == column))
+
+
+def _begins(value: str, prefix: Prefix) -> str:
     if isinstance(prefix, bytes):
-        return f"substring({quote(column)} from 1 for {len(prefix):d}) = {byte_literal(prefix)}"
-    return f"starts_with({quote(column)}, {literal(prefix)})"
+        return f"substring({value} from 1 for {len(prefix):d}) = {byte_literal(prefix)}"
+    return f"starts_with({value}, {literal(prefix)})"
 
 
-def _head_text(column: str, layout: Layout) -> str:
+def _head_text(value: str, layout: Layout) -> str:
     """The beginning of a value as text; bytes outside ASCII come out as an octal escape."""
-    start = f"substring({quote(column)} from 1 for {MARKER_BYTES_MAX:d})"
+    start = f"substring({value} from 1 for {MARKER_BYTES_MAX:d})"
     return f"encode({start}, 'escape')" if layout.binary else start

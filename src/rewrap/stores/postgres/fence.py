@@ -8,7 +8,7 @@ from rewrap.errors import FenceError, StoreError, UnsafeTarget
 from rewrap.interfaces import Prefix
 from rewrap.model import Table
 from rewrap.stores.postgres.connection import Connection, translated
-from rewrap.stores.postgres.schema import quote
+from rewrap.stores.postgres.places import quote, value_of
 from rewrap.stores.postgres.statements import begins
 
 FENCE_LOCK_TIMEOUT_MS = 2_000
@@ -39,7 +39,7 @@ async def add_fence(connection: Connection, table: Table, column: str, prefix: P
         return False
     alter = f"ALTER TABLE {table.relation}"
     field = next(field for field in table.fields if field.name == column)
-    check = f"{quote(column)} IS NULL OR {begins(field, prefix)}"
+    check = f"{value_of(field)} IS NULL OR {begins(field, prefix)}"
     # one that was added and not validated, by a process killed in between, is only validated now
     if prefix not in there:
         try:

@@ -19,7 +19,7 @@ from rewrap.errors import LeaseHeld, LeaseLost, StoreError, UsageError
 from rewrap.interfaces import Claim
 from rewrap.model import ServerIdentity, ShardLease, ShardRange, Tally
 from rewrap.stores.postgres.connection import Address, Connection, close, connect, translated
-from rewrap.stores.postgres.schema import quote
+from rewrap.stores.postgres.places import quote
 
 _CLAIM_LOCK = 0x7265777261700001
 """Advisory lock for the one transaction that claims tables: "rewrap" in ASCII, and a number."""

@@ -5,24 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rewrap.errors import SchemaMismatch, StoreError, UnsafeTarget
-from rewrap.job import Job, TargetSection
-from rewrap.model import FieldColumn, Location, ServerIdentity, Table
+from rewrap.job import Job
+from rewrap.model import ServerIdentity, Table
 from rewrap.stores.postgres.connection import Connection, translated
+from rewrap.stores.postgres.fields import find_fields, named, no_privilege, written_columns
+from rewrap.stores.postgres.places import quote
+from rewrap.targets import TargetSection
 
 KEY_TYPES = {"int2": "smallint", "int4": "integer", "int8": "bigint", "uuid": "uuid"}
 """Key types, by the catalog's name: what the cursor is cast to."""
-
-FIELD_TYPES = frozenset({"text", "varchar", "bytea"})
 
 MIN_SERVER_VERSION = 120_000
 
 _EXACT_COUNT_BELOW = 200_000
 """Rows. A table that the planner believes smaller is counted; a larger one is estimated."""
-
-
-def quote(identifier: str) -> str:
-    """An SQL identifier, quoted."""
-    return '"' + identifier.replace('"', '""') + '"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +86,7 @@ async def survey(connection: Connection, job: Job, target: TargetSection, *, wri
         columns = {row["attname"]: row for row in await connection.fetch(_COLUMNS, oid)}
     _check_kind(relation, subject, writing=writing)
     key = _check_key(columns, target, subject)
-    fields, aad_columns = _check_columns(job, columns, target, subject, writing=writing)
+    fields, aad_columns = find_fields(job, columns, target, subject, writing=writing)
     notices: tuple[str, ...] = ()
     if writing:
         notices = await _check_hazards(connection, relation, target, subject)
@@ -176,7 +172,7 @@ def _check_kind(relation: Connection, subject: str, *, writing: bool) -> None:
 
 
 def _check_key(columns: dict[str, Connection], target: TargetSection, subject: str) -> Connection:
-    key = _column(columns, target.key, "targets.key", subject)
+    key = named(columns, target.key, "targets.key", subject)
     if key["typname"] not in KEY_TYPES:
         raise UnsafeTarget(
             f'{subject}: key column "{target.key}" is {key["declared"]}, '
@@ -189,62 +185,8 @@ def _check_key(columns: dict[str, Connection], target: TargetSection, subject: s
             hint="name a NOT NULL unique column in targets.key",
         )
     if not key["may_select"]:
-        raise _no_privilege(subject, target.key, "SELECT")
+        raise no_privilege(subject, target.key, "SELECT")
     return key
-
-
-def _check_columns(
-    job: Job,
-    columns: dict[str, Connection],
-    target: TargetSection,
-    subject: str,
-    *,
-    writing: bool,
-) -> tuple[tuple[FieldColumn, ...], tuple[str, ...]]:
-    fields, bound = [], []
-    for entry in target.fields:
-        column = _column(columns, entry.column, "targets.fields.column", subject)
-        if column["typname"] not in FIELD_TYPES:
-            raise UnsafeTarget(
-                f'{subject}: column "{entry.column}" is {column["declared"]}, '
-                "which this version does not rewrite",
-                hint=f"column types are {', '.join(sorted(FIELD_TYPES))}",
-            )
-        layout = job.layout(entry.layout)
-        binary = column["typname"] == "bytea"
-        if binary != layout.binary:
-            raise SchemaMismatch(
-                f'{subject}: column "{entry.column}" is {column["declared"]}, and layout "{entry.layout}" '
-                f"stores {'bytes' if layout.binary else 'text'}",
-                hint=f'encoding = "raw" is for columns of type bytea; set layouts.{entry.layout}.encoding',
-            )
-        if column["attgenerated"] or column["attidentity"]:
-            raise UnsafeTarget(
-                f'{subject}: column "{entry.column}" is generated: the server writes it itself',
-                hint="name the column that it is generated from",
-            )
-        if not column["may_select"]:
-            raise _no_privilege(subject, entry.column, "SELECT")
-        if writing and not column["may_update"]:
-            raise _no_privilege(subject, entry.column, "UPDATE")
-        aad = layout.aad
-        for name in aad.columns if aad else ():
-            feeding = _column(columns, name, f"layouts.{entry.layout}.aad", subject)
-            if not feeding["may_select"]:
-                raise _no_privilege(subject, name, "SELECT")
-            if name not in bound:
-                bound.append(name)
-        fields.append(
-            FieldColumn(
-                entry.column,
-                column["declared"],
-                not column["attnotnull"],
-                Location(entry.column, column["declared"], column["typname"]),
-                tuple(aad.columns) if aad else (),
-                binary,
-            )
-        )
-    return tuple(fields), tuple(bound)
 
 
 async def _check_hazards(
@@ -252,9 +194,7 @@ async def _check_hazards(
 ) -> tuple[str, ...]:
     notices = []
     with translated(subject):
-        triggers = await connection.fetch(
-            _TRIGGERS, relation["oid"], [entry.column for entry in target.fields]
-        )
+        triggers = await connection.fetch(_TRIGGERS, relation["oid"], written_columns(target))
     before = [row["tgname"] for row in triggers if row["before"]]
     if before and "triggers" not in target.acknowledge:
         raise UnsafeTarget(
@@ -269,23 +209,6 @@ async def _check_hazards(
     if relation["published"]:
         notices.append(f"{subject} is published: every resealed row goes to the subscribers")
     return tuple(notices)
-
-
-def _column(columns: dict[str, Connection], name: str, where: str, subject: str) -> Connection:
-    if name not in columns:
-        raise SchemaMismatch(
-            f'{subject} has no column "{name}"',
-            hint=f"correct {where}; its columns are {', '.join(list(columns)[:20])}",
-        )
-    return columns[name]
-
-
-def _no_privilege(subject: str, column: str, privilege: str) -> StoreError:
-    return StoreError(
-        f'{subject}: this role lacks {privilege} on column "{column}"',
-        hint=f"GRANT {privilege} ({quote(column)}) ON … TO the role (see docs/privileges.md)",
-        sqlstate="42501",
-    )
 
 
 _RELATION = """
@@ -308,6 +231,11 @@ SELECT c.oid::int8 AS oid, n.nspname, c.relname, c.relkind::text AS relkind,
 
 _COLUMNS = """
 SELECT a.attname::text AS attname, a.attnum::int2 AS attnum, t.typname::text AS typname,
+       (WITH RECURSIVE beneath AS (
+          SELECT t.oid, t.typname, t.typbasetype
+          UNION ALL SELECT b.oid, b.typname, b.typbasetype
+            FROM pg_type b JOIN beneath d ON b.oid = d.typbasetype)
+        SELECT typname::text FROM beneath WHERE typbasetype = 0) AS base,
        format_type(a.atttypid, a.atttypmod) AS declared, a.attnotnull,
        a.attgenerated::text AS attgenerated, a.attidentity::text AS attidentity,
        has_column_privilege(a.attrelid, a.attnum, 'SELECT') AS may_select,

@@ -11,16 +11,10 @@ from rewrap.crypto.layout import MARKER_BYTES_MAX
 from rewrap.interfaces import Prefix, Scope
 from rewrap.model import FieldColumn, ShardRange, Table
 from rewrap.packed import ABSENT, HELD_BACK, SEPARATOR
-from rewrap.stores.postgres.schema import quote
+from rewrap.stores.postgres.places import assignments, literal, quote, value_of
 
 _HELD_BACK_SQL = f"chr({ord(HELD_BACK)})"
 _HELD_BACK_BYTES_SQL = f"'\\x{HELD_BACK.encode().hex()}'::bytea"
-
-
-def literal(text: str) -> str:
-    """A string literal that means the same whatever standard_conforming_strings says."""
-    escaped = text.replace("\\", "\\\\").replace("'", "''")
-    return f"E'{escaped}'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +62,7 @@ class Statements:
             where.append(f"({self._in_scope(scope)})")
         condition = f" WHERE {' AND '.join(where)}" if where else ""
         columns = [f"{key} AS k", "t.xmin AS x"]
-        columns += [f"t.{quote(name)} AS f{at}" for at, name in enumerate(self.table.field_names)]
+        columns += [f"{value_of(field, 't')} AS f{at}" for at, field in enumerate(self.table.fields)]
         columns += [f"t.{quote(name)}::text AS a{at}" for at, name in enumerate(self.table.aad_columns)]
         # the limit is a literal: with a parameter the planner guesses, and may sort the whole table
         source = f"{self.table.relation} AS t{condition}"
@@ -78,13 +72,13 @@ class Statements:
         """One row whole. $1 is the key, $2 the size in bytes above which a value is not fetched at all."""
         key = quote(self.table.key)
         return (
-            f"SELECT {key}, {self._bounded_values('', 2)} FROM {self.table.relation} "
+            f"SELECT {key}, {self._bounded_values(2)} FROM {self.table.relation} "
             f"WHERE {key} = $1::{self.table.key_type}"
         )
 
     def heads(self) -> str:
         """The length in bytes and the first characters of each of one row's values. $1 is the key."""
-        heads = ", ".join(f"octet_length({quote(field.name)}), {head(field)}" for field in self.table.fields)
+        heads = ", ".join(f"octet_length({value_of(field)}), {head(field)}" for field in self.table.fields)
         return (
             f"SELECT {heads} FROM {self.table.relation} "
             f"WHERE {quote(self.table.key)} = $1::{self.table.key_type}"
@@ -97,7 +91,7 @@ class Statements:
             begins(field, prefixes[field.name]) for field in self.table.fields if field.name in prefixes
         )
         return (
-            f"SELECT {quote(self.table.key)}, {self._bounded_values('', 1)} "
+            f"SELECT {quote(self.table.key)}, {self._bounded_values(1)} "
             f"FROM {self.table.relation}{sampled} WHERE {markers} LIMIT {limit:d}"
         )
 
@@ -127,22 +121,22 @@ class Statements:
         """
         key = quote(self.table.key)
         parameters = _Parameters(9)
-        arrays, names, sets, compares, some = [f"$8::{self.table.key_type}[]"], ["k"], [], [], []
+        arrays, names, compares, some = [f"$8::{self.table.key_type}[]"], ["k"], [], []
+        linked = {name for names in self.table.linked for name in names}
         if stamped:
             arrays.append(parameters.array("xid"))
             names.append("x")
             compares.append("t.xmin = d.x")
         for at, field in enumerate(self.table.fields):
-            column = quote(field.name)
             if not stamped:
                 arrays.append(parameters.column(field))
                 names.append(f"o{at}")
                 # IS NOT DISTINCT FROM keeps the values out of the join's hash: only keys belong there
-                same = f"t.{column} IS NOT DISTINCT FROM d.o{at}{_as_bytes(field)}"
-                compares.append(f"(d.n{at} IS NULL OR {same})")
+                same = f"{value_of(field, 't')} IS NOT DISTINCT FROM d.o{at}{_as_bytes(field)}"
+                alone = field.name not in linked
+                compares.append(f"(d.n{at} IS NULL OR {same})" if alone else same)
             arrays.append(parameters.column(field))
             names.append(f"n{at}")
-            sets.append(f"{column} = coalesce(d.n{at}, t.{column})")
             some.append(f"d.n{at} IS NOT NULL")
         for at, name in enumerate(self.table.aad_columns if not stamped else ()):
             arrays.append(parameters.texts() if packs else parameters.array("text"))
@@ -159,7 +153,7 @@ class Statements:
             join += f" AND t.{key} IN (SELECT k FROM free)"
         return (
             f"WITH held AS ({self._advance()} RETURNING 1){free} "
-            f"UPDATE {self.table.relation} AS t SET {', '.join(sets)} "
+            f"UPDATE {self.table.relation} AS t SET {', '.join(assignments(self.table.fields))} "
             f"FROM unnest({', '.join(arrays)}) AS d({', '.join(names)}) "
             f"WHERE t.{key} = d.k AND {' AND '.join(compares)} AND ({' OR '.join(some)}) "
             f"AND (SELECT count(*) FROM held) = 1{join}"
@@ -176,7 +170,7 @@ class Statements:
         arrays, names, differs = [f"$2::{self.table.key_type}[]"], ["k"], [f"t.{key} IS NULL"]
         values = []
         for at, field in enumerate(self.table.fields):
-            column = f"t.{quote(field.name)}"
+            column = value_of(field, "t")
             arrays.append(parameters.column(field))
             names.append(f"n{at}")
             differs.append(f"(d.n{at} IS NOT NULL AND {column} IS DISTINCT FROM d.n{at}{_as_bytes(field)})")
@@ -209,12 +203,9 @@ class Statements:
             "WHERE relation = $4 AND shard = $5 AND fence = $6"
         )
 
-    def _bounded_values(self, prefix: str, size_parameter: int) -> str:
-        parts = [
-            self._bounded(prefix + quote(field.name), field.binary, size_parameter)
-            for field in self.table.fields
-        ]
-        parts += [f"{prefix}{quote(name)}::text" for name in self.table.aad_columns]
+    def _bounded_values(self, size_parameter: int) -> str:
+        parts = [self._bounded(value_of(field), field.binary, size_parameter) for field in self.table.fields]
+        parts += [f"{quote(name)}::text" for name in self.table.aad_columns]
         return ", ".join(parts)
 
     @staticmethod
@@ -235,7 +226,7 @@ class Statements:
             begins(fields[name], marker) for name, markers in scope.markers.items() for marker in markers
         ]
         parts += [
-            f"({quote(name)} IS NOT NULL AND {as_text(fields[name])} !~ {literal(regex)})"
+            f"({value_of(fields[name])} IS NOT NULL AND {as_text(fields[name])} !~ {literal(regex)})"
             for name, regex in scope.unmarked.items()
         ]
         return " OR ".join(parts)
@@ -270,16 +261,16 @@ def _as_bytes(field: FieldColumn) -> str:
 
 def begins(field: FieldColumn, prefix: Prefix) -> str:
     """The condition that a column's value begins with a marker."""
-    column = quote(field.name)
+    value = value_of(field)
     if isinstance(prefix, bytes):
-        return f"substring({column} from 1 for {len(prefix):d}) = {byte_literal(prefix)}"
+        return f"substring({value} from 1 for {len(prefix):d}) = {byte_literal(prefix)}"
     # starts_with, not LIKE: an opaque version may hold _ or %
-    return f"starts_with({column}, {literal(prefix)})"
+    return f"starts_with({value}, {literal(prefix)})"
 
 
 def head(field: FieldColumn) -> str:
     """A value's first characters, or bytes: enough for any marker."""
-    return f"substring({quote(field.name)} from 1 for {MARKER_BYTES_MAX:d})"
+    return f"substring({value_of(field)} from 1 for {MARKER_BYTES_MAX:d})"
 
 
 def as_text(field: FieldColumn) -> str:

@@ -1,0 +1,134 @@
+"""The `[[targets]]` of a job file: which tables, which fields in them, and where each part of one is."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+from rewrap.model import Path, Place, Role
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+class Section(BaseModel):
+    """A table of a job file: no fields but the named ones, and no value in an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+
+
+_STEP = re.compile(r'(?:^|\.)(?:([^.\[\]"]+)|("(?:[^"\\]|\\.)*"))|\[(\*|[0-9]+)\]')
+
+
+def parse_path(text: str) -> Path:
+    """The steps of a path like `patient.ssn`, `cards[0].number`, `cards[*]."card no."`.
+
+    Raises ValueError for what is no path.
+    """
+    steps: list[str | int | None] = []
+    at = 0
+    while at < len(text):
+        found = _STEP.match(text, at)
+        if found is None or found.end() == at:
+            raise ValueError(
+                f'"{text}" is not a path: write patient.ssn, cards[0].number or cards[*].number, and a key '
+                "with dots or brackets in double quotes"
+            )
+        bare, quoted, index = found.groups()
+        if index is not None:
+            steps.append(None if index == "*" else int(index))
+        else:
+            steps.append(bare if bare is not None else json.loads(quoted))
+        at = found.end()
+    if not steps:
+        raise ValueError("a path is not empty")
+    if steps.count(None) > 1:
+        raise ValueError(f'"{text}" has more than one [*]')
+    return tuple(steps)
+
+
+def _path_text(value: object) -> object:
+    if isinstance(value, str):
+        parse_path(value)
+    return value
+
+
+PathText = Annotated[str, BeforeValidator(_path_text)]
+
+
+class PartSection(Section):
+    """Where a part of a value is stored: a column of its own, or a path in a column of jsonb.
+
+    `form` says how a version is written there, with `{version}` in it.
+    """
+
+    column: Name | None = None
+    path: PathText | None = None
+    form: Name | None = None
+
+
+class IndexSection(Section):
+    """A blind index beside a value: where it is stored, and which `[indexes.NAME]` computes it."""
+
+    column: Name
+    index: Name
+
+
+class FieldSection(Section):
+    """One encrypted field: where it is stored and how.
+
+    `path` leads into a column of jsonb: `patient.ssn`, `cards[0].number`, `cards[*].number`. `version`,
+    `nonce` and `tag` are parts that are stored apart from the payload. With `to_layout`, new values are
+    stored in another layout than old ones.
+    """
+
+    column: Name
+    layout: Name
+    path: PathText | None = None
+    to_layout: Name | None = None
+    version: PartSection | None = None
+    nonce: PartSection | None = None
+    tag: PartSection | None = None
+    indexes: list[IndexSection] = []
+
+    @property
+    def name(self) -> str:
+        """What the field is called in every report: its column, and its path."""
+        return self.column if self.path is None else f"{self.column}.{self.path}"
+
+    @property
+    def places(self) -> tuple[tuple[Role, Place], ...]:
+        """Where each part of a value is stored, in the order in which they are joined to one text."""
+        before = [
+            (role, Place(part.column or self.column, parse_path(part.path) if part.path else ()))
+            for role, part in ((Role.VERSION, self.version), (Role.NONCE, self.nonce), (Role.TAG, self.tag))
+            if part is not None
+        ]
+        payload = (Role.PAYLOAD, Place(self.column, parse_path(self.path) if self.path else ()))
+        return (*before, payload, *((Role.INDEX, Place(index.column)) for index in self.indexes))
+
+    @property
+    def apart(self) -> tuple[str, ...]:
+        """The parts stored apart from the payload, in the order in which they are joined to it."""
+        return tuple(role.value for role, _ in self.places if role is not Role.PAYLOAD)
+
+
+class TargetSection(Section):
+    """`[[targets]]`: one table."""
+
+    table: Name
+    key: Name = "id"
+    fields: Annotated[list[FieldSection], Field(min_length=1)]
+    store: Name | None = None
+    unmarked: Literal["count", "reseal"] = "count"
+    acknowledge: list[Literal["triggers"]] = []
+
+
+def overlap(one: Place, other: Place) -> bool:
+    """Whether writing one place would write the other too."""
+    if one.column != other.column:
+        return False
+    steps = zip(one.path, other.path, strict=False)
+    return all(a == b or (None in (a, b) and not isinstance(a or b, str)) for a, b in steps)
