@@ -211,11 +211,11 @@ async def queries(
     out = []
     for table, target in zip(tables, job.targets, strict=True):
         for entry in target.fields:
-            layout = job.layout(entry.layout)
-            statement = count_query(table, entry.column, layout, [to_version])
+            layout = job.old_layout(entry)
+            statement = count_query(table, entry.name, layout, [to_version])
             out.append(
                 (
-                    f"{table.name}.{entry.column}: values by class and version; "
+                    f"{table.name}.{entry.name}: values by class and version; "
                     f"all but null and {to_version} must be 0",
                     statement,
                 )

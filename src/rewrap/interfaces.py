@@ -134,13 +134,13 @@ class SwapBatch:
             _some(self.stamps, places),
         )
 
-    def only(self, column: str) -> SwapBatch:
-        """The same batch, restricted to one column."""
+    def only(self, columns: Sequence[str]) -> SwapBatch:
+        """The same batch, which writes some columns only."""
         nothing: list[Any] = [None] * len(self)
         return SwapBatch(
             self.keys,
-            {name: olds if name == column else nothing for name, olds in self.olds.items()},
-            {name: news if name == column else nothing for name, news in self.news.items()},
+            self.olds,
+            {name: news if name in columns else nothing for name, news in self.news.items()},
             self.tokens,
             self.stamps,
         )

@@ -34,6 +34,7 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"
     REJECTED = "rejected"
     AMBIGUOUS_KEY = "ambiguous_key"
+    LINKED = "linked"
     CONTENDED = "contended"
 
 

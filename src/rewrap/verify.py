@@ -149,7 +149,7 @@ async def verify(
 
 def _fields(job: Job, table: Table) -> list[tuple[str, Layout]]:
     target = next(target for target in job.targets if target.table == table.name)
-    return [(entry.column, job.layout(entry.layout)) for entry in target.fields]
+    return [(entry.name, job.old_layout(entry)) for entry in target.fields]
 
 
 @dataclass

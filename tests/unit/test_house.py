@@ -20,6 +20,8 @@ FLOORS = [
         "engine.retry",
         "engine.options",
         "engine.accounting",
+        "engine.judged",
+        "engine.linked",
         "engine.reseal",
         "engine.settle",
         "engine.compile",

@@ -27,10 +27,8 @@ class Rotation:
 
     def bind(self, table: Table, column: str, version: str) -> BoundLayout:
         """The layout of a column, bound to the key of a version."""
-        entry = next(e for e in self.target(table).fields if e.column == column)
-        return self.job.layout(entry.layout).bind(
-            version, self.keyring.get(version).secret, table.name, column
-        )
+        entry = next(e for e in self.target(table).fields if e.name == column)
+        return self.job.old_layout(entry).bind(version, self.keyring.get(version).secret, table.name, column)
 
     def reseal(self, table: Table) -> Reseal:
         """The compiled transform of a table."""
@@ -46,11 +44,11 @@ class Rotation:
             [
                 FieldReseal(
                     table=table.relation,
-                    column=entry.column,
-                    layout=self.job.layout(entry.layout),
-                    sources=tuple(self.bind(table, entry.column, v) for v in self.from_versions),
-                    target=self.bind(table, entry.column, self.to_version),
-                    probes=tuple(self.bind(table, entry.column, v) for v in probed),
+                    column=entry.name,
+                    layout=self.job.old_layout(entry),
+                    sources=tuple(self.bind(table, entry.name, v) for v in self.from_versions),
+                    target=self.bind(table, entry.name, self.to_version),
+                    probes=tuple(self.bind(table, entry.name, v) for v in probed),
                     adopt=target.unmarked == "reseal",
                     digester=digester,
                 )
@@ -62,10 +60,10 @@ class Rotation:
         """What is in scope of this rotation, as the store can search for it."""
         target = self.target(table)
         markers = {
-            entry.column: tuple(self.job.layout(entry.layout).prefix_of(v) for v in self.from_versions)
+            entry.name: tuple(self.job.old_layout(entry).prefix_of(v) for v in self.from_versions)
             for entry in target.fields
         }
-        unmarked = {entry.column: self.job.layout(entry.layout).version_regex for entry in target.fields}
+        unmarked = {entry.name: self.job.old_layout(entry).version_regex for entry in target.fields}
         return Scope(markers, unmarked if target.unmarked == "reseal" else {})
 
     def adopts(self, relation_name: str) -> bool:
@@ -75,6 +73,6 @@ class Rotation:
     def target_markers(self, table: Table) -> dict[str, Value]:
         """The prefix each column's new values carry."""
         return {
-            entry.column: self.job.layout(entry.layout).prefix_of(self.to_version)
+            entry.name: self.job.old_layout(entry).prefix_of(self.to_version)
             for entry in self.target(table).fields
         }

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from rewrap.crypto.ciphers import OPEN_FAILURES, Batch
 from rewrap.crypto.layout import BoundLayout, Layout, Malformed, Unopenable, Value
+from rewrap.engine.judged import Judged
+from rewrap.engine.linked import hold_back
 from rewrap.errors import ResealMismatch
 from rewrap.interfaces import OversizeMark, Page, Row, SwapBatch
 from rewrap.keys.keyring import Digester
@@ -39,21 +41,6 @@ class Resealed:
     faults: list[Fault]
     large: list[Any]
     opened: Counter[tuple[str, str]]
-
-
-@dataclass(slots=True)
-class Judged:
-    """One column of a batch: new values and the places they belong to, and everything else by class.
-
-    `places` None is every row of the batch, in order.
-    """
-
-    places: list[int] | None
-    olds: Column
-    news: Column
-    counts: Counter[str] = field(default_factory=Counter)
-    opened: Counter[tuple[str, str]] = field(default_factory=Counter)
-    faults: list[Fault] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -288,6 +275,14 @@ class Reseal:
             aad = entry.layout.aad
             aads = aad.render_all(texts, len(page)) if aad is not None else None
             judged[entry.column] = entry.judge(values, aads, page.keys)
+        for names in self.table.linked:
+            hold_back(
+                names,
+                judged,
+                dict(zip(self.table.field_names, page.fields, strict=True)),
+                page.keys,
+                self._blamed,
+            )
         return Resealed(
             swap=self._gather(page, judged),
             tally={name: column.counts for name, column in judged.items()},
@@ -295,6 +290,13 @@ class Reseal:
             large=[],
             opened=sum((column.opened for column in judged.values()), Counter()),
         )
+
+    def _blamed(self, column: str, row_id: Any, value: Any, reason: Reason) -> Fault:
+        entry = next(entry for entry in self.fields if entry.column == column)
+        if isinstance(value, OversizeMark):
+            value = f"{value.size} bytes"
+        digest = self.digest(column, str(row_id), value)
+        return Fault(str(row_id), column, reason, digest, entry.layout.version_of(value))
 
     def _gather(self, page: Page, judged: dict[str, Judged]) -> SwapBatch:
         names = [entry.column for entry in self.fields]
@@ -316,8 +318,16 @@ class Reseal:
         }
         # key order, for every batch alike: two writers never wait for each other in a circle
         places = sorted({place for pairs in by_place.values() for place in pairs})
-        absent = (None, None)
-        pairs = {name: [by_place.get(name, {}).get(i, absent) for i in places] for name in names}
+        # what shares its version with a value that is written is compared though it is not written itself
+        linked = {name for names in self.table.linked for name in names}
+        stored = {
+            name: picked(column, places) if name in linked else [None] * len(places)
+            for name, column in zip(names, page.fields, strict=True)
+        }
+        pairs = {
+            name: [by_place.get(name, {}).get(i, (old, None)) for i, old in zip(places, olds, strict=True)]
+            for name, olds in stored.items()
+        }
         return _checked(
             SwapBatch(
                 [page.keys[i] for i in places],

@@ -7,7 +7,7 @@ gone around, a refused value is found by halving, a lost connection is asked wha
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -169,7 +169,7 @@ class Settler:
         self, batch: SwapBatch, checkpoint: Checkpoint, done: Settled, *, skip_locked: bool = False
     ) -> Settled:
         """Settles a batch in two parts, down to the one value that the database refuses."""
-        parts = _halves(batch)
+        parts = _halves(batch, self._reseal.table.linked)
         if parts is None:
             await self._reject(batch, done)
             return done
@@ -246,16 +246,20 @@ class Settler:
                 done.add(column, Outcome.RESEALED, count)
 
 
-def _halves(batch: SwapBatch) -> list[SwapBatch] | None:
-    """A batch in two: by rows, or the columns of one row; None when it is a single value."""
+def _halves(batch: SwapBatch, linked: Sequence[Sequence[str]]) -> list[SwapBatch] | None:
+    """A batch in two: by rows, or the columns of one row; None when it cannot be divided.
+
+    It cannot when it is a single value, or several that are `linked`.
+    """
     if len(batch) > 1:
         middle = len(batch) // 2
         return [batch.part(range(middle)), batch.part(range(middle, len(batch)))]
     batch = batch.unpacked()
     written = _written_at(batch, 0)
-    if len(written) == 1:
-        return None
-    return [batch.only(column) for column in written]
+    together = [tuple(name for name in names if name in written) for names in linked]
+    bound = {name for names in together for name in names}
+    parts = [*filter(None, together), *((name,) for name in written if name not in bound)]
+    return [batch.only(part) for part in parts] if len(parts) > 1 else None
 
 
 def _written_at(batch: SwapBatch, place: int) -> list[str]:

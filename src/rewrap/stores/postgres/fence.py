@@ -75,20 +75,24 @@ async def refuse_fenced(connection: Connection, table: Table, prefixes: dict[str
 
 
 async def _fences(connection: Connection, table: Table, column: str) -> dict[Prefix, bool]:
-    """The prefixes that fences on a column admit, and whether each was validated."""
+    """The prefixes that fences on a field admit, and whether each was validated."""
+    field = next(field for field in table.fields if field.name == column)
+    whole = len(field.parts) == 1 and not field.parts[0].path
     with translated(table.relation):
         rows = await connection.fetch(
             """SELECT substring(pg_get_constraintdef(c.oid) from $3) AS marker, c.convalidated
-                 FROM pg_constraint c JOIN pg_attribute a
-                   ON a.attrelid = c.conrelid AND c.conkey = ARRAY[a.attnum]
-                WHERE c.conrelid = $1::int8::oid AND a.attname = $2 AND c.contype = 'c'
-                  AND starts_with(c.conname::text, 'rewrap_fence_')""",
+                 FROM pg_constraint c
+                WHERE c.conrelid = $1::int8::oid AND c.contype = 'c'
+                  AND (c.conname = $4 OR starts_with(c.conname::text, 'rewrap_fence_') AND EXISTS (
+                        SELECT FROM pg_attribute a
+                         WHERE a.attrelid = c.conrelid AND c.conkey = ARRAY[a.attnum] AND a.attname = $2))""",
             table.oid,
-            column,
+            field.parts[0].column if whole else None,
+            # a column's fence is found by the column, which may have been renamed; others by their name
             r"""(?:starts_with\(.*, |(?:substring|SUBSTRING).* = )'((?:[^']|'')*)'""",
+            fence_name(column),
         )
-    binary = any(field.binary for field in table.fields if field.name == column)
-    return {_admitted(row["marker"], binary): row["convalidated"] for row in rows if row["marker"]}
+    return {_admitted(row["marker"], field.binary): row["convalidated"] for row in rows if row["marker"]}
 
 
 def shown(prefix: Prefix) -> str:

@@ -1,0 +1,37 @@
+"""What became of one column of a batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rewrap.model import Fault
+from rewrap.packed import Column, listed
+
+
+@dataclass(slots=True)
+class Judged:
+    """One column of a batch: new values and the places they belong to, and everything else by class.
+
+    `places` None is every row of the batch, in order.
+    """
+
+    places: list[int] | None
+    olds: Column
+    news: Column
+    counts: Counter[str] = field(default_factory=Counter)
+    opened: Counter[tuple[str, str]] = field(default_factory=Counter)
+    faults: list[Fault] = field(default_factory=list)
+
+    def every(self, count: int) -> Sequence[int]:
+        """The places of the new values, in a batch of `count` rows."""
+        return range(count) if self.places is None else self.places
+
+    def drop(self, place: int, count: int) -> None:
+        """Takes back the new value at a place."""
+        places = list(self.every(count))
+        at = places.index(place)
+        olds, news = list(listed(self.olds)), list(listed(self.news))
+        del places[at], olds[at], news[at]
+        self.places, self.olds, self.news = places, olds, news
