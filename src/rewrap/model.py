@@ -132,6 +132,11 @@ class FieldColumn:
     aad_columns: tuple[str, ...] = ()
     binary: bool = False
 
+    @property
+    def many(self) -> bool:
+        """Whether a row has one value for each element of an array, joined by U+001D."""
+        return None in self.parts[0].path
+
 
 @dataclass(frozen=True, slots=True)
 class Table:

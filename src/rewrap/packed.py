@@ -20,6 +20,9 @@ SEPARATOR = "\x1f"
 PART = "\x1e"
 """Stands between the parts of one value that are stored apart: version, nonce, tag, payload, indexes."""
 
+ELEMENT = "\x1d"
+"""Stands between the values of an array's elements, which are one field of a row together."""
+
 ABSENT = "\x01N"
 """Stands for NULL in a packed text, and for "leave alone" among new values."""
 

@@ -7,14 +7,18 @@ A value that is stored in parts is read as one text and taken apart again when i
 What is not stored apart is left out; a part that is NULL is the empty text, and without a payload there is
 no value. Documents are changed where they are, path by path, and never built by the client: what else the
 application writes into one meanwhile stays.
+
+The elements of an array (`cards[*].number`) are one field of a row: their values with U+001D between them,
+those left out that have none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rewrap.model import FieldColumn, Location, Path, Role
-from rewrap.packed import PART
+from rewrap.packed import ELEMENT, PART
 
 
 def quote(identifier: str) -> str:
@@ -28,21 +32,22 @@ def literal(text: str) -> str:
     return f"E'{escaped}'"
 
 
-_PART_SQL = f"chr({ord(PART)})"
+_PART_SQL, _ELEMENT_SQL = f"chr({ord(PART)})", f"chr({ord(ELEMENT)})"
 
-_TEXT_TYPES = ("text", "varchar")
+_TEXT_TYPES = ("text", "varchar", "jsonb")
 
 
 def value_of(field: FieldColumn, alias: str = "") -> str:
     """The expression of a field's value: of type text, or bytea if the field is binary."""
     before = f"{alias}." if alias else ""
-    if len(field.parts) == 1:
-        return _read(field.parts[0], before)
-    parts = [
-        _as_text(part, before) if part.role is Role.PAYLOAD else f"coalesce({_as_text(part, before)}, '')"
-        for part in field.parts
-    ]
-    return f"({f' || {_PART_SQL} || '.join(parts)})"
+    if not field.many:
+        return _joined(field.parts, before)
+    array = _path(_array_of(field.parts[0]))
+    elements = f"{before}{quote(field.parts[0].column)} #> {array}"
+    return (
+        f"(SELECT string_agg(v, {_ELEMENT_SQL} ORDER BY n) FROM (SELECT {_of_element(field)} AS v, e.n "
+        f"FROM {_elements(elements)}) AS x)"
+    )
 
 
 def columns_of(field: FieldColumn) -> tuple[str, ...]:
@@ -55,57 +60,136 @@ def assignments(fields: Sequence[FieldColumn], alias: str = "t") -> list[str]:
 
     The new value of the field at a place is `d.n{place}`, which is NULL to leave the field alone.
     """
-    columns: dict[str, dict[Path, tuple[Location, list[str]]]] = {}
+    news: dict[str, _News] = {}
+    arrays: dict[str, dict[Path, list[tuple[str, FieldColumn]]]] = {}
     for at, field in enumerate(fields):
-        for number, part in enumerate(field.parts, 1):
-            new = f"d.n{at}"
-            if len(field.parts) > 1:
-                new = f"split_part({new}, {_PART_SQL}, {number:d})"
+        if field.many:
+            steps = _array_of(field.parts[0])
+            columns = arrays.setdefault(field.parts[0].column, {})
+            columns.setdefault(steps, []).append((f"d.n{at}", field))
+            news.setdefault(field.parts[0].column, {})
+        for part, new in [] if field.many else _taken_apart(field.parts, f"d.n{at}"):
             # values may share a version: then it is the same in each of their texts
-            columns.setdefault(part.column, {}).setdefault(part.path, (part, []))[1].append(
-                _from_text(part, new) if len(field.parts) > 1 else new
-            )
+            news.setdefault(part.column, {}).setdefault(part.path, (part, []))[1].append(new)
     return [
-        f"{quote(name)} = {_assigned(f'{alias}.{quote(name)}', list(places.values()))}"
-        for name, places in columns.items()
+        f"{quote(name)} = {_assigned(f'{alias}.{quote(name)}', parts, arrays.get(name, {}))}"
+        for name, parts in news.items()
     ]
 
 
-def _assigned(current: str, places: list[tuple[Location, list[str]]]) -> str:
-    if not places[0][0].path:
-        return f"coalesce({', '.join(places[0][1])}, {current})"
-    out, given = current, []
-    for part, news in places:
-        new = news[0] if len(news) == 1 else f"coalesce({', '.join(news)})"
-        given.append(f"{new} IS NOT NULL")
-        path = _path(part)
-        stored, text = f"({current} #> {path})", f"to_jsonb({new})"
-        make = "false"
+_News = dict[Path, tuple[Location, list[str]]]
+"""What a column's parts are to be, by path: the expressions of their new texts, NULL to leave one alone."""
+
+
+def _taken_apart(parts: Sequence[Location], new: str) -> list[tuple[Location, str]]:
+    if len(parts) == 1:
+        return [(parts[0], new)]
+    return [
+        (part, _from_text(part, f"split_part({new}, {_PART_SQL}, {number:d})"))
+        for number, part in enumerate(parts, 1)
+    ]
+
+
+def _assigned(current: str, news: _News, arrays: dict[Path, list[tuple[str, FieldColumn]]]) -> str:
+    if () in news:
+        return f"coalesce({', '.join(news[()][1])}, {current})"
+    given = [f"{new} IS NOT NULL" for _, texts in news.values() for new in texts]
+    out = _changed(current, current, news)
+    for steps, fields in arrays.items():
+        given += [f"{new} IS NOT NULL" for new, _ in fields]
+        path = _path(steps)
+        elements = (
+            f"coalesce({_changed_elements(f'{current} #> {path}', fields)}, {current} #> {path}, 'null')"
+        )
+        # an array that is the whole document has no path
+        out = f"jsonb_set({out}, {path}, {elements}, false)" if steps else elements
+    return f"CASE WHEN {' OR '.join(given)} THEN {out} ELSE {current} END"
+
+
+def _changed(document: str, current: str, news: _News) -> str:
+    """A document with some parts changed; `current` is what they are now."""
+    for part, texts in news.values():
+        new = texts[0] if len(texts) == 1 else f"coalesce({', '.join(texts)})"
+        path = _path(part.path)
+        stored, text, make = f"({current} #> {path})", f"to_jsonb({new})", "false"
         if part.role is Role.VERSION:
             # a number stays a number; and a value that had no version gets one
             text = f"CASE jsonb_typeof{stored} WHEN 'number' THEN to_jsonb(({new})::numeric) ELSE {text} END"
             make = f"{new} IS NOT NULL"
-        out = f"jsonb_set({out}, {path}, coalesce({text}, {stored}, 'null'), {make})"
-    return f"CASE WHEN {' OR '.join(given)} THEN {out} ELSE {current} END"
+        document = (
+            f"jsonb_set({document}, {path}, coalesce({text}, {stored}, 'null'), {make})"
+            if part.path
+            else f"coalesce({text}, {current})"
+        )
+    return document
+
+
+def _changed_elements(array: str, fields: Sequence[tuple[str, FieldColumn]]) -> str:
+    """An array in which each element that has a new value holds it; the others stay as they are."""
+    columns: list[str] = []
+    news: _News = {}
+    for at, (new, field) in enumerate(fields):
+        value = _of_element(field)
+        columns += [f"{value} AS old{at}", f"count({value}) OVER (ORDER BY e.n) AS at{at}"]
+        mine = f"split_part({new}, {_ELEMENT_SQL}, x.at{at}::int)"
+        fresh = f'CASE WHEN x.old{at} <> {mine} COLLATE "C" THEN {mine} END'
+        for part, text in _taken_apart([_in_element(part) for part in field.parts], fresh):
+            news.setdefault(part.path, (part, []))[1].append(text)
+    return (
+        f"(SELECT jsonb_agg({_changed('x.v', 'x.v', news)} ORDER BY x.n) "
+        f"FROM (SELECT e.v, e.n, {', '.join(columns)} FROM {_elements(array)}) AS x)"
+    )
+
+
+def _elements(array: str) -> str:
+    # what is no array has no elements, and is no error
+    only = f"CASE jsonb_typeof({array}) WHEN 'array' THEN {array} END"
+    return f"jsonb_array_elements({only}) WITH ORDINALITY AS e(v, n)"
+
+
+def _of_element(field: FieldColumn) -> str:
+    """The value of one element `e.v`; a text that would come apart is one that is never written."""
+    value = _joined([_in_element(part) for part in field.parts], "e.")
+    return f"translate({value}, {_ELEMENT_SQL}, chr(2))"
+
+
+def _array_of(part: Location) -> Path:
+    """The steps to the array whose elements a path goes through."""
+    return part.path[: part.path.index(None)]
+
+
+def _in_element(part: Location) -> Location:
+    """Where a part is within an element, which stands in column v."""
+    return replace(part, column="v", path=part.path[part.path.index(None) + 1 :], base="jsonb")
+
+
+def _joined(parts: Sequence[Location], before: str) -> str:
+    if len(parts) == 1:
+        return _read(parts[0], before)
+    texts = [
+        _as_text(part, before) if part.role is Role.PAYLOAD else f"coalesce({_as_text(part, before)}, '')"
+        for part in parts
+    ]
+    return f"({f' || {_PART_SQL} || '.join(texts)})"
 
 
 def _read(part: Location, before: str) -> str:
     column = before + quote(part.column)
-    return f"({column} #>> {_path(part)})" if part.path else column
+    return f"({column} #>> {_path(part.path)})" if part.base == "jsonb" else column
 
 
 def _as_text(part: Location, before: str) -> str:
     read = _read(part, before)
-    if part.path or part.base in _TEXT_TYPES:
+    if part.base in _TEXT_TYPES:
         return read
     return f"encode({read}, 'hex')" if part.base == "bytea" else f"{read}::text"
 
 
 def _from_text(part: Location, new: str) -> str:
-    if part.path or part.base in _TEXT_TYPES:
+    if part.base in _TEXT_TYPES:
         return new
     return f"decode({new}, 'hex')" if part.base == "bytea" else f"({new})::{part.type_name}"
 
 
-def _path(part: Location) -> str:
-    return f"ARRAY[{', '.join(literal(str(step)) for step in part.path)}]"
+def _path(path: Path) -> str:
+    return f"ARRAY[{', '.join(literal(str(step)) for step in path)}]::text[]"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rewrap.crypto.layout import MARKER_BYTES_MAX
 from rewrap.interfaces import Prefix, Scope
 from rewrap.model import FieldColumn, ShardRange, Table
-from rewrap.packed import ABSENT, HELD_BACK, SEPARATOR
+from rewrap.packed import ABSENT, ELEMENT, HELD_BACK, SEPARATOR
 from rewrap.stores.postgres.places import assignments, literal, quote, value_of
 
 _HELD_BACK_SQL = f"chr({ord(HELD_BACK)})"
@@ -226,7 +226,7 @@ class Statements:
             begins(fields[name], marker) for name, markers in scope.markers.items() for marker in markers
         ]
         parts += [
-            f"({value_of(fields[name])} IS NOT NULL AND {as_text(fields[name])} !~ {literal(regex)})"
+            _unlike(fields[name], regex)
             for name, regex in scope.unmarked.items()
         ]
         return " OR ".join(parts)
@@ -259,9 +259,21 @@ def _as_bytes(field: FieldColumn) -> str:
     return "" if field.binary else ' COLLATE "C"'
 
 
+def _unlike(field: FieldColumn, regex: str) -> str:
+    """The condition that a value has no marker; with several elements, that one of them has none."""
+    if field.many:
+        elements = f"unnest(string_to_array({value_of(field)}, {literal(ELEMENT)}))"
+        head = f"substring(x from 1 for {MARKER_BYTES_MAX:d})"
+        return f"EXISTS (SELECT FROM {elements} AS x WHERE {head} !~ {literal(regex)})"
+    return f"({value_of(field)} IS NOT NULL AND {as_text(field)} !~ {literal(regex)})"
+
+
 def begins(field: FieldColumn, prefix: Prefix) -> str:
-    """The condition that a column's value begins with a marker."""
+    """The condition that a field's value begins with a marker; with several elements, that one of them does."""
     value = value_of(field)
+    if field.many:
+        assert isinstance(prefix, str)
+        return f"strpos({literal(ELEMENT)} || {value}, {literal(ELEMENT + prefix)}) > 0"
     if isinstance(prefix, bytes):
         return f"substring({value} from 1 for {len(prefix):d}) = {byte_literal(prefix)}"
     # starts_with, not LIKE: an opaque version may hold _ or %

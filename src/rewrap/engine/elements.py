@@ -1,0 +1,75 @@
+"""Pure: the transform of a field that has a value for each element of an array.
+
+The values of a row are one text, U+001D between them, and one value of the account: what becomes of it is
+what becomes of the element that is worst off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rewrap.engine.judged import Judged
+from rewrap.engine.reseal import Aads, FieldReseal
+from rewrap.interfaces import OversizeMark
+from rewrap.model import Fault, Outcome, Reason
+from rewrap.packed import ELEMENT, Column, listed
+
+_WORST_FIRST = (Outcome.OTHER_VERSION, Outcome.UNMARKED, Outcome.PLAINTEXT, Outcome.CURRENT)
+
+
+@dataclass(frozen=True)
+class ElementsReseal:
+    """Judges each element as `one` does, and a row by its elements.
+
+    A row in which some elements can be resealed and others cannot has the first resealed; it is found again
+    by the next sweep, and only then put aside for the others. So nothing that opens stays behind.
+    """
+
+    one: FieldReseal
+
+    def judge(self, values: Column, aads: Aads, row_ids: Sequence[Any]) -> Judged:
+        """Classifies the lists of a column, and reseals their elements in scope."""
+        rows = listed(values)
+        places: list[int] = []
+        olds: list[Any] = []
+        news: list[Any] = []
+        out = Judged(places, olds, news)
+        for place, value in enumerate(rows):
+            new = self._judge_row(value, None if aads is None else aads[place], row_ids[place], out)
+            if new is not None:
+                places.append(place)
+                olds.append(value)
+                news.append(new)
+        if len(places) == len(rows):
+            out.places = None
+        return out
+
+    def _judge_row(self, value: Any, aad: bytes | None, row_id: Any, out: Judged) -> str | None:
+        """The new text of one row's list; or None, and what it is was counted."""
+        if value is None:
+            out.counts[Outcome.NULL] += 1
+            return None
+        if isinstance(value, OversizeMark):
+            self._fault(out, row_id, f"{value.size} bytes", Reason.TOO_LARGE, None)
+            return None
+        parts = value.split(ELEMENT)
+        judged = self.one.judge(parts, None if aad is None else [aad] * len(parts), [row_id] * len(parts))
+        out.opened += judged.opened
+        fresh = dict(zip(judged.every(len(parts)), listed(judged.news), strict=True))
+        if fresh:
+            return ELEMENT.join([fresh.get(at, part) for at, part in enumerate(parts)])
+        if judged.faults:
+            first = judged.faults[0]
+            self._fault(out, row_id, value, first.reason, first.version)
+        else:
+            out.counts[next(outcome for outcome in _WORST_FIRST if judged.counts[outcome])] += 1
+        return None
+
+    def _fault(self, out: Judged, row_id: Any, value: str, reason: Reason, version: str | None) -> None:
+        out.counts[Outcome.QUARANTINED] += 1
+        digest = self.one.digester.digest(self.one.table, self.one.column, str(row_id), value)
+        out.faults.append(Fault(str(row_id), self.one.column, reason, digest, version))
+
+
