@@ -17,30 +17,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     Field,
     PrivateAttr,
     StringConstraints,
     ValidationError,
 )
 
-from rewrap.crypto.layout import AadTemplate, Layout, LayoutError, builtin_layouts
+from rewrap.crypto.layout import Layout, LayoutError
 from rewrap.errors import JobError, UsageError
+from rewrap.formats import Keys, KeyVersion, LayoutSection, Reference, compile_layouts
 from rewrap.model import Place, Role
 from rewrap.targets import FieldSection, Name, Section, TargetSection, overlap
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_REFERENCE = re.compile(r"(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)")
-
-
-def _reference(value: object) -> object:
-    # the message never repeats the value: whoever writes a key here must not find it in a log
-    if not isinstance(value, str) or not _REFERENCE.fullmatch(value):
-        raise ValueError('write "env:NAME" or "file:PATH"; a key itself never stands in a job file')
-    return value
-
-
-Reference = Annotated[str, BeforeValidator(_reference)]
 
 
 class PostgresStore(Section):
@@ -52,31 +41,6 @@ class PostgresStore(Section):
     guard_schema: Name = "rewrap"
     max_connections: Annotated[int, Field(ge=6, le=200)] = 12
     lock_timeout_ms: Annotated[int, Field(ge=10, le=5_000)] = 250
-
-
-class KeyVersion(Section):
-    """`[keys.versions.NAME]`: where one version's bytes are, and how they are written."""
-
-    material: Reference
-    encoding: Literal["hex", "base64", "raw"] = "hex"
-
-
-class Keys(Section):
-    """`[keys]`: the provider and its versions."""
-
-    provider: Literal["local"] = "local"
-    versions: Annotated[dict[str, KeyVersion], Field(min_length=1)]
-
-
-class LayoutSection(Section):
-    """`[layouts.NAME]`: a stored format, or a built-in one with associated data added (`like`)."""
-
-    like: Name | None = None
-    marker: Name | None = None
-    version: Name | None = None
-    encoding: Literal["base64", "raw"] | None = None
-    cipher: Name | None = None
-    aad: Name | None = None
 
 
 class Pace(Section):
@@ -150,7 +114,7 @@ class Job(Section):
         except ValidationError as exc:
             raise _job_error(exc, path) from None
         job._path = path
-        job._layouts = _compile_layouts(job)
+        job._layouts = compile_layouts(job.layouts, path)
         job._check_targets()
         return job
 
@@ -198,7 +162,7 @@ class Job(Section):
             "name": self.name,
             # without defaults: a field that a later version adds must not change what an old file is
             "keys": {v: k.model_dump(exclude_defaults=True) for v, k in sorted(self.keys.versions.items())},
-            "layouts": {n: repr(layout) for n, layout in sorted(self._layouts.items())},
+            "layouts": {n: self._layouts[n].identity for n in sorted(self._counted_layouts)},
             # what the operator has acknowledged changes no cursor, and may be needed to go on
             "targets": [
                 target.model_dump(exclude={"acknowledge"}, exclude_defaults=True) for target in self.targets
@@ -208,10 +172,19 @@ class Job(Section):
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     @property
+    def _counted_layouts(self) -> set[str]:
+        """The layouts that make up a job: its own, those in use, and the first that was ever built in."""
+        used = {name for target in self.targets for entry in target.fields for name in entry.layouts}
+        return {"libsodium-token", *self.layouts, *used}
+
+    @property
     def key_lengths(self) -> frozenset[int]:
         """The key lengths, in bytes, that the layouts in use take."""
         return frozenset(
-            self.layout(entry.layout).cipher.key_bytes for target in self.targets for entry in target.fields
+            self.layout(name).cipher.key_bytes
+            for target in self.targets
+            for entry in target.fields
+            for name in entry.layouts
         )
 
     def resolve_from(self, spec: str, to_version: str) -> tuple[str, ...]:
@@ -238,11 +211,13 @@ class Job(Section):
     def _check_versions(self, versions: list[str]) -> None:
         for target in self.targets:
             for entry in target.fields:
-                for version in versions:
-                    try:
-                        self.layout(entry.layout).prefix_of(version)
-                    except LayoutError as exc:
-                        raise JobError(str(exc), hint=f"correct layouts.{entry.layout}.version") from None
+                for name in entry.layouts:
+                    layout = self._joined(entry, name)
+                    for version in versions:
+                        try:
+                            layout.prefix_of(version)
+                        except LayoutError as exc:
+                            raise JobError(str(exc), hint=f"correct layouts.{name}.version") from None
 
     def _check_targets(self) -> None:
         seen: set[str] = set()
@@ -260,17 +235,7 @@ class Job(Section):
                 )  # fmt: skip
             self._check_places(at, target)
             for place, entry in enumerate(target.fields):
-                where = f"targets[{at}].fields[{place}].layout"
-                if entry.layout not in self._layouts:
-                    known = ", ".join(sorted(self._layouts))
-                    raise self._error(where, f'there is no layout "{entry.layout}"', f"known: {known}")
-                if entry.to_layout is not None and entry.to_layout not in self._layouts:
-                    raise self._error(
-                        f"targets[{at}].fields[{place}].to_layout",
-                        f'there is no layout "{entry.to_layout}"',
-                        f"known: {', '.join(sorted(self._layouts))}",
-                    )
-                self._check_aad(at, target, where, entry)
+                self._check_layouts(f"targets[{at}].fields[{place}]", target, entry)
 
     def _check_places(self, at: int, target: TargetSection) -> None:
         """Refuses fields that would write the same place, but for a version that several share."""
@@ -295,56 +260,26 @@ class Job(Section):
                     )  # fmt: skip
                 taken[place] = role
 
-    def _check_aad(self, at: int, target: TargetSection, where: str, entry: FieldSection) -> None:
+    def _check_layouts(self, where: str, target: TargetSection, entry: FieldSection) -> None:
         written = {place.column for field in target.fields for _, place in field.places}
-        for name in (entry.layout, entry.to_layout or entry.layout):
-            aad = self.layout(name).aad
+        for key, name in zip(("layout", "to_layout"), entry.layouts, strict=False):
+            if name not in self._layouts:
+                known = ", ".join(sorted(self._layouts))
+                raise self._error(f"{where}.{key}", f'there is no layout "{name}"', f"known: {known}")
+            try:
+                aad = self._joined(entry, name).aad
+            except LayoutError as exc:
+                raise self._error(f"{where}.{key}", str(exc), "see docs/layouts.md") from None
             clash = set(aad.columns if aad else ()) & written
             if clash:
                 raise self._error(
-                    where,
+                    f"{where}.{key}",
                     f'its aad names the encrypted column "{min(clash)}"',
                     "associated data come from columns that this job does not rewrite",
                 )
 
     def _error(self, where: str, message: str, hint: str) -> JobError:
         return JobError(f"job file {self._path}: {where}: {message}", hint=hint)
-
-
-def _compile_layouts(job: Job) -> dict[str, Layout]:
-    layouts = dict(builtin_layouts())
-    for name, section in job.layouts.items():
-        where = f"job file {job.path}: layouts.{name}"
-        base = None
-        if section.like is not None:
-            base = builtin_layouts().get(section.like)
-            if base is None:
-                known = ", ".join(sorted(builtin_layouts()))
-                raise JobError(
-                    f'{where}.like: there is no built-in layout "{section.like}"',
-                    hint=f"built-in layouts: {known}",
-                )
-        stated = {
-            "marker": section.marker or (base and base.marker),
-            "version": section.version or (base and base.version_pattern),
-            "encoding": section.encoding or (base and base.encoding),
-            "cipher": section.cipher or (base and base.cipher_name),
-        }
-        for key, value in stated.items():
-            if not value:
-                raise JobError(f"{where}.{key}: is missing", hint="see docs/layouts.md")
-        try:
-            layouts[name] = Layout(
-                name=name,
-                marker=str(stated["marker"]),
-                version_pattern=str(stated["version"]),
-                encoding=str(stated["encoding"]),
-                cipher_name=str(stated["cipher"]),
-                aad=AadTemplate.parse(section.aad) if section.aad else None,
-            )
-        except LayoutError as exc:
-            raise JobError(f"{where}: {exc}", hint="see docs/layouts.md") from None
-    return layouts
 
 
 def _substitute(value: Any, environ: Mapping[str, str], path: Path, where: str = "") -> Any:

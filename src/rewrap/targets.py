@@ -99,6 +99,11 @@ class FieldSection(Section):
         return self.column if self.path is None else f"{self.column}.{self.path}"
 
     @property
+    def layouts(self) -> tuple[str, ...]:
+        """The names of its layouts: the one that values are in, and where it differs that of new ones."""
+        return tuple(dict.fromkeys((self.layout, self.to_layout or self.layout)))
+
+    @property
     def places(self) -> tuple[tuple[Role, Place], ...]:
         """Where each part of a value is stored, in the order in which they are joined to one text."""
         before = [

@@ -13,7 +13,7 @@ FLOORS = [
     ["errors", "model", "packed"],
     ["crypto.ciphers", "crypto.encodings", "crypto.layout", "crypto.layouts", "crypto", "events"],
     ["interfaces", "targets"],
-    ["job"],
+    ["formats", "job"],
     ["keys", "stores", "ledgers"],
     [
         "engine.health",

@@ -202,7 +202,7 @@ REFUSED = {
     "incomplete layout": (
         'like = "libsodium-token"\n',
         "",
-        "layouts.bound.marker: is missing",
+        "layouts.bound.encoding: is missing",
         "docs/layouts.md",
     ),
     "marker without an end": (

@@ -38,7 +38,8 @@ class Cipher(Protocol):
 
     `key_bytes`, `nonce_bytes` and `tag_bytes` are lengths in bytes. `seal_limit` is how many messages one
     key may seal with random nonces before a repeat becomes likely enough to matter; None is no limit in
-    practice. `binds_aad` says whether associated data can be authenticated at all.
+    practice. `binds_aad` says whether associated data can be authenticated at all. `order` is how nonce, tag
+    and ciphertext follow each other in what is sealed.
     """
 
     @property
@@ -59,6 +60,9 @@ class Cipher(Protocol):
     @property
     def seal_limit(self) -> int | None: ...
 
+    @property
+    def order(self) -> tuple[str, ...]: ...
+
     def opener(self, key: bytes) -> OpenBatch: ...
 
     def sealer(self, key: bytes) -> SealBatch: ...
@@ -77,6 +81,7 @@ class AesGcm:
     tag_bytes: int = 16
     binds_aad: bool = True
     seal_limit: int | None = 2**32
+    order: tuple[str, ...] = ("nonce", "ciphertext", "tag")
 
     def opener(self, key: bytes) -> OpenBatch:
         decrypt = AESGCM(key).decrypt
@@ -121,6 +126,7 @@ class SecretBox:
     tag_bytes: int = 16
     binds_aad: bool = False
     seal_limit: int | None = None
+    order: tuple[str, ...] = ("nonce", "tag", "ciphertext")
 
     def opener(self, key: bytes) -> OpenBatch:
         if len(key) != self.key_bytes:

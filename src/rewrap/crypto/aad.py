@@ -1,0 +1,56 @@
+"""Associated data: what a value is bound to, from columns of its row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+
+from rewrap.crypto.failures import LayoutError
+
+_COLUMN = re.compile(r"\{([^{}]+)\}")
+
+_LEFT, _RIGHT = "\x00", "\x01"
+"""Stand for doubled braces while a template is taken apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class AadTemplate:
+    """Associated data built from row columns: `"{account_id}"`, `"acct:{account_id}:{kind}"`, as UTF-8.
+
+    A column's value is its text form in the database; NULL is the empty string. A brace is written twice:
+    `{{"id":"{account_id}"}}`.
+    """
+
+    text: str
+    parts: tuple[str, ...]
+    columns: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> AadTemplate:
+        if not text:
+            raise LayoutError("an AAD template is not empty; leave it out for no associated data")
+        if _LEFT in text or _RIGHT in text:
+            raise LayoutError("an AAD template is without control characters")
+        parts = _COLUMN.split(text.replace("{{", _LEFT).replace("}}", _RIGHT))
+        if any("{" in part or "}" in part for part in parts[::2]):
+            raise LayoutError("braces in an AAD template name a column, like {account_id}")
+        whole = [part.replace(_LEFT, "{").replace(_RIGHT, "}") for part in parts]
+        return cls(text, tuple(whole), tuple(whole[1::2]))
+
+    def render(self, values: dict[str, str | None]) -> bytes:
+        """The associated data of one row, from its columns' text forms."""
+        out = [part if at % 2 == 0 else (values[part] or "") for at, part in enumerate(self.parts)]
+        return "".join(out).encode()
+
+    def render_all(self, columns: Mapping[str, Sequence[str | None]], count: int) -> list[bytes]:
+        """The associated data of a batch of `count` rows, from each column's texts."""
+        if len(self.parts) == 3 and self.parts[0] == self.parts[2] == "":
+            return [(text or "").encode() for text in columns[self.parts[1]]]
+        # a template without columns is the same for every row
+        pieces = [
+            repeat(part, count) if at % 2 == 0 else [text or "" for text in columns[part]]
+            for at, part in enumerate(self.parts)
+        ]
+        return ["".join(row).encode() for row in zip(*pieces, strict=True)]

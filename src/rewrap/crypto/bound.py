@@ -1,0 +1,137 @@
+"""A layout bound to one key: what opens and seals whole batches of values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+
+from rewrap.crypto.ciphers import OPEN_FAILURES, Aads, Batch, OpenBatch, SealBatch
+from rewrap.crypto.failures import Malformed, Unopenable
+from rewrap.crypto.markers import Value
+from rewrap.crypto.parts import Codec
+from rewrap.packed import SEPARATOR, Packed
+
+if TYPE_CHECKING:
+    from rewrap.crypto.layout import Layout
+
+
+@dataclass(frozen=True)
+class BoundLayout:
+    """Opens and seals values of one version with one key. Plaintexts are bytes.
+
+    What works on a list is all or none: it raises one of OPEN_FAILURES at the first value that does not
+    open. Every value must begin with `prefix`; associated data are by index.
+    """
+
+    layout: Layout
+    version: str
+    prefix: Value
+    key: bytes = field(repr=False)
+    table: str = ""
+    column: str = ""
+
+    @cached_property
+    def open_values(self) -> Callable[[Sequence[Any], Aads | None], Batch]:
+        """Opens a list of marked values."""
+        decode, open_batch, at = self._decode, self._open_batch, len(self.prefix)
+
+        def open_values(values: Sequence[Any], aads: Aads | None) -> Batch:
+            return open_batch(decode([value[at:] for value in values]), aads, 0)
+
+        def open_bytes(values: Sequence[Any], aads: Aads | None) -> Batch:
+            return open_batch(values, aads, at)
+
+        return open_bytes if self.layout.stored_as_sealed else open_values
+
+    def begins_all(self, values: Sequence[Any]) -> bool:
+        """Whether every one of some values is there and begins with `prefix`."""
+        size = len(self.prefix)
+        try:
+            return [value[:size] for value in values].count(self.prefix) == len(values) > 0
+        except TypeError:
+            # None, or a mark: neither can be sliced
+            return False
+
+    @cached_property
+    def seal_values(self) -> Callable[[Batch, Aads | None], list[Any]]:
+        """Seals plaintexts into marked values, in order, each under a nonce of its own."""
+        encode, seal_batch, prefix = self._encode, self._seal_batch, cast("Any", self.prefix)
+
+        def seal_values(plain: Batch, aads: Aads | None) -> list[Any]:
+            return [prefix + payload for payload in encode(seal_batch(plain, aads))]
+
+        return seal_values
+
+    @cached_property
+    def open_packed(self) -> Callable[[Packed, Aads | None], Batch | None]:
+        """Opens a packed column of text; None unless every value of it begins with `prefix`.
+
+        A value that holds the separator cannot pass for two: every boundary between values is one, so
+        there is always one too many, which then stands inside a payload, where the decoder refuses it.
+        """
+        decode, open_batch = self._decode, self._open_batch
+        marker, at = cast("str", self.prefix), len(self.prefix)
+        glue = SEPARATOR + marker
+
+        def open_packed(values: Packed, aads: Aads | None) -> Batch | None:
+            if not values.text.startswith(marker):
+                return None
+            payloads = values.text.split(glue)
+            if len(payloads) != values.count:
+                return None
+            payloads[0] = payloads[0][at:]
+            return open_batch(decode(payloads), aads, 0)
+
+        return open_packed
+
+    @cached_property
+    def seal_packed(self) -> Callable[[Batch, Aads | None], Packed]:
+        """Seals plaintexts into a packed column of text."""
+        encode, seal_batch, marker = self._encode, self._seal_batch, cast("str", self.prefix)
+        glue = SEPARATOR + marker
+
+        def seal_packed(plain: Batch, aads: Aads | None) -> Packed:
+            return Packed(marker + glue.join(encode(seal_batch(plain, aads))), len(plain))
+
+        return seal_packed
+
+    def open_one(self, value: Value, aad: bytes | None) -> bytes:
+        """Opens one marked value; raises Malformed or Unopenable."""
+        if not value.startswith(cast("Any", self.prefix)):
+            raise Malformed
+        return self.open_bare(value[len(self.prefix) :], aad)
+
+    def open_bare(self, payload: Value, aad: bytes | None) -> bytes:
+        """Opens a payload that carries no marker; raises Malformed or Unopenable."""
+        try:
+            (raw,) = self._decode([payload])
+        except ValueError:
+            raise Malformed from None
+        if len(raw) < self.layout.least_bytes:
+            raise Malformed
+        try:
+            return self._open_batch([raw], None if aad is None else [aad], 0)[0]
+        except OPEN_FAILURES:
+            raise Unopenable from None
+
+    @cached_property
+    def _codec(self) -> Codec:
+        return self.layout.codec()
+
+    @cached_property
+    def _decode(self) -> Callable[[Sequence[Any]], Batch]:
+        return self._codec.decode
+
+    @cached_property
+    def _encode(self) -> Callable[[Batch], list[Any]]:
+        return self._codec.encode
+
+    @cached_property
+    def _open_batch(self) -> OpenBatch:
+        return self.layout.cipher.opener(self.key)
+
+    @cached_property
+    def _seal_batch(self) -> SealBatch:
+        return self.layout.cipher.sealer(self.key)

@@ -1,0 +1,80 @@
+"""The `[keys]` and `[layouts]` of a job file: under which keys values are sealed, and how they are stored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, StringConstraints
+
+from rewrap.crypto.layout import Layout, LayoutError, builtin_descriptors, builtin_layouts, compiled
+from rewrap.errors import JobError
+from rewrap.targets import Name, Section
+
+_REFERENCE = re.compile(r"(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)")
+
+Text = Annotated[str, StringConstraints(max_length=200)]
+
+
+def _reference(value: object) -> object:
+    # the message never repeats the value: whoever writes a key here must not find it in a log
+    if not isinstance(value, str) or not _REFERENCE.fullmatch(value):
+        raise ValueError('write "env:NAME" or "file:PATH"; a key itself never stands in a job file')
+    return value
+
+
+Reference = Annotated[str, BeforeValidator(_reference)]
+
+
+class KeyVersion(Section):
+    """`[keys.versions.NAME]`: where one version's bytes are, and how they are written."""
+
+    material: Reference
+    encoding: Literal["hex", "base64", "raw"] = "hex"
+
+
+class Keys(Section):
+    """`[keys]`: the provider and its versions."""
+
+    provider: Literal["local"] = "local"
+    versions: Annotated[dict[str, KeyVersion], Field(min_length=1)]
+
+
+class LayoutSection(Section):
+    """`[layouts.NAME]`: a stored format, or a built-in one with some fields of its own (`like`)."""
+
+    like: Name | None = None
+    marker: Text | None = None
+    version: Name | None = None
+    encoding: Name | None = None
+    cipher: Name | None = None
+    aad: Name | None = None
+    order: Name | None = None
+    separator: Name | None = None
+
+
+def compile_layouts(sections: Mapping[str, LayoutSection], path: Path) -> dict[str, Layout]:
+    """The built-in layouts and a job's own, by name. Raises JobError, which names the one that is wrong."""
+    layouts = dict(builtin_layouts())
+    for name, section in sections.items():
+        where = f"job file {path}: layouts.{name}"
+        declared: dict[str, Any] = {}
+        if section.like is not None:
+            known = builtin_descriptors()
+            if section.like not in known:
+                raise JobError(
+                    f'{where}.like: there is no built-in layout "{section.like}"',
+                    hint=f"built-in layouts: {', '.join(sorted(known))}",
+                )
+            declared.update(known[section.like])
+        declared.update(section.model_dump(exclude={"like"}, exclude_none=True))
+        for key in ("encoding", "cipher"):
+            if key not in declared:
+                raise JobError(f"{where}.{key}: is missing", hint="see docs/layouts.md")
+        try:
+            layouts[name] = compiled(name, declared)
+        except LayoutError as exc:
+            raise JobError(f"{where}: {exc}", hint="see docs/layouts.md") from None
+    return layouts
