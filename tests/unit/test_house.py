@@ -22,6 +22,7 @@ FLOORS = [
         "engine.accounting",
         "engine.judged",
         "engine.linked",
+        "engine.elements",
         "engine.reseal",
         "engine.settle",
         "engine.compile",

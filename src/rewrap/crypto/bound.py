@@ -11,7 +11,7 @@ from rewrap.crypto.ciphers import OPEN_FAILURES, Aads, Batch, OpenBatch, SealBat
 from rewrap.crypto.failures import Malformed, Unopenable
 from rewrap.crypto.markers import Value
 from rewrap.crypto.parts import Codec
-from rewrap.packed import SEPARATOR, Packed
+from rewrap.packed import PART, SEPARATOR, Packed
 
 if TYPE_CHECKING:
     from rewrap.crypto.layout import Layout
@@ -101,10 +101,18 @@ class BoundLayout:
         """Opens one marked value; raises Malformed or Unopenable."""
         if not value.startswith(cast("Any", self.prefix)):
             raise Malformed
-        return self.open_bare(value[len(self.prefix) :], aad)
+        return self._open_payload(value[len(self.prefix) :], aad)
 
     def open_bare(self, payload: Value, aad: bytes | None) -> bytes:
         """Opens a payload that carries no marker; raises Malformed or Unopenable."""
+        if "version" in self.layout.apart:
+            # a version that is stored apart, and is not there
+            if not isinstance(payload, str) or not payload.startswith(PART):
+                raise Malformed
+            payload = payload[1:]
+        return self._open_payload(payload, aad)
+
+    def _open_payload(self, payload: Value, aad: bytes | None) -> bytes:
         try:
             (raw,) = self._decode([payload])
         except ValueError:

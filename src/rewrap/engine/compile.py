@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rewrap.crypto.layout import BoundLayout, Value
+from rewrap.engine.elements import ElementsReseal
+from rewrap.engine.judged import FieldTransform
 from rewrap.engine.reseal import FieldReseal, Reseal
 from rewrap.interfaces import Scope
 from rewrap.job import Job
@@ -42,19 +44,28 @@ class Rotation:
         return Reseal(
             table,
             [
-                FieldReseal(
-                    table=table.relation,
-                    column=entry.name,
-                    layout=self.job.old_layout(entry),
-                    sources=tuple(self.bind(table, entry.name, v) for v in self.from_versions),
-                    target=self.bind(table, entry.name, self.to_version),
-                    probes=tuple(self.bind(table, entry.name, v) for v in probed),
-                    adopt=target.unmarked == "reseal",
-                    digester=digester,
+                self._each(
+                    table,
+                    FieldReseal(
+                        table=table.relation,
+                        column=entry.name,
+                        layout=self.job.old_layout(entry),
+                        sources=tuple(self.bind(table, entry.name, v) for v in self.from_versions),
+                        target=self.bind(table, entry.name, self.to_version),
+                        probes=tuple(self.bind(table, entry.name, v) for v in probed),
+                        adopt=target.unmarked == "reseal",
+                        digester=digester,
+                    ),
                 )
                 for entry in target.fields
             ],
         )
+
+    @staticmethod
+    def _each(table: Table, one: FieldReseal) -> FieldTransform:
+        """A field's transform, or that of each element where it has many."""
+        many = next(field.many for field in table.fields if field.name == one.column)
+        return ElementsReseal(one) if many else one
 
     def scope(self, table: Table) -> Scope:
         """What is in scope of this rotation, as the store can search for it."""

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rewrap.crypto.layout import Layout
 from rewrap.engine.judged import Judged
 from rewrap.engine.reseal import Aads, FieldReseal
 from rewrap.interfaces import OversizeMark
+from rewrap.keys.keyring import Digester
 from rewrap.model import Fault, Outcome, Reason
 from rewrap.packed import ELEMENT, Column, listed
 
@@ -28,6 +30,18 @@ class ElementsReseal:
     """
 
     one: FieldReseal
+
+    @property
+    def column(self) -> str:
+        return self.one.column
+
+    @property
+    def layout(self) -> Layout:
+        return self.one.layout
+
+    @property
+    def digester(self) -> Digester:
+        return self.one.digester
 
     def judge(self, values: Column, aads: Aads, row_ids: Sequence[Any]) -> Judged:
         """Classifies the lists of a column, and reseals their elements in scope."""
@@ -71,5 +85,3 @@ class ElementsReseal:
         out.counts[Outcome.QUARANTINED] += 1
         digest = self.one.digester.digest(self.one.table, self.one.column, str(row_id), value)
         out.faults.append(Fault(str(row_id), self.one.column, reason, digest, version))
-
-

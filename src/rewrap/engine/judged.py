@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
+from rewrap.crypto.layout import Layout
+from rewrap.keys.keyring import Digester
 from rewrap.model import Fault
 from rewrap.packed import Column, listed
 
@@ -35,3 +38,20 @@ class Judged:
         olds, news = list(listed(self.olds)), list(listed(self.news))
         del places[at], olds[at], news[at]
         self.places, self.olds, self.news = places, olds, news
+
+
+class FieldTransform(Protocol):
+    """What becomes of one field's values, whatever a value of it is."""
+
+    @property
+    def column(self) -> str: ...
+
+    @property
+    def layout(self) -> Layout: ...
+
+    @property
+    def digester(self) -> Digester: ...
+
+    def judge(self, values: Column, aads: list[bytes] | None, row_ids: Sequence[Any]) -> Judged:
+        """Classifies a column of values and reseals those in scope."""
+        ...

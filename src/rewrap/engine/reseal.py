@@ -15,7 +15,7 @@ from typing import Any
 
 from rewrap.crypto.ciphers import OPEN_FAILURES, Batch
 from rewrap.crypto.layout import BoundLayout, Layout, Malformed, Unopenable, Value
-from rewrap.engine.judged import Judged
+from rewrap.engine.judged import FieldTransform, Judged
 from rewrap.engine.linked import hold_back
 from rewrap.errors import ResealMismatch
 from rewrap.interfaces import OversizeMark, Page, Row, SwapBatch
@@ -235,7 +235,7 @@ class FieldReseal:
 class Reseal:
     """The transform of one table's rows: a page or rows `(key, values…, AAD texts…)` in, `Resealed` out."""
 
-    def __init__(self, table: Table, fields: Sequence[FieldReseal]) -> None:
+    def __init__(self, table: Table, fields: Sequence[FieldTransform]) -> None:
         self.table = table
         self.fields = tuple(fields)
 

@@ -108,7 +108,7 @@ class PostgresCensus:
             f"{value} IS NOT NULL AND {_head_text(value, layout)} !~ {literal(layout.version_regex)} "
             f"AND octet_length({value}) BETWEEN {shortest:d} AND {_VALUE_BYTES_MAX:d}"
         )
-        if not layout.binary:
+        if layout.encoding == "base64" and not layout.apart:
             condition += f" AND {value} !~ '[^A-Za-z0-9+/=]'"
         async for page in self._pages(table, column, condition):
             yield page

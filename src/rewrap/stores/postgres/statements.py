@@ -225,10 +225,7 @@ class Statements:
         parts = [
             begins(fields[name], marker) for name, markers in scope.markers.items() for marker in markers
         ]
-        parts += [
-            _unlike(fields[name], regex)
-            for name, regex in scope.unmarked.items()
-        ]
+        parts += [_unlike(fields[name], regex) for name, regex in scope.unmarked.items()]
         return " OR ".join(parts)
 
 
@@ -269,7 +266,7 @@ def _unlike(field: FieldColumn, regex: str) -> str:
 
 
 def begins(field: FieldColumn, prefix: Prefix) -> str:
-    """The condition that a field's value begins with a marker; with several elements, that one of them does."""
+    """The condition that a field's value begins with a marker; of many elements, that one of them does."""
     value = value_of(field)
     if field.many:
         assert isinstance(prefix, str)

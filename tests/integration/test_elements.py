@@ -1,0 +1,145 @@
+"""Values in the elements of an array: one value of the account a row, each element resealed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.support.values import KEY_V2, KEY_V3, box, unbox
+from tests.support.workbench import Workbench
+
+CARDS = """
+[[targets]]
+table = "people"
+[[targets.fields]]
+column = "doc"
+path = "cards[*].number"
+layout = "libsodium-token"
+[[targets.fields]]
+column = "doc"
+path = "cards[*].holder"
+layout = "libsodium-token"
+[[targets.fields]]
+column = "doc"
+path = "tokens[*]"
+layout = "libsodium-token"
+"""
+
+NEW = {"v2": KEY_V2}
+
+
+def people(bench: Workbench, documents: list[Any], targets: str = CARDS) -> None:
+    bench.job(targets)
+    bench.sql("CREATE TABLE people (id bigint PRIMARY KEY, doc jsonb)")
+    bench.sql(
+        "INSERT INTO people SELECT * FROM unnest($1::bigint[], $2::jsonb[])",
+        list(range(1, len(documents) + 1)),
+        [None if doc is None else json.dumps(doc) for doc in documents],
+    )
+
+
+def documents(bench: Workbench) -> list[Any]:
+    found = bench.sql("SELECT doc::text AS doc FROM people ORDER BY id")
+    return [None if row["doc"] is None else json.loads(row["doc"]) for row in found]
+
+
+def person(i: int) -> dict[str, Any]:
+    return {
+        "name": f"person {i}",
+        "cards": [
+            {"number": box(f"card {i}.{n}"), "holder": box(f"holder {i}.{n}"), "kind": n}
+            for n in range(i % 4)
+        ],
+        "tokens": [box(f"token {i}"), None, 7, box("another")],
+    }
+
+
+def test_every_element_is_resealed_where_it_is(bench: Workbench) -> None:
+    """Two paths into one array and a bare array: all elements get the new key, all else stays."""
+    people(bench, [person(i) for i in range(400)])
+    ran = bench.run()
+    assert ran.code == 3, ran.err  # the number 7 among the tokens is no sealed value
+    after = documents(bench)
+    for i, doc in enumerate(after):
+        assert doc["name"] == f"person {i}"
+        assert len(doc["cards"]) == i % 4
+        for n, card in enumerate(doc["cards"]):
+            assert unbox(card["number"], NEW) == f"card {i}.{n}".encode()
+            assert unbox(card["holder"], NEW) == f"holder {i}.{n}".encode()
+            assert card["kind"] == n
+        assert doc["tokens"][1:3] == [None, 7]
+        assert unbox(doc["tokens"][0], NEW) == f"token {i}".encode()
+        assert unbox(doc["tokens"][3], NEW) == b"another"
+    outcomes = ran.event("run_ended")["outcomes"]["people"]
+    assert outcomes["doc.cards[*].number"] == {"resealed": 300, "null": 100}
+    assert outcomes["doc.tokens[*]"] == {"resealed": 400}
+
+
+def test_a_bad_element_does_not_keep_the_others_back(bench: Workbench) -> None:
+    """The elements that open are resealed; then the row is put aside for the one that does not."""
+    docs = [person(3) for _ in range(6)]
+    for doc in docs:
+        del doc["tokens"]
+    docs[1]["cards"][1]["number"] = box("foreign", key=KEY_V3)
+    docs[2]["cards"][0]["number"] = "v9:" + box("x")[3:]
+    docs[3]["cards"][2]["number"] = "plain \u001d text"
+    docs[4]["cards"] = {"not": "an array"}
+    docs[5]["cards"] = []
+    people(bench, docs)
+    ran = bench.run()
+    assert ran.code == 3
+    after = documents(bench)
+    for i in range(1, 4):
+        assert (
+            after[i]["cards"][i if i < 2 else 0 if i == 2 else 2]["number"]
+            == docs[i]["cards"][i if i < 2 else 0 if i == 2 else 2]["number"]
+        )
+    opened = sum(
+        card["number"].startswith("v2:") and bool(unbox(card["number"], NEW))
+        for i in range(4)
+        for card in after[i]["cards"]
+    )
+    assert opened == 12 - 3
+    assert after[4:] == docs[4:]
+    listed = bench.rewrap("quarantine", "list", "--json").events
+    assert [(e["row_id"], e["field"], e["reason"]) for e in listed] == [
+        ("2", "doc.cards[*].number", "unopenable")
+    ]
+    verdict = bench.rewrap("verify", "--json").event("verdict")
+    assert (verdict["stale"], verdict["quarantined"], verdict["other_version"]) == (0, 1, 1)
+
+
+def test_a_list_counts_as_stale_for_one_element(bench: Workbench) -> None:
+    """Verify looks at every element: one old value among new ones is one too many."""
+    old, new = person(3), person(3)
+    for card in new["cards"]:
+        card["number"], card["holder"] = box("n", "v2"), box("h", "v2")
+    new["tokens"] = []
+    old["tokens"] = []
+    old["cards"][0]["number"] = box("n", "v2")
+    old["cards"][2]["number"] = box("n", "v2")
+    people(bench, [new, old])
+    found = bench.rewrap("verify", "--to", "v2", "--json")
+    assert found.code == 3
+    fields = {e["field"]: e for e in found.events if e["type"] == "field_verdict"}
+    assert fields["doc.cards[*].number"]["versions"] == {"v2": 1, "v1": 1}
+    assert fields["doc.cards[*].number"]["classes"] == {"current": 1, "stale": 1}
+    assert bench.run().code == 0
+    damaged = documents(bench)[0]
+    damaged["cards"][1]["number"] = box("n", "v2", key=KEY_V3)
+    bench.sql("UPDATE people SET doc = $1 WHERE id = 1", json.dumps(damaged))
+    assert bench.rewrap("verify").code == 0
+    deep = bench.rewrap("verify", "--deep", "--json")
+    assert deep.code == 3
+    assert deep.event("verdict")["unopenable"] == 1
+
+
+def test_a_fence_on_elements_is_refused(bench: Workbench) -> None:
+    """A constraint cannot look into each element: said so, and none is added."""
+    people(bench, [{"cards": [{"number": box("a")}]}])
+    assert bench.run().code == 0
+    refused = bench.rewrap("verify", "--fence")
+    assert refused.code == 1
+    assert "no fence was added" in refused.err
+    assert "elements of an array" in refused.err
+    assert bench.value("SELECT count(*) FROM pg_constraint WHERE starts_with(conname, 'rewrap_fence')") == 0
