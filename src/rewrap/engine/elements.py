@@ -71,5 +71,3 @@ class ElementsReseal:
         out.counts[Outcome.QUARANTINED] += 1
         digest = self.one.digester.digest(self.one.table, self.one.column, str(row_id), value)
         out.faults.append(Fault(str(row_id), self.one.column, reason, digest, version))
-
-
