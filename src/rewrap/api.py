@@ -106,7 +106,7 @@ async def _run(
             )
             left: Counter[str] = Counter()
             for column in found.fields:
-                unmarked = rotation.adopts(column.target)
+                unmarked = rotation.adopts(column.declared)
                 left[column.relation] += column.left(rotation.from_versions, unmarked=unmarked)
             verdict = found.verdict
             return Examined(verdict.complete, tuple(verdict.reasons), found.values, +left, tuple(said))
@@ -209,7 +209,8 @@ async def queries(
     finally:
         await census.close()
     out = []
-    for table, target in zip(tables, job.targets, strict=True):
+    for table in tables:
+        target = next(target for target in job.targets if target.table == table.target)
         for entry in target.fields:
             layout = job.old_layout(entry)
             statement = count_query(table, entry.name, layout, [to_version])

@@ -5,7 +5,7 @@ An adapter implements a Protocol by having its methods; nothing registers itself
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -260,6 +260,8 @@ class Store(Protocol):
 class Guard(Protocol):
     """The lock and the checkpoints of a run, kept in the store itself."""
 
+    notices: list[str]
+
     async def claim(self, claim: Claim) -> dict[str, list[ShardLease]]:
         """Takes every table of a run, or raises LeaseHeld; leases by relation, cursors as they stand."""
         ...
@@ -285,7 +287,10 @@ class Guard(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a run asks of the guard: itself, its versions, and how it would cut each table."""
+    """What a run asks of the guard: itself, its versions, and how it would cut each table.
+
+    `orders` says of each relation what its cursors depend on: those of another order mean nothing.
+    """
 
     run_id: str
     owner: str
@@ -295,6 +300,7 @@ class Claim:
     ttl_s: float
     restart: bool = False
     abandon: str | None = None
+    orders: Mapping[str, str] = field(default_factory=dict)
 
 
 class Quarantine(Protocol):

@@ -163,10 +163,7 @@ class Job(Section):
             # without defaults: a field that a later version adds must not change what an old file is
             "keys": {v: k.model_dump(exclude_defaults=True) for v, k in sorted(self.keys.versions.items())},
             "layouts": {n: self._layouts[n].identity for n in sorted(self._counted_layouts)},
-            # what the operator has acknowledged changes no cursor, and may be needed to go on
-            "targets": [
-                target.model_dump(exclude={"acknowledge"}, exclude_defaults=True) for target in self.targets
-            ],
+            "targets": [target.identity for target in self.targets],
             "stores": {n: s.kind for n, s in sorted(self.stores.items())},
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -243,10 +240,11 @@ class Job(Section):
         taken: dict[Place, Role] = {}
         for entry in target.fields:
             for role, place in entry.places:
-                if place.column == target.key:
+                if place.column in (target.key or ()):
+                    part = "part of " if len(target.key or ()) > 1 else ""
                     raise self._error(
                         where,
-                        f'column "{target.key}" is the key',
+                        f'column "{place.column}" is {part}the key',
                         "an encrypted column cannot be the key that rows are found by",
                     )
                 if taken.get(place) is Role.VERSION is role:

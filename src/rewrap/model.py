@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 
 class Outcome(StrEnum):
@@ -139,21 +141,77 @@ class FieldColumn:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """A target as it was found in the database: names as stored (unquoted), key type, fields, AAD columns.
+class KeyColumn:
+    """One column of the key that a table's rows are found by.
 
-    `relation` is the schema-qualified, quoted name; it is what statements use and what people read.
+    `type_name` is the type beneath any domain, as casts name it. The values of a `native` column travel in
+    arrays of that type; of any other as the server's text. `order` is what else decides the column's order:
+    its collation and that collation's version.
+    """
+
+    name: str
+    type_name: str
+    native: bool = True
+    order: str = ""
+
+
+def key_text(key: Any) -> str:
+    """A row's key as one text, for cursors, quarantine and messages.
+
+    The text of a single column's value as it is; of several columns a JSON array of their texts.
+    """
+    if isinstance(key, tuple):
+        return json.dumps([str(part) for part in key], ensure_ascii=False, separators=(",", ":"))
+    return str(key)
+
+
+def key_parts(text: str, width: int) -> list[str]:
+    """The texts of a key of `width` columns; ValueError when the text is of another kind of key."""
+    if width == 1:
+        return [text]
+    parts = json.loads(text)
+    if not isinstance(parts, list) or len(parts) != width or not all(isinstance(p, str) for p in parts):
+        raise ValueError(f"not a key of {width} columns")
+    return parts
+
+
+@dataclass(frozen=True, slots=True)
+class Partitioned:
+    """The partitioned table that a job names, of which a table is a partition."""
+
+    name: str
+    relation: str
+    oid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table as it was found in the database: names as stored (unquoted), key, fields, AAD columns.
+
+    `relation` is the schema-qualified, quoted name; it is what statements use. `name` is what people read:
+    the job's name for it, or a partition's own. `partition_of` is what the job names in place of it.
     """
 
     name: str
     relation: str
     oid: int
-    key: str
-    key_type: str
+    key: tuple[KeyColumn, ...]
     fields: tuple[FieldColumn, ...]
     aad_columns: tuple[str, ...]
     estimated_rows: int
     estimated_bytes: int
+    partition_of: Partitioned | None = None
+
+    @property
+    def target(self) -> str:
+        """The name by which the job knows it."""
+        return self.partition_of.name if self.partition_of else self.name
+
+    @property
+    def order(self) -> str:
+        """What a cursor into the table depends on: its key's columns, their types and collations."""
+        columns = [[column.name, column.type_name, column.order] for column in self.key]
+        return json.dumps(columns, ensure_ascii=False, separators=(",", ":"))
 
     @property
     def field_names(self) -> tuple[str, ...]:
@@ -172,7 +230,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class ShardRange:
-    """A key range `(lower, upper]` as text; None is unbounded. The first and last shard always are."""
+    """A range `(lower, upper]` of keys' texts; None is unbounded. The first and last shard always are."""
 
     shard: int
     lower: str | None

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    WithJsonSchema,
+)
 
 from rewrap.model import Path, Place, Role
 
@@ -120,15 +128,44 @@ class FieldSection(Section):
         return tuple(role.value for role, _ in self.places if role is not Role.PAYLOAD)
 
 
+def _key_names(value: object) -> object:
+    names = [value] if isinstance(value, str) else value
+    if isinstance(names, list) and len({str(name) for name in names}) < len(names):
+        raise ValueError("names a column twice")
+    return names
+
+
+KeyNames = Annotated[
+    list[Name],
+    Field(min_length=1),
+    BeforeValidator(_key_names),
+    # one column is written without brackets, and is part of a job's identity in that form
+    PlainSerializer(lambda names: names[0] if len(names) == 1 else names),
+    WithJsonSchema(
+        {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
+    ),
+]
+
+
 class TargetSection(Section):
     """`[[targets]]`: one table."""
 
     table: Name
-    key: Name = "id"
+    key: KeyNames | None = None
     fields: Annotated[list[FieldSection], Field(min_length=1)]
     store: Name | None = None
     unmarked: Literal["count", "reseal"] = "count"
     acknowledge: list[Literal["triggers"]] = []
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What of it is part of a job's identity."""
+        # what the operator has acknowledged changes no cursor, and may be needed to go on
+        told = self.model_dump(exclude={"acknowledge"}, exclude_defaults=True)
+        if told.get("key") == "id":
+            # the default once, and left out then: an old file must not become another job
+            del told["key"]
+        return told
 
 
 def overlap(one: Place, other: Place) -> bool:

@@ -57,10 +57,12 @@ class Census(Protocol):
 class FieldCount:
     """One column's values by class, and by version where they carry one.
 
-    `excused` are the quarantined and waived ones by version.
+    `target` is the table's name, `declared` the job's name for it. `excused` are the quarantined and waived
+    values by version.
     """
 
     target: str
+    declared: str
     relation: str
     column: str
     values: int = 0
@@ -148,7 +150,7 @@ async def verify(
 
 
 def _fields(job: Job, table: Table) -> list[tuple[str, Layout]]:
-    target = next(target for target in job.targets if target.table == table.name)
+    target = next(target for target in job.targets if target.table == table.target)
     return [(entry.name, job.old_layout(entry)) for entry in target.fields]
 
 
@@ -184,7 +186,7 @@ class _Look:
         deep: bool,
     ) -> FieldCount:
         """Everything about one column, from its counts by class and version."""
-        out = FieldCount(table.name, table.relation, column)
+        out = FieldCount(table.name, table.target, table.relation, column)
         known = self.known_versions(layout)
         for kind, version, number in counts:
             out.values += number
@@ -218,7 +220,7 @@ class _Look:
 
     async def _tell_unmarked(self, table: Table, column: str, layout: Layout, out: FieldCount) -> None:
         """Moves what opens without a marker out of plaintext; counts what only a missing key could tell."""
-        probes = [layout.bind(key.version, key.secret, table.name, column) for key in self.keyring]
+        probes = [layout.bind(key.version, key.secret, table.target, column) for key in self.keyring]
         async for page in self.census.bare(table, column, layout):
             for row in page:
                 verdicts = {_opens_bare(probe, row[1], _aad(table, layout, row)) for probe in probes}
@@ -260,7 +262,7 @@ class _Look:
     async def _open_all(self, table: Table, column: str, layout: Layout, out: FieldCount) -> None:
         """Opens every current value with the new key alone."""
         secret = self.keyring.get(self.to_version).secret
-        bound = layout.bind(self.to_version, secret, table.name, column)
+        bound = layout.bind(self.to_version, secret, table.target, column)
         opened = 0
         async for page in self.census.marked(table, column, layout, self.to_version):
             values = [row[1] for row in page]

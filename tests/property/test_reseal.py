@@ -13,7 +13,7 @@ from rewrap.crypto.layout import AadTemplate, Layout, LayoutError, Malformed, Un
 from rewrap.engine.reseal import FieldReseal, Reseal
 from rewrap.interfaces import OversizeMark, Page
 from rewrap.keys.keyring import Key
-from rewrap.model import FieldColumn, Location, Role, Table
+from rewrap.model import FieldColumn, KeyColumn, Location, Role, Table
 from rewrap.packed import ABSENT, HELD_BACK, SEPARATOR, listed, packable, packed, unpacked
 from tests.support.values import KEY_V1, KEY_V2, KEY_V3, aead, box, unaead, unbox
 
@@ -45,7 +45,7 @@ def table(*columns: str, aad: tuple[str, ...] = ()) -> Table:
         FieldColumn(name, "text", True, (Location(Role.PAYLOAD, name, "text", "text"),), aad)
         for name in columns
     )
-    return Table("t", '"public"."t"', 1, "id", "bigint", fields, aad, 0, 0)
+    return Table("t", '"public"."t"', 1, (KeyColumn("id", "bigint"),), fields, aad, 0, 0)
 
 
 def field(column: str, layout: Layout = TOKEN, *, adopt: bool = False) -> FieldReseal:

@@ -79,8 +79,8 @@ def test_job_is_read_as_it_is_written() -> None:
     assert list(job.keys.versions) == ["v1", "v2"]
     assert (job.keys.versions["v1"].encoding, job.keys.versions["v2"].encoding) == ("hex", "raw")
     assert [(target.table, target.key) for target in job.targets] == [
-        ("notes", "id"),
-        ("sales.orders", "order_id"),
+        ("notes", None),
+        ("sales.orders", ["order_id"]),
     ]
     assert [entry.column for entry in job.targets[0].fields] == ["body", "title"]
     assert (job.pace.batch_size, job.pace.shards) == (500, 4)

@@ -187,11 +187,14 @@ class Admission:
                 from_versions=self.rotation.from_versions,
                 to_version=self.rotation.to_version,
                 ranges=ranges,
+                orders={table.relation: table.order for table in tables},
                 ttl_s=job.limits.lease_s,
                 restart=self.options.restart,
                 abandon=self.options.abandon,
             )
         )
+        for notice in self.guard.notices:
+            self.sink(Notice(level="warning", message=notice))
         if not resumed:
             latest = await self.ledger.latest()
             if latest is not None and latest.run_id == self.options.abandon and not latest.state.finished:

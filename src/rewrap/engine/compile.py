@@ -25,12 +25,14 @@ class Rotation:
     to_version: str
 
     def target(self, table: Table) -> TargetSection:
-        return next(target for target in self.job.targets if target.table == table.name)
+        return next(target for target in self.job.targets if target.table == table.target)
 
     def bind(self, table: Table, column: str, version: str) -> BoundLayout:
         """The layout of a column, bound to the key of a version."""
         entry = next(e for e in self.target(table).fields if e.name == column)
-        return self.job.old_layout(entry).bind(version, self.keyring.get(version).secret, table.name, column)
+        return self.job.old_layout(entry).bind(
+            version, self.keyring.get(version).secret, table.target, column
+        )
 
     def reseal(self, table: Table) -> Reseal:
         """The compiled transform of a table."""

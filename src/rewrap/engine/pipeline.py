@@ -31,7 +31,7 @@ from rewrap.interfaces import (
     ShardReader,
     ShardWriter,
 )
-from rewrap.model import Fault, Outcome, ShardLease, Table, merge_tally, tally_total
+from rewrap.model import Fault, Outcome, ShardLease, Table, key_text, merge_tally, tally_total
 
 T = TypeVar("T")
 
@@ -307,7 +307,7 @@ def _flat(settled: Settled) -> Counter[str]:
 
 def _advance(task: ShardTask, page: Page, settled: Settled) -> None:
     if page.keys:
-        task.lease.cursor = str(page.keys[-1])
+        task.lease.cursor = key_text(page.keys[-1])
     task.lease.rows += len(page)
     merge_tally(task.lease.tally, settled.tally)
     task.gauge.rows += len(page)

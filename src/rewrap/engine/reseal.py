@@ -20,7 +20,7 @@ from rewrap.engine.linked import hold_back
 from rewrap.errors import ResealMismatch
 from rewrap.interfaces import OversizeMark, Page, Row, SwapBatch
 from rewrap.keys.keyring import Digester
-from rewrap.model import Fault, Outcome, Reason, Table, Tally
+from rewrap.model import Fault, Outcome, Reason, Table, Tally, key_text
 from rewrap.packed import HELD_BACK, Column, Packed, listed, picked
 
 _HELD_BACK_BYTES = HELD_BACK.encode()
@@ -228,8 +228,8 @@ class FieldReseal:
 
     def _fault(self, out: Judged, row_id: Any, value: Value, reason: Reason, version: str | None) -> None:
         out.counts[Outcome.QUARANTINED] += 1
-        digest = self.digester.digest(self.table, self.column, str(row_id), value)
-        out.faults.append(Fault(str(row_id), self.column, reason, digest, version))
+        digest = self.digester.digest(self.table, self.column, key_text(row_id), value)
+        out.faults.append(Fault(key_text(row_id), self.column, reason, digest, version))
 
 
 class Reseal:

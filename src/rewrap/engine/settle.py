@@ -24,7 +24,7 @@ from rewrap.engine.retry import (
 )
 from rewrap.errors import StoreError, StoreUnavailable
 from rewrap.interfaces import Checkpoint, Row, ShardReader, ShardWriter, SwapBatch
-from rewrap.model import Fault, Outcome, Reason, ShardLease, Tally, merge_tally
+from rewrap.model import Fault, Outcome, Reason, ShardLease, Tally, key_text, merge_tally
 from rewrap.packed import HELD_BACK, Column, listed, picked
 
 _TRY_AGAIN = frozenset({"40001", "40P01"})
@@ -227,7 +227,7 @@ class Settler:
                 self._put_off(batch, place, column, Reason.CONTENDED, done)
 
     def _put_off(self, batch: SwapBatch, place: int, column: str, reason: Reason, done: Settled) -> None:
-        row_id = str(batch.keys[place])
+        row_id = key_text(batch.keys[place])
         old = listed(batch.olds[column])[place] or ""
         digest = self._reseal.digest(column, row_id, old)
         version = next(f.layout.version_of(old) for f in self._reseal.fields if f.column == column)

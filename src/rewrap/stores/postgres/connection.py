@@ -39,6 +39,12 @@ BASE_SETTINGS = {
     "default_transaction_isolation": "read committed",
     "statement_timeout": "0",
     "jit": "off",
+    # these decide the text of keys and of associated data, whatever the role's own settings are
+    "timezone": "UTC",
+    "datestyle": "ISO, YMD",
+    "intervalstyle": "postgres",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
 }
 
 

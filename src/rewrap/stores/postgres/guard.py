@@ -24,6 +24,9 @@ from rewrap.stores.postgres.places import quote
 _CLAIM_LOCK = 0x7265777261700001
 """Advisory lock for the one transaction that claims tables: "rewrap" in ASCII, and a number."""
 
+_ORDER = " key "
+"""Stands in a shard's origin between the database and what the order of the table's keys depends on."""
+
 
 def dump_tally(tally: Tally) -> str:
     return json.dumps(tally, separators=(",", ":"))
@@ -46,6 +49,7 @@ class PostgresGuard:
         self._turn = anyio.Lock()
         self._claim: Claim | None = None
         self._shards = 0
+        self.notices: list[str] = []
 
     @property
     def _subject(self) -> str:
@@ -122,7 +126,7 @@ class PostgresGuard:
                 )
                 for relation, ranges in claim.ranges.items():
                     held = await connection.fetch(_HELD.format(self.table), relation)
-                    keep = self._may_take(relation, held, claim)
+                    keep = self._may_take(relation, held, claim) and self._in_order(relation, held, claim)
                     # from the clock where there is no older one: a fence is never used twice
                     fence = 1 + max([row["fence"] for row in held], default=began)
                     if not keep:
@@ -162,13 +166,24 @@ class PostgresGuard:
                     f"give it up with --abandon {row['run_id']}; its rows stay readable under both keys",
                 )
         return bool(held) and not claim.restart and all(
-            row["run_id"] == claim.run_id and row["origin"] == self._identity.origin
+            row["run_id"] == claim.run_id and row["origin"].partition(_ORDER)[0] == self._identity.origin
             for row in held
         )  # fmt: skip
 
+    def _in_order(self, relation: str, held: list[Connection], claim: Claim) -> bool:
+        """Whether the cursors there still mean what they meant: rows before them are before them now."""
+        if all(row["origin"].partition(_ORDER)[2] == claim.orders.get(relation, "") for row in held):
+            return True
+        self.notices.append(
+            f"table {relation}: its key has changed since this run began, or the version of its collation: "
+            "it is read from the start"
+        )
+        return False
+
     def _row(self, relation: str, entry: ShardRange, claim: Claim, fence: int) -> tuple[Any, ...]:
         return (
-            relation, entry.shard, claim.run_id, self._identity.origin,
+            relation, entry.shard, claim.run_id,
+            f"{self._identity.origin}{_ORDER}{claim.orders.get(relation, '')}",
             ",".join(claim.from_versions), claim.to_version, entry.lower, entry.upper, fence,
             claim.owner,
         )  # fmt: skip

@@ -10,9 +10,10 @@ import anyio
 from rewrap.errors import StoreError
 from rewrap.interfaces import OversizeMark, Page, Prefix, Row, Scope
 from rewrap.job import Job
-from rewrap.model import ShardRange, Table
+from rewrap.model import ShardRange, Table, key_parts, key_text
 from rewrap.packed import HELD_BACK, Column, Packed, unpacked
 from rewrap.stores.postgres.connection import Address, Connection, close, connect, translated
+from rewrap.stores.postgres.keys import KeySql
 from rewrap.stores.postgres.statements import Statements
 
 SAMPLE_ROWS = 4_000
@@ -38,6 +39,7 @@ class PostgresReader:
         self._pace = job.pace
         self._lock_timeout_ms = lock_timeout_ms
         self._table = table
+        self._key = KeySql(table.key)
         self._statements = Statements(table, guard)
         self._settings = _READER_FULL if full else {}
         self._connection: Connection | None = None
@@ -75,10 +77,9 @@ class PostgresReader:
         inline = min(self._pace.batch_bytes // limit, self._pace.max_value_bytes)
         arguments: list[Any] = [inline]
         start = after if after is not None else shard.lower
-        if start is not None:
-            arguments.append(start)
-        if shard.upper is not None:
-            arguments.append(shard.upper)
+        for bound in (start, shard.upper):
+            if bound is not None:
+                arguments += key_parts(bound, self._key.width)
         async with self._turn:
             page = await self._fetch_packed(shard, after is None, limit, scope, arguments)
             if page is None:
@@ -95,8 +96,9 @@ class PostgresReader:
             self._fetch = (shard, first, limit, scope), statement
         with translated(self._table.relation):
             found = await connection.fetchrow(self._fetch[1], *arguments)
-        keys = found[0] or []
-        pairs = list(zip(found[2::2], found[3::2], strict=True))
+        at = self._key.width
+        keys = self._key.keys(found[:at])
+        stamps, pairs = found[at], list(zip(found[at + 1 :: 2], found[at + 2 :: 2], strict=True))
         width = len(self._table.fields)
         columns: list[Column] = []
         for at, (values, column) in enumerate(pairs):
@@ -105,8 +107,8 @@ class PostgresReader:
             if came is None:
                 return None
             columns.append(came)
-        last = str(keys[-1]) if len(keys) == limit else None
-        return Page(keys, tuple(columns[:width]), tuple(columns[width:]), last, found[1])
+        last = key_text(keys[-1]) if len(keys) == limit else None
+        return Page(keys, tuple(columns[:width]), tuple(columns[width:]), last, stamps)
 
     async def _fetch_rows(
         self, shard: ShardRange, first: bool, limit: int, scope: Scope, arguments: list[Any]
@@ -115,8 +117,8 @@ class PostgresReader:
         statement = self._statements.fetch_rows(shard, first=first, limit=limit, scope=scope)
         with translated(self._table.relation):
             rows = await connection.fetch(statement, *arguments)
-        page = Page.of(rows, self._table)
-        return replace(page, last=str(page.keys[-1]) if len(rows) == limit else None)
+        page = Page.of([self._key.folded(row) for row in rows], self._table)
+        return replace(page, last=key_text(page.keys[-1]) if len(rows) == limit else None)
 
     def _adapt(self, page: Page, limit: int) -> None:
         """Shorter pages where rows are wide: they come in pages and not one by one, and memory stays flat."""
@@ -144,11 +146,11 @@ class PostgresReader:
         async with self._turn:
             connection = await self.connected()
             with translated(self._table.relation):
-                heads = await connection.fetchrow(self._statements.heads(), key)
-                row = await connection.fetchrow(self._statements.fetch_large(), key, limit)
+                heads = await connection.fetchrow(self._statements.heads(), *self._key.one(key))
+                row = await connection.fetchrow(self._statements.fetch_large(), *self._key.one(key), limit)
         if row is None or heads is None:
             return None
-        whole = list(row)
+        whole = list(self._key.folded(row))
         for at in range(len(self._table.fields)):
             size, head = heads[2 * at], heads[2 * at + 1]
             if size is not None and size > limit:
@@ -170,7 +172,7 @@ class PostgresReader:
                 rows = await connection.fetch(
                     self._statements.sample(prefixes, percent=None, limit=count), inline
                 )
-        return rows
+        return [self._key.folded(row) for row in rows]
 
     async def close(self) -> None:
         if self._connection is not None:

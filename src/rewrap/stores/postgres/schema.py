@@ -8,12 +8,11 @@ from rewrap.errors import SchemaMismatch, StoreError, UnsafeTarget
 from rewrap.job import Job
 from rewrap.model import ServerIdentity, Table
 from rewrap.stores.postgres.connection import Connection, translated
-from rewrap.stores.postgres.fields import find_fields, named, no_privilege, written_columns
+from rewrap.stores.postgres.fields import find_fields, written_columns
+from rewrap.stores.postgres.partitions import Leaf, find_leaves, partition_columns
 from rewrap.stores.postgres.places import quote
+from rewrap.stores.postgres.uniques import find_key
 from rewrap.targets import TargetSection
-
-KEY_TYPES = {"int2": "smallint", "int4": "integer", "int8": "bigint", "uuid": "uuid"}
-"""Key types, by the catalog's name: what the cursor is cast to."""
 
 MIN_SERVER_VERSION = 120_000
 
@@ -69,48 +68,72 @@ async def identify(connection: Connection, subject: str) -> ServerIdentity:
     return ServerIdentity(system_id, timeline, row["database"], row["version"])
 
 
-async def survey(connection: Connection, job: Job, target: TargetSection, *, writing: bool = True) -> Survey:
-    """The table of a target, checked; raises SchemaMismatch or UnsafeTarget with a hint.
+async def survey(connection: Connection, job: Job, *, writing: bool = True) -> list[Survey]:
+    """The tables that hold the rows of a job's targets, checked; of a partitioned one each of its partitions.
 
-    What only matters to a write (UPDATE privilege, triggers, rules) is passed over unless `writing`.
+    Raises SchemaMismatch or UnsafeTarget with a hint. What only matters to a write (UPDATE privilege,
+    triggers, rules) is passed over unless `writing`.
     """
-    subject = f'table "{target.table}"'
-    with translated(subject):
-        oid = await _find(connection, target.table)
-        if oid is None:
+    found: list[Survey] = []
+    taken = {target.table for target in job.targets}
+    for target in job.targets:
+        subject = f'table "{target.table}"'
+        with translated(subject):
+            oid = await _find(connection, target.table)
+            if oid is None:
+                raise SchemaMismatch(
+                    f"{subject} does not exist in this database",
+                    hint="check targets.table; a table outside the search path is written schema.table",
+                )
+            leaves = await find_leaves(connection, oid, target.table, taken)
+        for leaf in leaves:
+            found.append(await _survey_leaf(connection, job, target, leaf, writing=writing))
+    seen: dict[int, str] = {}
+    for entry in found:
+        other = seen.setdefault(entry.table.oid, entry.table.target)
+        if other != entry.table.target:
             raise SchemaMismatch(
-                f"{subject} does not exist in this database",
-                hint="check targets.table; a table outside the search path is written schema.table",
+                f'targets "{entry.table.target}" and "{other}" are the same table',
+                hint="list all its columns in one target",
             )
-        relation = await connection.fetchrow(_RELATION, oid)
-        columns = {row["attname"]: row for row in await connection.fetch(_COLUMNS, oid)}
+    return found
+
+
+async def _survey_leaf(
+    connection: Connection, job: Job, target: TargetSection, leaf: Leaf, *, writing: bool
+) -> Survey:
+    subject = leaf.subject
+    with translated(subject):
+        relation = await connection.fetchrow(_RELATION, leaf.oid)
+        columns = {row["attname"]: row for row in await connection.fetch(_COLUMNS, leaf.oid)}
+        decisive = await partition_columns(connection, leaf.oid)
     _check_kind(relation, subject, writing=writing)
-    key = _check_key(columns, target, subject)
+    key = await find_key(connection, leaf.oid, columns, target, subject)
     fields, aad_columns = find_fields(job, columns, target, subject, writing=writing)
+    if clash := set(decisive).intersection(written_columns(target)):
+        raise UnsafeTarget(
+            f'{subject}: encrypted column "{min(clash)}" decides in which partition a row is',
+            hint="a new value may belong to another partition; partition by a column that is not encrypted",
+        )
     notices: tuple[str, ...] = ()
     if writing:
         notices = await _check_hazards(connection, relation, target, subject)
     with translated(subject):
-        if not await connection.fetchval(_UNIQUE, oid, key["attnum"]):
-            raise UnsafeTarget(
-                f'{subject}: key column "{target.key}" has no unique index of its own',
-                hint="rewrap finds each row again by its key; name the primary key in targets.key",
-            )
         name = f"{quote(relation['nspname'])}.{quote(relation['relname'])}"
         rows = int(relation["reltuples"])
         if rows < _EXACT_COUNT_BELOW:
             rows = await connection.fetchval(f"SELECT count(*) FROM {name}")
     return Survey(
         Table(
-            name=target.table,
+            name=leaf.name,
             relation=name,
-            oid=oid,
-            key=target.key,
-            key_type=KEY_TYPES[key["typname"]],
+            oid=leaf.oid,
+            key=key,
             fields=fields,
             aad_columns=aad_columns,
             estimated_rows=rows,
             estimated_bytes=relation["bytes"],
+            partition_of=leaf.partition_of,
         ),
         notices,
     )
@@ -142,11 +165,13 @@ def _check_kind(relation: Connection, subject: str, *, writing: bool) -> None:
         "v": "a view",
         "m": "a materialized view",
         "f": "a foreign table",
-        "p": "a partitioned table, which this version does not rotate",
     }
     if relation["relkind"] != "r":
         what = reasons.get(relation["relkind"], "not a table")
-        raise UnsafeTarget(f"{subject} is {what}", hint="name the table that stores the rows")
+        hint = "name the table that stores the rows"
+        if relation["relispartition"]:
+            hint = "detach it, and rotate it in the database that stores its rows"
+        raise UnsafeTarget(f"{subject} is {what}", hint=hint)
     if relation["has_children"]:
         raise UnsafeTarget(
             f"{subject} has child tables that inherit from it",
@@ -169,24 +194,6 @@ def _check_kind(relation: Connection, subject: str, *, writing: bool) -> None:
             "Postgres refuses updates",
             hint="ALTER TABLE … REPLICA IDENTITY FULL, or add a primary key",
         )
-
-
-def _check_key(columns: dict[str, Connection], target: TargetSection, subject: str) -> Connection:
-    key = named(columns, target.key, "targets.key", subject)
-    if key["typname"] not in KEY_TYPES:
-        raise UnsafeTarget(
-            f'{subject}: key column "{target.key}" is {key["declared"]}, '
-            "which this version does not page through",
-            hint=f"key types are {', '.join(sorted(set(KEY_TYPES.values())))}",
-        )
-    if not key["attnotnull"]:
-        raise UnsafeTarget(
-            f'{subject}: key column "{target.key}" may be NULL: such rows could not be found again',
-            hint="name a NOT NULL unique column in targets.key",
-        )
-    if not key["may_select"]:
-        raise no_privilege(subject, target.key, "SELECT")
-    return key
 
 
 async def _check_hazards(
@@ -213,7 +220,7 @@ async def _check_hazards(
 
 _RELATION = """
 SELECT c.oid::int8 AS oid, n.nspname, c.relname, c.relkind::text AS relkind,
-       CASE WHEN c.reltuples < 0 THEN 0 ELSE c.reltuples END AS reltuples,
+       c.relispartition, CASE WHEN c.reltuples < 0 THEN 0 ELSE c.reltuples END AS reltuples,
        pg_table_size(c.oid) AS bytes,
        EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid) AS has_children,
        (c.relrowsecurity AND row_security_active(c.oid)) AS rls_active,
@@ -243,12 +250,6 @@ SELECT a.attname::text AS attname, a.attnum::int2 AS attnum, t.typname::text AS 
   FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
  WHERE a.attrelid = $1::int8::oid AND a.attnum > 0 AND NOT a.attisdropped
  ORDER BY a.attnum
-"""
-
-_UNIQUE = """
-SELECT EXISTS (SELECT FROM pg_index x
-  WHERE x.indrelid = $1::int8::oid AND x.indisunique AND x.indisvalid AND x.indimmediate
-    AND x.indpred IS NULL AND x.indexprs IS NULL AND x.indnkeyatts = 1 AND x.indkey[0] = $2::int2)
 """
 
 _TRIGGERS = """

@@ -11,6 +11,7 @@ from rewrap.crypto.layout import MARKER_BYTES_MAX
 from rewrap.interfaces import Prefix, Scope
 from rewrap.model import FieldColumn, ShardRange, Table
 from rewrap.packed import ABSENT, ELEMENT, HELD_BACK, SEPARATOR
+from rewrap.stores.postgres.keys import KeySql
 from rewrap.stores.postgres.places import assignments, literal, quote, value_of
 
 _HELD_BACK_SQL = f"chr({ord(HELD_BACK)})"
@@ -24,17 +25,22 @@ class Statements:
     table: Table
     guard: str
 
+    @property
+    def key(self) -> KeySql:
+        return KeySql(self.table.key)
+
     def fetch(self, shard: ShardRange, *, first: bool, limit: int, scope: Scope) -> str:
-        """A keyset page as one row: the keys, the rows' stamps; then for each field how many values it has
-        that are not NULL, and its values; then the same for each AAD column.
+        """A keyset page as one row: the keys, an array for each of their columns, and the rows' stamps; then
+        for each field how many values it has that are not NULL, and its values; then the same for each AAD
+        column.
 
         Values of text come packed (see `rewrap.packed`), bytes as an array. $1 is the size in bytes above
-        which a value is held back, $2 the key after which to start (absent when `first` and the shard has
-        no lower bound), the last one the upper bound.
+        which a value is held back. Then come the texts of the key after which to start (absent when `first`
+        and the shard has no lower bound), and those of the upper bound.
 
         One row for a page, because a row each costs both sides more than the value in it does.
         """
-        parts = ["array_agg(k)", "array_agg(x)"]
+        parts = [*(f"array_agg({name})" for name in self.key.names), "array_agg(x)"]
         for at, column in enumerate(self.table.fields):
             value = self._bounded(f"f{at}", column.binary, 1)
             parts += [f"count(f{at})", f"array_agg({value})" if column.binary else _packed_sql(value)]
@@ -46,43 +52,42 @@ class Statements:
         """The same page row by row, for values that cannot be packed. Parameters as in `fetch`."""
         values = [self._bounded(f"f{at}", field.binary, 1) for at, field in enumerate(self.table.fields)]
         values += [f"a{at}" for at in range(len(self.table.aad_columns))]
-        page = self._page(shard, first, limit, scope)
-        return f"SELECT k, {', '.join(values)} FROM ({page}) AS page ORDER BY k"
+        page = self._page(shard, first, limit, scope, ranked=True)
+        order = ", ".join(f"s{at}" for at in range(self.key.width))
+        return f"SELECT {', '.join([*self.key.names, *values])} FROM ({page}) AS page ORDER BY {order}"
 
-    def _page(self, shard: ShardRange, first: bool, limit: int, scope: Scope) -> str:
-        key, number = f"t.{quote(self.table.key)}", 1
+    def _page(self, shard: ShardRange, first: bool, limit: int, scope: Scope, *, ranked: bool = False) -> str:
+        key, number = self.key, 2
         where = []
         if not first or shard.lower is not None:
-            number += 1
-            where.append(f"{key} > (${number}::text)::{self.table.key_type}")
+            where.append(key.compared(">", number))
+            number += key.width
         if shard.upper is not None:
-            number += 1
-            where.append(f"{key} <= (${number}::text)::{self.table.key_type}")
+            where.append(key.compared("<=", number))
         if scope.markers is not None:
             where.append(f"({self._in_scope(scope)})")
         condition = f" WHERE {' AND '.join(where)}" if where else ""
-        columns = [f"{key} AS k", "t.xmin AS x"]
+        columns = [f"{value} AS {name}" for value, name in zip(key.values, key.names, strict=True)]
+        columns.append("t.xmin AS x")
         columns += [f"{value_of(field, 't')} AS f{at}" for at, field in enumerate(self.table.fields)]
         columns += [f"t.{quote(name)}::text AS a{at}" for at, name in enumerate(self.table.aad_columns)]
+        if ranked:
+            # in their own types: as text, keys would come in another order
+            columns += [f"{stored} AS s{at}" for at, stored in enumerate(key.stored)]
         # the limit is a literal: with a parameter the planner guesses, and may sort the whole table
         source = f"{self.table.relation} AS t{condition}"
-        return f"SELECT {', '.join(columns)} FROM {source} ORDER BY {key} LIMIT {limit:d}"
+        return f"SELECT {', '.join(columns)} FROM {source} ORDER BY {key.sorted} LIMIT {limit:d}"
 
     def fetch_large(self) -> str:
-        """One row whole. $1 is the key, $2 the size in bytes above which a value is not fetched at all."""
-        key = quote(self.table.key)
-        return (
-            f"SELECT {key}, {self._bounded_values(2)} FROM {self.table.relation} "
-            f"WHERE {key} = $1::{self.table.key_type}"
-        )
+        """One row whole. The key's columns come first, then $n, the size in bytes above which a value is not
+        fetched at all."""
+        values = [*self.key.values, self._bounded_values(1 + self.key.width)]
+        return f"SELECT {', '.join(values)} FROM {self.table.relation} AS t WHERE {self.key.equal(1)}"
 
     def heads(self) -> str:
-        """The length in bytes and the first characters of each of one row's values. $1 is the key."""
+        """The length in bytes and the first characters of each of one row's values, by its key."""
         heads = ", ".join(f"octet_length({value_of(field)}), {head(field)}" for field in self.table.fields)
-        return (
-            f"SELECT {heads} FROM {self.table.relation} "
-            f"WHERE {quote(self.table.key)} = $1::{self.table.key_type}"
-        )
+        return f"SELECT {heads} FROM {self.table.relation} AS t WHERE {self.key.equal(1)}"
 
     def sample(self, prefixes: dict[str, Prefix], *, percent: float | None, limit: int) -> str:
         """Rows from anywhere in the table under a marker. $1 is the size above which a value is held back."""
@@ -91,17 +96,26 @@ class Statements:
             begins(field, prefixes[field.name]) for field in self.table.fields if field.name in prefixes
         )
         return (
-            f"SELECT {quote(self.table.key)}, {self._bounded_values(1)} "
-            f"FROM {self.table.relation}{sampled} WHERE {markers} LIMIT {limit:d}"
+            f"SELECT {', '.join(self.key.values)}, {self._bounded_values(1)} "
+            f"FROM {self.table.relation} AS t{sampled} WHERE {markers} LIMIT {limit:d}"
         )
 
     def bounds(self, percent: float, shares: list[float]) -> str:
-        """Keys that cut the table into about equal shards, in the server's own order."""
-        key = quote(self.table.key)
-        points = ", ".join(f"{share:.6f}" for share in shares)
+        """Keys that cut the table into about equal shards, in the server's own order: one a row, as texts."""
+        key = self.key
+        source = f"{self.table.relation} AS t TABLESAMPLE SYSTEM ({percent:.6f})"
+        if key.columns[0].native and key.width == 1:
+            points = ", ".join(f"{share:.6f}" for share in shares)
+            return (
+                f"SELECT unnest(percentile_disc(ARRAY[{points}]) WITHIN GROUP (ORDER BY {key.sorted}))::text "
+                f"FROM {source}"
+            )
+        texts = ", ".join(f"{stored}::text AS {n}" for stored, n in zip(key.stored, key.names, strict=True))
+        places = ", ".join(f"ceil({share:.6f} * n)::int8" for share in shares)
         return (
-            f"SELECT percentile_disc(ARRAY[{points}]) WITHIN GROUP (ORDER BY {key})::text[] "
-            f"FROM {self.table.relation} TABLESAMPLE SYSTEM ({percent:.6f})"
+            f"SELECT {', '.join(key.names)} FROM (SELECT {texts}, count(*) OVER () AS n, "
+            f"row_number() OVER (ORDER BY {key.sorted}) AS r FROM {source}) AS sampled "
+            f"WHERE r IN ({places}) ORDER BY r"
         )
 
     def swap(
@@ -109,19 +123,20 @@ class Statements:
     ) -> str:
         """Compare-and-swap of a batch, with the checkpoint and the fence in the same transaction.
 
-        $1 cursor, $2 rows, $3 tally, $4 relation, $5 shard, $6 fence, $7 lease in seconds, $8 keys in order.
-        Then, if `stamped`, the stamps and the new values of each field: a row is swapped while the
-        transaction that wrote it is still the one that was read, so that nothing of it has changed. If not,
-        for each field the old and the new values, and for each AAD column its texts (as an array unless it
-        `packs`): all that decides how a value opens. Text is packed, bytes are arrays.
+        $1 cursor, $2 rows, $3 tally, $4 relation, $5 shard, $6 fence, $7 lease in seconds; from $8 on the
+        keys in order, an array for each of their columns. Then, if `stamped`, the stamps and the new values
+        of each field: a row is swapped while the transaction that wrote it is still the one that was read,
+        so that nothing of it has changed. If not, for each field the old and the new values, and for each
+        AAD column its texts (as an array unless it `packs`): all that decides how a value opens. Text is
+        packed, bytes are arrays.
 
         The fence is an UPDATE, not a look: it waits for, and is waited for by, whoever raises it.
         `consecutive` bounds the rows looked at by the first and the last key, so that one walk along the
         index finds a whole page. A batch that lies scattered over the table is looked up key by key.
         """
-        key = quote(self.table.key)
-        parameters = _Parameters(9)
-        arrays, names, compares, some = [f"$8::{self.table.key_type}[]"], ["k"], [], []
+        key = self.key
+        parameters = _Parameters(8 + key.width)
+        arrays, names, compares, some = key.arrays(8), key.names, [], []
         linked = {name for names in self.table.linked for name in names}
         if stamped:
             arrays.append(parameters.array("xid"))
@@ -144,30 +159,41 @@ class Statements:
             compares.append(f't.{quote(name)}::text IS NOT DISTINCT FROM d.a{at} COLLATE "C"')
         free, join = "", ""
         if consecutive:
-            join = f" AND {self._between_ends(8)}"
+            join = f" AND {key.between_ends(8)}"
         if skip_locked:
-            free = (
-                f", free AS (SELECT t.{key} AS k FROM {self.table.relation} AS t WHERE t.{key} = ANY ($8) "
-                f"ORDER BY t.{key} FOR NO KEY UPDATE SKIP LOCKED)"
-            )
-            join += f" AND t.{key} IN (SELECT k FROM free)"
+            free = f", free AS ({self._free(join)})"
+            join += f" AND {_tuple(key.stored)} IN (SELECT * FROM free)"
         return (
             f"WITH held AS ({self._advance()} RETURNING 1){free} "
             f"UPDATE {self.table.relation} AS t SET {', '.join(assignments(self.table.fields))} "
             f"FROM unnest({', '.join(arrays)}) AS d({', '.join(names)}) "
-            f"WHERE t.{key} = d.k AND {' AND '.join(compares)} AND ({' OR '.join(some)}) "
+            f"WHERE {key.joined()} AND {' AND '.join(compares)} AND ({' OR '.join(some)}) "
             f"AND (SELECT count(*) FROM held) = 1{join}"
+        )
+
+    def _free(self, bounds: str) -> str:
+        """The keys of those rows of a batch that nobody holds a lock on, locked."""
+        key = self.key
+        source = f"{self.table.relation} AS t"
+        if key.width == 1 and key.columns[0].native:
+            condition = f"{key.stored[0]} = ANY ({key.arrays(8)[0]})"
+        else:
+            source += f", unnest({', '.join(key.arrays(8))}) AS e({', '.join(key.names)})"
+            condition = key.joined("e") + bounds
+        return (
+            f"SELECT {', '.join(key.stored)} FROM {source} WHERE {condition} "
+            f"ORDER BY {key.sorted} FOR NO KEY UPDATE OF t SKIP LOCKED"
         )
 
     def unsettled(self, *, consecutive: bool) -> str:
         """The rows of a batch that do not hold its new values now, by their place in it (from 1).
 
-        $1 is the size above which a value is held back, $2 the keys in order; then the new values of each
-        field.
+        $1 is the size above which a value is held back; from $2 on the keys in order, an array for each of
+        their columns; then the new values of each field.
         """
-        key = quote(self.table.key)
-        parameters = _Parameters(3)
-        arrays, names, differs = [f"$2::{self.table.key_type}[]"], ["k"], [f"t.{key} IS NULL"]
+        key = self.key
+        parameters = _Parameters(2 + key.width)
+        arrays, names, differs = key.arrays(2), key.names, [f"{key.stored[0]} IS NULL"]
         values = []
         for at, field in enumerate(self.table.fields):
             column = value_of(field, "t")
@@ -176,16 +202,12 @@ class Statements:
             differs.append(f"(d.n{at} IS NOT NULL AND {column} IS DISTINCT FROM d.n{at}{_as_bytes(field)})")
             values.append(self._bounded(column, field.binary, 1))
         values += [f"t.{quote(name)}::text" for name in self.table.aad_columns]
-        bounds = f" AND {self._between_ends(2)}" if consecutive else ""
+        bounds = f" AND {key.between_ends(2)}" if consecutive else ""
         return (
-            f"SELECT d.place, t.{key}, {', '.join(values)} "
+            f"SELECT d.place, {', '.join([*key.values, *values])} "
             f"FROM unnest({', '.join(arrays)}) WITH ORDINALITY AS d({', '.join(names)}, place) "
-            f"LEFT JOIN {self.table.relation} AS t ON t.{key} = d.k{bounds} WHERE {' OR '.join(differs)}"
+            f"LEFT JOIN {self.table.relation} AS t ON {key.joined()}{bounds} WHERE {' OR '.join(differs)}"
         )
-
-    def _between_ends(self, parameter: int) -> str:
-        key, keys = f"t.{quote(self.table.key)}", f"${parameter}::{self.table.key_type}[]"
-        return f"{key} >= ({keys})[1] AND {key} <= ({keys})[cardinality({keys})]"
 
     def checkpoint(self) -> str:
         """Saves a shard's place. $1 to $7 as in `swap`, $8 whether the shard is done."""
@@ -245,6 +267,10 @@ class _Parameters:
 
     def column(self, field: FieldColumn) -> str:
         return self.array("bytea") if field.binary else self.texts()
+
+
+def _tuple(columns: list[str]) -> str:
+    return columns[0] if len(columns) == 1 else f"({', '.join(columns)})"
 
 
 def _packed_sql(value: str) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rewrap.errors import SchemaMismatch, StoreError
+from rewrap.errors import StoreError
 from rewrap.interfaces import Checkpoint, Prefix, SwapBatch
 from rewrap.job import Job
-from rewrap.model import Activity, ServerIdentity, ShardLease, ShardRange, Table
+from rewrap.model import Activity, ServerIdentity, ShardLease, ShardRange, Table, key_text
 from rewrap.stores.postgres.connection import (
     Address,
     Connection,
@@ -62,15 +62,8 @@ class PostgresStore:
     async def tables(self) -> list[Table]:
         await self.identity()
         connection = await self._connected()
-        found = [await survey(connection, self.job, target) for target in self.job.targets]
+        found = await survey(connection, self.job)
         self.notices = [notice for entry in found for notice in entry.notices]
-        names = {entry.table.oid: entry.table.name for entry in found}
-        for entry in found:
-            if names[entry.table.oid] != entry.table.name:
-                raise SchemaMismatch(
-                    f'targets "{entry.table.name}" and "{names[entry.table.oid]}" are the same table',
-                    hint="list all its columns in one target",
-                )
         return [entry.table for entry in found]
 
     @property
@@ -90,8 +83,10 @@ class PostgresStore:
             percent = min(100.0, 100.0 * SAMPLE_ROWS * 4 / table.estimated_rows)
             statement = self._statements(table).bounds(percent, [at / count for at in range(1, count)])
             with translated(table.relation):
-                found = await connection.fetchval(statement)
-            bounds = list(dict.fromkeys(bound for bound in found or [] if bound is not None))
+                found = await connection.fetch(statement)
+            width = len(table.key)
+            keys = [row[0] if width == 1 else tuple(row) for row in found]
+            bounds = list(dict.fromkeys(key_text(key) for key in keys if key is not None))
         # the first and the last shard are open: rows beyond any bound we saw belong to them
         edges: list[str | None] = [None, *bounds, None]
         return [ShardRange(at, edges[at], edges[at + 1]) for at in range(len(edges) - 1)]

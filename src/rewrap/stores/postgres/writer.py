@@ -11,6 +11,7 @@ from rewrap.model import ShardLease, Table
 from rewrap.packed import Column, listed, packable, packed
 from rewrap.stores.postgres.connection import Address, Connection, close, connect, translated
 from rewrap.stores.postgres.guard import dump_tally, lease_lost
+from rewrap.stores.postgres.keys import KeySql
 from rewrap.stores.postgres.statements import Statements
 
 _WRITER_FULL = {"enable_seqscan": "off", "enable_bitmapscan": "off", "enable_nestloop": "off"}
@@ -43,6 +44,7 @@ class PostgresWriter:
         self._lock_timeout_ms = lock_timeout_ms
         self._table = table
         self._consecutive = full
+        self._key = KeySql(table.key)
         self._statements = Statements(table, guard)
         self._swaps: dict[tuple[bool, bool, bool], str] = {}
         self._lease_s = job.limits.lease_s
@@ -89,7 +91,7 @@ class PostgresWriter:
     ) -> int:
         stamped = batch.stamps is not None
         packs = stamped or all(packable(tokens) for tokens in batch.tokens)
-        arguments: list[Any] = [*self._place(lease, checkpoint), batch.keys]
+        arguments: list[Any] = [*self._place(lease, checkpoint), *self._key.batch(batch.keys)]
         if stamped:
             arguments.append(batch.stamps)
         for field in self._table.fields:
@@ -119,11 +121,11 @@ class PostgresWriter:
             rows = await connection.fetch(
                 self._statements.unsettled(consecutive=self._consecutive),
                 self._inline,
-                batch.keys,
+                *self._key.batch(batch.keys),
                 *news,
                 timeout=STATEMENT_TIMEOUT_S,
             )
-        return [(row[0] - 1, row[1:] if row[1] is not None else None) for row in rows]
+        return [(row[0] - 1, self._key.folded(row, 1) if row[1] is not None else None) for row in rows]
 
     async def table_locked(self) -> bool:
         connection = await self.connected()
