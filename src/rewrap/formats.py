@@ -32,7 +32,7 @@ class KeyVersion(Section):
     """`[keys.versions.NAME]`: where one version's bytes are, and how they are written."""
 
     material: Reference
-    encoding: Literal["hex", "base64", "raw"] = "hex"
+    encoding: Literal["hex", "base64", "raw", "utf8"] = "hex"
 
 
 class Keys(Section):
@@ -53,6 +53,9 @@ class LayoutSection(Section):
     aad: Name | None = None
     order: Name | None = None
     separator: Name | None = None
+    nonce_bytes: int | None = None
+    kdf: dict[str, str | int] | None = None
+    plaintext: Text | None = None
 
 
 def compile_layouts(sections: Mapping[str, LayoutSection], path: Path) -> dict[str, Layout]:

@@ -176,13 +176,14 @@ class Job(Section):
 
     @property
     def key_lengths(self) -> frozenset[int]:
-        """The key lengths, in bytes, that the layouts in use take."""
-        return frozenset(
-            self.layout(name).cipher.key_bytes
+        """The key lengths, in bytes, that the layouts in use take; none when all derive their keys."""
+        taken = {
+            self.layout(name).key_bytes
             for target in self.targets
             for entry in target.fields
             for name in entry.layouts
-        )
+        }
+        return frozenset(length for length in taken if length is not None)
 
     def resolve_from(self, spec: str, to_version: str) -> tuple[str, ...]:
         """The versions a `--from` names: one, or several with commas."""
@@ -347,7 +348,7 @@ def _job_error(exc: ValidationError, path: Path) -> JobError:
     more = f" (and {len(rest)} more)" if rest else ""
     hint = "see docs/job-file.md"
     if where.endswith(".encoding") and where.startswith("keys"):
-        hint = "encodings are hex, base64, raw"
+        hint = "encodings are hex, base64, raw, utf8"
     if first["type"] == "extra_forbidden":
         hint = _allowed_hint(first["loc"])
     return JobError(f"job file {path}: {where}: {message}{more}", hint=hint)

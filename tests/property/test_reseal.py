@@ -20,6 +20,8 @@ from tests.support.values import KEY_V1, KEY_V2, KEY_V3, aead, box, unaead, unbo
 TOKEN = builtin_layouts()["libsodium-token"]
 BOUND = Layout("aead", "{version}:", "v[0-9]+", "base64", "aes-256-gcm", AadTemplate.parse("{account_id}"))
 
+AUTHENTICATED = sorted(name for name, cipher in CIPHERS.items() if cipher.authenticated)
+
 plain = st.one_of(
     st.binary(max_size=200),
     st.text(max_size=80).map(lambda text: text.encode("utf-8", "surrogatepass")),
@@ -148,10 +150,11 @@ def test_packed_pages_are_judged_as_rows_are(rows: list[tuple[str | None, str | 
                 assert unbox(new, {"v2": KEY_V2}) == unbox(other, {"v2": KEY_V2})
 
 
-@given(st.lists(plain, min_size=1, max_size=30), st.sampled_from(sorted(CIPHERS)))
+@given(st.lists(plain, min_size=1, max_size=30), st.sampled_from(AUTHENTICATED))
 @settings(deadline=None)
 def test_a_packed_batch_opens_to_what_was_sealed(plains: list[bytes], cipher: str) -> None:
     """Packed or not, the same plaintexts come back in the same order; another key opens none."""
+    plains = [CIPHERS[cipher].fresh_carry() + text for text in plains]
     layout = Layout("any", "{version}:", "v[0-9]+", "base64", cipher)
     size = CIPHERS[cipher].key_bytes
     bound = layout.bind("v1", bytes(size))
@@ -185,13 +188,14 @@ def test_a_value_stays_bound_to_its_account(text: bytes, account: str, other: st
         assert reseal([(1, aead(text, other), account)]).faults[0].reason == "unopenable"
 
 
-@given(st.sampled_from(sorted(CIPHERS)), plain, st.integers(min_value=0), st.integers(0, 7))
+@given(st.sampled_from(AUTHENTICATED), plain, st.integers(min_value=0), st.integers(0, 7))
 def test_any_flipped_bit_fails_to_open(name: str, text: bytes, place: int, bit: int) -> None:
     """open(seal(x)) is x, and no other bytes open."""
     cipher = CIPHERS[name]
     key = bytes(range(cipher.key_bytes))
     layout = Layout("any", "{version}:", "v[0-9]+", "base64", name)
     bound = layout.bind("v1", key)
+    text = cipher.fresh_carry() + text
     (sealed,) = bound.seal_values([text], None)
     assert bound.open_one(sealed, None) == text
     raw = bytearray(base64.b64decode(sealed.removeprefix("v1:")))
@@ -205,7 +209,7 @@ def test_no_nonce_is_used_twice_in_a_batch(plains: list[bytes]) -> None:
     """Every value of a batch has a nonce of its own."""
     for name in CIPHERS:
         cipher = CIPHERS[name]
-        sealed = cipher.sealer(bytes(cipher.key_bytes))(plains, None)
+        sealed = cipher.sealer(bytes(cipher.key_bytes))([cipher.fresh_carry() + p for p in plains], None)
         assert len({raw[: cipher.nonce_bytes] for raw in sealed}) == len(plains)
 
 

@@ -190,7 +190,7 @@ REFUSED = {
         'encoding = "raw"',
         'encoding = "pem"',
         "keys.versions.v2.encoding",
-        "hex, base64, raw",
+        "hex, base64, raw, utf8",
     ),
     "unknown built-in layout": (
         'like = "libsodium-token"',

@@ -224,3 +224,25 @@ def test_rotation_onto_the_same_bytes_is_refused() -> None:
     keyring.require_distinct(["v1"], "v3")
     with pytest.raises(UsageError, match="hold the same bytes"):
         keyring.require_distinct(["v3", "v1"], "v2")
+
+
+# secrets that keys are derived from
+
+
+def test_text_secret_is_taken_without_the_end_of_its_line() -> None:
+    """As an application reads it from its settings; other space belongs to it."""
+    for stored in ("a text secret für alle", "a text secret für alle\n", "a text secret für alle\r\n"):
+        assert decoded(stored, "utf8", frozenset()) == "a text secret für alle".encode()
+    assert decoded(" a text secret für alle ", "utf8", frozenset()).startswith(b" a")
+    assert "is not utf8" in refusal(b"\xff" * 20, "utf8", frozenset()).message
+
+
+def test_secret_of_any_length_is_taken_unless_it_is_short() -> None:
+    """Where keys are derived, the cipher's length says nothing about the secret's."""
+    assert len(decoded("ab" * 47, "hex", frozenset())) == 47
+    assert "has 15 bytes, keys are derived from 16" in refusal("ab" * 15, "hex", frozenset()).message
+
+
+def test_base64_key_may_begin_as_laravel_writes_it() -> None:
+    """`APP_KEY` is `base64:` and the key."""
+    assert decoded("base64:" + base64.b64encode(KEY).decode(), "base64") == KEY

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
-from rewrap.crypto.ciphers import OPEN_FAILURES, Aads, Batch, OpenBatch, SealBatch
+from rewrap.crypto.cipher import OPEN_FAILURES, Aads, Batch, OpenBatch, SealBatch
 from rewrap.crypto.failures import Malformed, Unopenable
 from rewrap.crypto.markers import Value
 from rewrap.crypto.parts import Codec
@@ -138,7 +138,18 @@ class BoundLayout:
 
     @cached_property
     def _open_batch(self) -> OpenBatch:
-        return self.layout.cipher.opener(self.key)
+        opener, fits = self.layout.cipher.opener(self.key), self.layout.validator
+        if fits is None:
+            return opener
+        carry = self.layout.carry_bytes
+
+        def open_valid(sealed: Sequence[bytes], aads: Aads | None, at: int) -> Batch:
+            plain = opener(sealed, aads, at)
+            if not all(fits(text[carry:]) for text in plain):
+                raise ValueError("a plaintext does not look as declared")
+            return plain
+
+        return open_valid
 
     @cached_property
     def _seal_batch(self) -> SealBatch:

@@ -22,12 +22,15 @@ from importlib import resources
 from typing import Any
 
 from rewrap.crypto.aad import AadTemplate
+from rewrap.crypto.aead import AesGcm
 from rewrap.crypto.bound import BoundLayout
 from rewrap.crypto.ciphers import CIPHERS, Cipher
 from rewrap.crypto.encodings import ENCODINGS, RAW
 from rewrap.crypto.failures import LayoutError, Malformed, Unopenable
+from rewrap.crypto.kdf import Kdf
 from rewrap.crypto.markers import GROUP, MARKER_BYTES_MAX, Marker, Value, text_marker
 from rewrap.crypto.parts import Codec, Groups, apart_groups, encoded, followed, grouped, led, parse_order
+from rewrap.crypto.validators import Validator, parse_validator
 from rewrap.packed import PART
 
 __all__ = [
@@ -54,7 +57,9 @@ class Layout:
 
     `version_pattern` is a regular expression without groups that the version must match as a whole. `order`
     is how nonce, ciphertext and tag are stored, with `|` where `separator` stands between them; the
-    cipher's own order if it is empty. `apart` and `lead` come from `joined`.
+    cipher's own order if it is empty. `nonce_bytes` is for GCM with nonces of another length than 12 bytes.
+    `plaintext` says what plaintexts look like, where the cipher does not authenticate. `apart` and `lead`
+    come from `joined`.
     """
 
     name: str
@@ -67,6 +72,9 @@ class Layout:
     lead: str = ""
     order: str = ""
     separator: str = ""
+    nonce_bytes: int = 0
+    kdf: Kdf | None = None
+    plaintext: str = ""
 
     def joined(self, apart: tuple[str, ...], version_form: str | None = None) -> Layout:
         """This layout for values some parts of which are stored apart, joined to one text.
@@ -100,6 +108,15 @@ class Layout:
             raise LayoutError(f'cipher "{self.cipher_name}" is unknown; known: {", ".join(sorted(CIPHERS))}')
         if self.aad is not None and not self.cipher.binds_aad:
             raise LayoutError(f'cipher "{self.cipher_name}" has no associated data; leave aad out')
+        if self.nonce_bytes and not (
+            isinstance(CIPHERS[self.cipher_name], AesGcm) and 8 <= self.nonce_bytes <= 64
+        ):
+            raise LayoutError("nonce_bytes is for AES-GCM, from 8 on; other nonces have one length")
+        if not self.plaintext and not self.cipher.authenticated:
+            raise LayoutError(
+                f'cipher "{self.cipher_name}" does not authenticate: a wrong key gives garbage and no error; '
+                'say what plaintexts look like: plaintext = "json", or "pattern:[0-9]{9}"'
+            )
         if self.encoding == RAW and self.separator:
             raise LayoutError("parts with a separator are text; bytes may hold any separator")
         if PART in self.separator:
@@ -107,6 +124,7 @@ class Layout:
         # compiled once, and here, so that what is wrong with a descriptor shows where it is declared
         assert self._marker is not None
         assert self.codec() is not None
+        assert self.validator is not None or not self.plaintext
 
     @property
     def identity(self) -> str:
@@ -118,9 +136,31 @@ class Layout:
         ]
         return f"Layout({', '.join(told)})"
 
-    @property
+    @cached_property
     def cipher(self) -> Cipher:
-        return CIPHERS[self.cipher_name]
+        cipher = CIPHERS[self.cipher_name]
+        if self.nonce_bytes and isinstance(cipher, AesGcm):
+            return replace(cipher, nonce_bytes=self.nonce_bytes)
+        return cipher
+
+    @cached_property
+    def validator(self) -> Validator | None:
+        """Whether a plaintext looks as it should; None where the cipher's tag says so."""
+        return parse_validator(self.plaintext) if self.plaintext else None
+
+    @property
+    def key_bytes(self) -> int | None:
+        """The length in bytes of the secrets it takes; None when keys are derived from them."""
+        return None if self.kdf else self.cipher.key_bytes
+
+    @property
+    def carry_bytes(self) -> int:
+        """How many bytes of a plaintext, at its beginning, belong to the stored form and not to the value."""
+        return self.cipher.carry_bytes
+
+    def fresh_carry(self) -> bytes:
+        """What a plaintext begins with that comes from another layout."""
+        return self.cipher.fresh_carry()
 
     @property
     def binary(self) -> bool:
@@ -135,7 +175,7 @@ class Layout:
     @property
     def least_bytes(self) -> int:
         """Length in bytes of a sealed empty plaintext."""
-        return self.cipher.nonce_bytes + self.cipher.tag_bytes
+        return self.cipher.least_bytes
 
     @cached_property
     def _marker(self) -> Marker:
@@ -187,7 +227,8 @@ class Layout:
 
     def bind(self, version: str, key: bytes, table: str = "", column: str = "") -> BoundLayout:
         """This layout with one key: what opens and seals values of `version` in a table's column."""
-        return BoundLayout(self, version, self.prefix_of(version), key, table, column)
+        derived = self.kdf.derive(key, self.cipher.key_bytes, table, column) if self.kdf else key
+        return BoundLayout(self, version, self.prefix_of(version), derived, table, column)
 
 
 def builtin_descriptors() -> dict[str, dict[str, Any]]:
@@ -217,4 +258,7 @@ def compiled(name: str, declared: Mapping[str, Any]) -> Layout:
         aad=AadTemplate.parse(aad) if aad else None,
         order=declared.get("order", ""),
         separator=declared.get("separator", ""),
+        nonce_bytes=declared.get("nonce_bytes", 0),
+        kdf=Kdf.parse(declared["kdf"]) if declared.get("kdf") else None,
+        plaintext=declared.get("plaintext", ""),
     )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rewrap.crypto.ciphers import Batch, Cipher
+from rewrap.crypto.cipher import Batch, Cipher
 from rewrap.crypto.encodings import RAW, TEXT_ENCODINGS
 from rewrap.crypto.failures import LayoutError
 from rewrap.packed import PART

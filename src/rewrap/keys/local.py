@@ -9,10 +9,14 @@ from pathlib import Path
 
 from pybase64 import b64decode
 
+from rewrap.crypto.kdf import LEAST_SECRET_BYTES
 from rewrap.errors import KeyAccessError
 from rewrap.keys.keyring import Key
 
-ENCODINGS = ("hex", "base64", "raw")
+ENCODINGS = ("hex", "base64", "raw", "utf8")
+
+_LARAVEL = b"base64:"
+"""Stands before a key in base64 where Laravel keeps it."""
 
 
 def load_key(
@@ -25,8 +29,9 @@ def load_key(
 ) -> Key:
     """The key that `reference` (`env:NAME` or `file:PATH`) holds.
 
-    `lengths` are the key lengths in bytes that the job's layouts take. A relative path is read from
-    `folder`. Raises KeyAccessError, which names where the key should be and never what was there.
+    `lengths` are the key lengths in bytes that the job's layouts take; none when they derive keys from
+    secrets of any length. A relative path is read from `folder`. Raises KeyAccessError, which names where
+    the key should be and never what was there.
     """
     scheme, _, place = reference.partition(":")
     where = f"environment variable {place}" if scheme == "env" else f"file {place}"
@@ -48,7 +53,14 @@ def load_key(
                 hint="check the path and its permissions; a relative path starts at the job file",
             ) from None
     secret = _decode(stored, encoding, version, where)
-    if len(secret) not in lengths:
+    if not lengths:
+        if len(secret) < LEAST_SECRET_BYTES:
+            raise KeyAccessError(
+                f'key version "{version}" in {where} has {len(secret)} bytes, keys are derived from '
+                f"{LEAST_SECRET_BYTES} or more",
+                hint="a short secret can be guessed from its fingerprint; check that this is the whole of it",
+            )
+    elif len(secret) not in lengths:
         wanted = " or ".join(str(n) for n in sorted(lengths))
         raise KeyAccessError(
             f'key version "{version}" in {where} has {len(secret)} bytes, its layout takes {wanted}',
@@ -62,10 +74,13 @@ def _decode(stored: bytes, encoding: str, version: str, where: str) -> bytes:
         if encoding == "hex":
             return binascii.unhexlify(stored.strip())
         if encoding == "base64":
-            text = stored.strip().rstrip(b"=")
+            text = stored.strip().removeprefix(_LARAVEL).rstrip(b"=")
             # the URL-safe alphabet is often written without padding, and need not show a "-" or "_"
             alphabet = b"-_" if b"-" in text or b"_" in text else None
             return b64decode(text + b"=" * (-len(text) % 4), alphabet, validate=True)
+        if encoding == "utf8":
+            stored.decode()
+            return stored.removesuffix(b"\n").removesuffix(b"\r")
     except (ValueError, binascii.Error):
         raise KeyAccessError(
             f'key version "{version}" in {where} is not {encoding}',
