@@ -1,0 +1,10 @@
+CREATE TABLE notes (id bigint PRIMARY KEY, body text, kind text DEFAULT 'plain');
+INSERT INTO notes SELECT i, '{{box v1 "a note to keep"}}' FROM generate_series(1, 20) i;
+INSERT INTO notes SELECT i, NULL FROM generate_series(21, 30) i;
+CREATE INDEX ON notes (body) WHERE starts_with(body, 'v1:');
+CREATE INDEX ON notes (left(body, 3), md5(body));
+CREATE INDEX ON notes USING hash (body);
+CREATE INDEX ON notes USING gin (to_tsvector('simple', body));
+CREATE INDEX ON notes (kind) INCLUDE (body);
+CREATE STATISTICS both_kinds ON kind, body FROM notes;
+ANALYZE notes;

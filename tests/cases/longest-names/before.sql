@@ -1,0 +1,2 @@
+CREATE TABLE a_table_whose_name_is_as_long_as_it_may_be_a_table_whose_name_i (key_key_key_key_key_key_key_key_key_key_key_key_key_key_key_key bigint PRIMARY KEY, sealed_sealed_sealed_sealed_sealed_sealed_sealed_sealed_sealed_ text);
+INSERT INTO a_table_whose_name_is_as_long_as_it_may_be_a_table_whose_name_i VALUES (1, '{{box v1 "text of length"}}');

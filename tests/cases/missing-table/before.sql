@@ -1,0 +1,1 @@
+CREATE TABLE "NOTES" (id bigint PRIMARY KEY, body text);

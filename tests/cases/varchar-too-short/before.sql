@@ -1,0 +1,2 @@
+CREATE TABLE notes (id bigint PRIMARY KEY, body varchar(71));
+INSERT INTO notes VALUES (1, '{{box v1 "shorter"}}'), (2, '{{box v1 "eleven char"}}'), (3, '{{box v1 ""}}');
