@@ -212,15 +212,15 @@ async def queries(
     for table in tables:
         target = next(target for target in job.targets if target.table == table.target)
         for entry in target.fields:
-            layout = job.old_layout(entry)
-            statement = count_query(table, entry.name, layout, [to_version])
-            out.append(
-                (
-                    f"{table.name}.{entry.name}: values by class and version; "
-                    f"all but null and {to_version} must be 0",
-                    statement,
-                )
-            )
+            forms = job.forms(entry, to_version)
+            says = f"values by class and version; all but null and {to_version} must be 0"
+            if forms.changes:
+                says += ', and all of class "old"'
+            if not forms.new.versioned:
+                says = "its values name no version, so SQL cannot count them by it; only rewrap verify can"
+            elif forms.probed:
+                says += '; what is "bare" names no version: only rewrap verify can tell it'
+            out.append((f"{table.name}.{entry.name}: {says}", count_query(table, entry.name, forms)))
     return out
 
 

@@ -67,6 +67,11 @@ class Page:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def row(self, place: int) -> Row:
+        """One of its rows."""
+        columns = (*self.fields, *self.tokens)
+        return (self.keys[place], *(listed(column)[place] for column in columns))
+
     def part(self, places: Sequence[int]) -> Page:
         """The same page, restricted to some rows."""
         return Page(

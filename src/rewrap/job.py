@@ -26,6 +26,7 @@ from pydantic import (
 from rewrap.crypto.layout import Layout, LayoutError
 from rewrap.errors import JobError, UsageError
 from rewrap.formats import Keys, KeyVersion, LayoutSection, Reference, compile_layouts
+from rewrap.forms import Forms, fits, refused_change
 from rewrap.model import Place, Role
 from rewrap.targets import FieldSection, Name, Section, TargetSection, overlap
 
@@ -151,6 +152,11 @@ class Job(Section):
         """How a field's values are stored after a rotation: as before it, or in another layout."""
         return self._joined(entry, entry.to_layout or entry.layout)
 
+    def forms(self, entry: FieldSection, to_version: str) -> Forms:
+        """The ways in which a field's values may be stored on their way to a version."""
+        versions = dict.fromkeys((to_version, *self.keys.versions))
+        return Forms(self.old_layout(entry), self.new_layout(entry), tuple(versions))
+
     def _joined(self, entry: FieldSection, name: str) -> Layout:
         layout = self._layouts[name]
         return layout.joined(entry.apart, entry.version.form if entry.version else None)
@@ -203,19 +209,20 @@ class Job(Section):
             )
         if not versions:
             raise UsageError("--from names no version", hint=f"versions are {', '.join(known)}")
-        self._check_versions([*versions, to_version])
+        self._check_versions(versions, to_version)
         return tuple(dict.fromkeys(versions))
 
-    def _check_versions(self, versions: list[str]) -> None:
+    def _check_versions(self, from_versions: list[str], to_version: str) -> None:
         for target in self.targets:
             for entry in target.fields:
-                for name in entry.layouts:
-                    layout = self._joined(entry, name)
-                    for version in versions:
-                        try:
-                            layout.prefix_of(version)
-                        except LayoutError as exc:
-                            raise JobError(str(exc), hint=f"correct layouts.{name}.version") from None
+                old, new = self.old_layout(entry), self.new_layout(entry)
+                # a new layout may have been in use before: what is in it only, the old one need not name
+                named = [(old, version) for version in from_versions if not fits(new, version)]
+                for layout, version in (*named, (new, to_version)):
+                    try:
+                        layout.prefix_of(version)
+                    except LayoutError as exc:
+                        raise JobError(str(exc), hint=f"correct layouts.{layout.name}.version") from None
 
     def _check_targets(self) -> None:
         seen: set[str] = set()
@@ -234,6 +241,7 @@ class Job(Section):
             self._check_places(at, target)
             for place, entry in enumerate(target.fields):
                 self._check_layouts(f"targets[{at}].fields[{place}]", target, entry)
+                self._check_forms(at, target, place, entry)
 
     def _check_places(self, at: int, target: TargetSection) -> None:
         """Refuses fields that would write the same place, but for a version that several share."""
@@ -276,6 +284,18 @@ class Job(Section):
                     f'its aad names the encrypted column "{min(clash)}"',
                     "associated data come from columns that this job does not rewrite",
                 )
+
+    def _check_forms(self, at: int, target: TargetSection, place: int, entry: FieldSection) -> None:
+        """Refuses a change of layout in which a value could be taken for one of the other layout."""
+        reason = refused_change(self.old_layout(entry), self.new_layout(entry), list(self.keys.versions))
+        if reason is not None:
+            raise self._error(f"targets[{at}].fields[{place}].to_layout", *reason)
+        if target.unmarked == "reseal" and self.forms(entry, "").probed:
+            raise self._error(
+                f"targets[{at}].unmarked",
+                f'column "{entry.name}" is in a layout whose values name no version: none of them is marked',
+                "leave unmarked out; what opens under an old key is resealed in any case",
+            )
 
     def _error(self, where: str, message: str, hint: str) -> JobError:
         return JobError(f"job file {self._path}: {where}: {message}", hint=hint)

@@ -38,4 +38,5 @@ async def plan(rotation: Rotation, store: Store, census: Verification) -> Plan:
 
 
 def _in_scope(fields: Sequence[FieldCount], from_versions: Sequence[str]) -> int:
-    return sum(one.versions[version] for one in fields for version in from_versions)
+    named = sum(one.versions[version] for one in fields for version in from_versions)
+    return named + sum(one.in_old_layout for one in fields)

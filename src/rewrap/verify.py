@@ -13,14 +13,17 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rewrap.crypto.ciphers import OPEN_FAILURES
-from rewrap.crypto.layout import BoundLayout, Layout, LayoutError, Malformed, Unopenable, Value
+from rewrap.crypto.layout import Layout, Value
 from rewrap.errors import FenceError
 from rewrap.events import FieldVerdict, Notice, Verdict
+from rewrap.forms import Forms
 from rewrap.interfaces import Sink
 from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
 from rewrap.ledgers.sql import ExceptionRecord
 from rewrap.model import ServerIdentity, StoredValue, Table
+from rewrap.opening import Aside, Opening, associated, opens
+from rewrap.targets import FieldSection
 
 
 class Census(Protocol):
@@ -37,10 +40,12 @@ class Census(Protocol):
     async def __aexit__(self, *exc: object) -> None: ...
 
     async def count(
-        self, table: Table, columns: Mapping[str, tuple[Layout, Sequence[str]]]
+        self, table: Table, columns: Mapping[str, Forms]
     ) -> tuple[int, dict[str, list[tuple[str, str | None, int]]]]: ...
 
-    def bare(self, table: Table, column: str, layout: Layout) -> AsyncIterator[list[Any]]: ...
+    def bare(self, table: Table, column: str, forms: Forms) -> AsyncIterator[list[Any]]: ...
+
+    def unnamed(self, table: Table, column: str, forms: Forms) -> AsyncIterator[list[Any]]: ...
 
     def marked(self, table: Table, column: str, layout: Layout, version: str) -> AsyncIterator[list[Any]]: ...
 
@@ -55,10 +60,11 @@ class Census(Protocol):
 
 @dataclass(slots=True)
 class FieldCount:
-    """One column's values by class, and by version where they carry one.
+    """One column's values by class, and by version where it is known.
 
-    `target` is the table's name, `declared` the job's name for it. `excused` are the quarantined and waived
-    values by version.
+    `excused` are the quarantined and waived ones by version. `in_old_layout` are those under the new version
+    that have the old layout still, `adrift` those that name no version and open under no key or under two:
+    both only as far as they are neither quarantined nor waived.
     """
 
     target: str
@@ -69,12 +75,15 @@ class FieldCount:
     classes: Counter[str] = field(default_factory=Counter)
     versions: Counter[str] = field(default_factory=Counter)
     excused: Counter[str | None] = field(default_factory=Counter)
+    in_old_layout: int = 0
+    adrift: int = 0
     unopenable: int = 0
     undecided: int = 0
 
     def left(self, from_versions: Sequence[str], *, unmarked: bool) -> int:
         """Values that a further sweep from these versions would find: neither quarantined nor waived."""
         left = sum(self.versions[version] - self.excused[version] for version in from_versions)
+        left += self.in_old_layout + self.adrift
         return left + (self.classes["unmarked"] if unmarked else 0)
 
     def event(self) -> FieldVerdict:
@@ -132,13 +141,12 @@ async def verify(
     async with census:
         values = {}
         for table in tables:
-            layouts = _fields(job, table)
-            rows, classes = await census.count(
-                table, {column: (layout, look.known_versions(layout)) for column, layout in layouts}
-            )
+            fields = _fields(job, table, to_version)
+            rows, classes = await census.count(table, {entry.name: forms for entry, forms in fields})
             values[table.relation] = rows * len(table.fields)
-            for column, layout in layouts:
-                one = await look.at(table, column, layout, classes[column], deep=deep)
+            for entry, forms in fields:
+                opening = Opening(forms, keyring, look.left_versions, table.target, entry.name)
+                one = await look.at(table, entry.name, opening, classes[entry.name], deep=deep)
                 counted.append(one)
                 sink(one.event())
         position = await census.position()
@@ -149,9 +157,9 @@ async def verify(
     return Verification(verdict, tuple(counted), values, tuple(look.healed))
 
 
-def _fields(job: Job, table: Table) -> list[tuple[str, Layout]]:
+def _fields(job: Job, table: Table, to_version: str) -> list[tuple[FieldSection, Forms]]:
     target = next(target for target in job.targets if target.table == table.target)
-    return [(entry.name, job.old_layout(entry)) for entry in target.fields]
+    return [(entry, job.forms(entry, to_version)) for entry in target.fields]
 
 
 @dataclass
@@ -180,14 +188,14 @@ class _Look:
         self,
         table: Table,
         column: str,
-        layout: Layout,
+        opening: Opening,
         counts: Sequence[tuple[str, str | None, int]],
         *,
         deep: bool,
     ) -> FieldCount:
         """Everything about one column, from its counts by class and version."""
         out = FieldCount(table.name, table.target, table.relation, column)
-        known = self.known_versions(layout)
+        forms = opening.forms
         for kind, version, number in counts:
             out.values += number
             if kind == "null":
@@ -197,43 +205,73 @@ class _Look:
             else:
                 if number:
                     out.versions[version] += number
-                stale = "stale" if version in known else "other_version"
-                out.classes["current" if version == self.to_version else stale] += number
-        if out.classes["plaintext"]:
-            await self._tell_unmarked(table, column, layout, out)
-        await self._explain(table, column, layout, known, out)
-        if deep:
-            await self._open_all(table, column, layout, out)
+                out.classes[self._class(version, new=kind == "marked")] += number
+                if kind == "old" and version == self.to_version:
+                    out.in_old_layout += number
+        marked_new = out.versions[self.to_version] - out.in_old_layout
+        aside = await self._explain(table, column, forms, out)
+        if out.classes["plaintext"] and forms.probed:
+            await self._tell_unnamed(table, column, opening, aside, out)
+        elif out.classes["plaintext"]:
+            await self._tell_unmarked(table, column, opening, out)
+        self._excuse_unmarked(aside, out)
+        if deep and forms.new.versioned:
+            await self._open_all(table, column, opening, marked_new, out)
         return out
 
-    def known_versions(self, layout: Layout) -> list[str]:
-        """The job's versions that the layout can carry, the new one first."""
-        known = [self.to_version]
-        for version in self.job.keys.versions:
-            try:
-                layout.prefix_of(version)
-            except LayoutError:
-                continue
-            if version not in known:
-                known.append(version)
-        return known
+    def _class(self, version: str, *, new: bool) -> str:
+        """The class of values under a version; in the old layout none is current."""
+        if version == self.to_version and new:
+            return "current"
+        return "stale" if version in self.job.keys.versions else "other_version"
 
-    async def _tell_unmarked(self, table: Table, column: str, layout: Layout, out: FieldCount) -> None:
+    async def _tell_unmarked(self, table: Table, column: str, opening: Opening, out: FieldCount) -> None:
         """Moves what opens without a marker out of plaintext; counts what only a missing key could tell."""
-        probes = [layout.bind(key.version, key.secret, table.target, column) for key in self.keyring]
-        async for page in self.census.bare(table, column, layout):
+        async for page in self.census.bare(table, column, opening.forms):
             for row in page:
-                verdicts = {_opens_bare(probe, row[1], _aad(table, layout, row)) for probe in probes}
-                if True in verdicts:
+                opened = opening.opens_bare(row[1], associated(table, opening.forms, row))
+                if opened:
                     out.classes["plaintext"] -= 1
                     out.classes["unmarked"] += 1
-                elif None not in verdicts and self.missing:
+                elif opened is False and self.missing:
                     out.undecided += 1
 
-    async def _explain(
-        self, table: Table, column: str, layout: Layout, known: list[str], out: FieldCount
+    async def _tell_unnamed(
+        self, table: Table, column: str, opening: Opening, aside: Aside, out: FieldCount
     ) -> None:
-        """Moves values that were put aside, and still hold the same bytes, into classes of their own."""
+        """Opens every value whose version no marker names, and moves it to the class that this tells."""
+        untold = out.classes.pop("plaintext")
+        aside.looked = True
+        async for page in self.census.unnamed(table, column, opening.forms):
+            for row in page:
+                untold -= 1
+                told = opening.tell(row[1], associated(table, opening.forms, row))
+                if told.version is not None:
+                    out.versions[told.version] += 1
+                entry = aside.take(row[1]) if told.kind != "current" else None
+                if entry is not None:
+                    self._put(entry, told.version, out)
+                    continue
+                if told.kind == "stale" and told.version == self.to_version:
+                    out.in_old_layout += 1
+                if told.kind in ("ambiguous", "sealed"):
+                    out.adrift += 1
+                if told.kind == "sealed" and self.missing:
+                    out.undecided += 1
+                out.classes[_CLASS_OF.get(told.kind, told.kind)] += 1
+        # too large to be opened here: what it is, only its digest may say
+        for entry in aside.large:
+            self._put(entry, None, out)
+            untold -= 1
+        aside.large.clear()
+        out.classes["other_version"] += untold
+
+    async def _explain(self, table: Table, column: str, forms: Forms, out: FieldCount) -> Aside:
+        """Moves values that were put aside, and still hold the same bytes, into classes of their own.
+
+        Those that name no version are left to whoever opens them.
+        """
+        aside = Aside()
         digester = self.keyring.get(self.to_version).digester()
         for entry in self.exceptions:
             if (entry.relation, entry.field) != (table.relation, column):
@@ -244,25 +282,48 @@ class _Look:
                 # a value too large to read was put aside by its size
                 for text in (stored.whole or "", f"{stored.size} bytes")
             }
-            version = layout.version_of(stored.head) if stored is not None else None
-            if not same or version == self.to_version:
+            if not same or stored is None:
                 self.healed.append(entry)
                 continue
-            if version is not None:
-                was = "stale" if version in known else "other_version"
-            else:
-                was = "unmarked" if out.classes["unmarked"] else "plaintext"
-            if out.classes[was] > 0:
+            named = forms.named_by(stored.head)
+            if named is None:
+                aside.add(entry, stored)
+                continue
+            version, new = named
+            was = self._class(version, new=new)
+            if was == "current":
+                self.healed.append(entry)
+            elif out.classes[was] > 0:
                 out.classes[was] -= 1
-                now = "deferred" if entry.deferred else "quarantined"
-                out.classes["waived" if entry.state == "waived" else now] += 1
-                if not entry.deferred:
-                    out.excused[version] += 1
+                out.in_old_layout -= version == self.to_version
+                self._put(entry, version, out)
+        return aside
 
-    async def _open_all(self, table: Table, column: str, layout: Layout, out: FieldCount) -> None:
-        """Opens every current value with the new key alone."""
-        secret = self.keyring.get(self.to_version).secret
-        bound = layout.bind(self.to_version, secret, table.target, column)
+    def _excuse_unmarked(self, aside: Aside, out: FieldCount) -> None:
+        """What was put aside and names no version, where it is not looked for by opening it.
+
+        After such a look, what is left of it turned out to be current.
+        """
+        for entry in aside.rest():
+            was = "unmarked" if out.classes["unmarked"] else "plaintext"
+            if aside.looked:
+                self.healed.append(entry)
+            elif out.classes[was] > 0:
+                out.classes[was] -= 1
+                self._put(entry, None, out)
+
+    def _put(self, entry: ExceptionRecord, version: str | None, out: FieldCount) -> None:
+        now = "deferred" if entry.deferred else "quarantined"
+        out.classes["waived" if entry.state == "waived" else now] += 1
+        if not entry.deferred:
+            out.excused[version] += 1
+
+    async def _open_all(
+        self, table: Table, column: str, opening: Opening, marked: int, out: FieldCount
+    ) -> None:
+        """Opens every value marked as current with the new key alone."""
+        secret, layout = self.keyring.get(self.to_version).secret, opening.forms.new
+        bound = layout.bind(self.to_version, secret, table.target, opening.column)
         opened = 0
         async for page in self.census.marked(table, column, layout, self.to_version):
             values = [row[1] for row in page]
@@ -271,30 +332,10 @@ class _Look:
                 opened += len(bound.open_values(values, aads))
             except OPEN_FAILURES:
                 opened += sum(
-                    _opens(bound, value, None if aads is None else aads[at])
-                    for at, value in enumerate(values)
+                    opens(bound, value, None if aads is None else aads[at]) for at, value in enumerate(values)
                 )
         # what was counted as current and not opened does not open, or went missing: either is no proof
-        out.unopenable = max(0, out.versions[self.to_version] - opened)
-
-
-def _opens(bound: BoundLayout, value: Value, aad: bytes | None) -> bool:
-    try:
-        bound.open_one(value, aad)
-    except (Malformed, Unopenable):
-        return False
-    return True
-
-
-def _opens_bare(probe: BoundLayout, value: Value, aad: bytes | None) -> bool | None:
-    """Whether a payload without a marker opens; None when it is none at all."""
-    try:
-        probe.open_bare(value, aad)
-    except Unopenable:
-        return False
-    except Malformed:
-        return None
-    return True
+        out.unopenable = max(0, marked - opened)
 
 
 def _aad(table: Table, layout: Layout, row: Sequence[Any]) -> bytes | None:
@@ -303,12 +344,15 @@ def _aad(table: Table, layout: Layout, row: Sequence[Any]) -> bytes | None:
     return layout.aad.render(dict(zip(table.aad_columns, row[2:], strict=True)))
 
 
+_CLASS_OF = {"ambiguous": "stale", "sealed": "other_version"}
+"""Where values are counted that no one key opens, as long as no run has put them aside."""
+
 _MUST_BE_ZERO = ("stale", "unmarked", "other_version", "deferred", "quarantined")
 
 _SAYS = {
     "stale": "still under an old version",
     "unmarked": "sealed but without a marker",
-    "other_version": "under a version that the job does not know",
+    "other_version": "under a version that the job does not know, or under no key at hand",
     "deferred": "put off because others held the row",
     "quarantined": "in quarantine (see rewrap quarantine list)",
 }
@@ -335,8 +379,8 @@ def _verdict(
             )
         if one.undecided:
             why.append(
-                f"{one.target}.{one.column}: {one.undecided} without a marker look sealed, and the key of "
-                f"{', '.join(look.missing)} is not at hand to tell them from plaintext"
+                f"{one.target}.{one.column}: {one.undecided} that name no version look sealed, and the key "
+                f"of {', '.join(look.missing)} is not at hand to tell them from plaintext"
             )
     return Verdict(
         complete=not why,
@@ -377,8 +421,17 @@ async def _fence(
             f"no fence was added: {bare} values are plaintext or waived, and it would refuse them",
             hint="a fence admits only NULL and the new version; seal or clear these values first",
         )
+    without: list[str] = []
     for table in tables:
-        for column, layout in _fields(job, table):
-            added = await census.add_fence(table, column, layout.prefix_of(to_version))
+        for entry, forms in _fields(job, table, to_version):
+            if not forms.new.versioned:
+                without.append(f"{table.name}.{entry.name}")
+                continue
+            added = await census.add_fence(table, entry.name, forms.new.prefix_of(to_version))
             word = "added and validated" if added else "was there already"
-            sink(Notice(level="info", message=f"fence on {table.name}.{column} {word}"))
+            sink(Notice(level="info", message=f"fence on {table.name}.{entry.name} {word}"))
+    if without:
+        raise FenceError(
+            f"no fence was added on {', '.join(without)}: values there name no version to be tested for",
+            hint="what keeps the old key out is taking it from the application; run rewrap verify again then",
+        )

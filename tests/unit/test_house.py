@@ -12,7 +12,7 @@ ROOT = Path(rewrap.__file__).parent
 FLOORS = [
     ["errors", "model", "packed"],
     ["crypto.ciphers", "crypto.encodings", "crypto.layout", "crypto.layouts", "crypto", "events"],
-    ["interfaces", "targets"],
+    ["interfaces", "targets", "forms"],
     ["formats", "job"],
     ["keys", "stores", "ledgers"],
     [
@@ -24,11 +24,12 @@ FLOORS = [
         "engine.linked",
         "engine.elements",
         "engine.reseal",
+        "engine.probe",
         "engine.settle",
         "engine.compile",
         "engine.proof",
     ],
-    ["engine", "verify", "report"],
+    ["engine", "verify", "opening", "report"],
     ["plan"],
     ["api"],
     ["__init__", "__main__", "cli", "demo"],
@@ -85,7 +86,7 @@ def test_imports_go_downwards_only() -> None:
 def test_verify_shares_nothing_with_the_engine() -> None:
     """Verify and its census import no module of the engine, and none that reads or writes for it."""
     found = modules()
-    for module in ("rewrap.verify", "rewrap.stores.postgres.census"):
+    for module in ("rewrap.verify", "rewrap.opening", "rewrap.stores.postgres.census"):
         shared = imports_of(found[module], set(found))
         assert not [name for name in shared if name.startswith("rewrap.engine")]
         assert "rewrap.stores.postgres.store" not in shared
@@ -93,7 +94,7 @@ def test_verify_shares_nothing_with_the_engine() -> None:
 
 def test_pure_modules_import_no_adapter() -> None:
     """What decides about values does no I/O: it imports neither stores nor ledgers nor a driver."""
-    for name in ("reseal", "health", "accounting"):
+    for name in ("reseal", "probe", "health", "accounting"):
         text = (ROOT / "engine" / f"{name}.py").read_text()
         drivers = ("asyncpg", "sqlalchemy", "anyio", "rewrap.stores", "rewrap.ledgers")
         assert not [word for word in drivers if word in text]

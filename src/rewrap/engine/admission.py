@@ -120,21 +120,24 @@ class Admission:
     ) -> Proof:
         rotation = self.rotation
         versions = [*rotation.from_versions, rotation.to_version]
-        proof = await gather_proof(
-            self.store, tables, versions, frozenset(rotation.from_versions), rotation.bind
-        )
+
+        async def vouched(place: Place) -> int:
+            return await self.ledger.proof(_proof_name(commitments, place))
+
+        proof = await gather_proof(self.store, tables, rotation, vouched)
         # a key that opened a column's values once is the right one: what it fails on now is broken
         for table in tables:
             for place in ((table.relation, name, v) for name in table.field_names for v in versions):
                 if not proof.opened[place]:
-                    proof.opened[place] = await self.ledger.proof(_proof_name(commitments, place))
+                    proof.opened[place] = await vouched(place)
         judge_sources(proof, rotation.from_versions, rotation.keyring)
         judge_target(
             proof,
             rotation.keyring.get(rotation.to_version),
             expected_fingerprint=self.options.to_fingerprint,
             # a resumed run's key was vouched for when it began, and is recognised by its commitment
-            allow_unseen=self.options.allow_unseen_target or resumed,
+            allow_unseen=self.options.allow_unseen_target,
+            recognised=resumed,
             allow_unopenable=self.options.allow_unopenable_target,
         )
         await self._check_seals(tables)
@@ -147,7 +150,7 @@ class Admission:
             table.estimated_rows
             for table in tables
             for name in table.field_names
-            if rotation.bind(table, name, version).layout.cipher.seal_limit
+            if rotation.new_layout(table, name).cipher.seal_limit
         )
         if not ahead:
             return

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from rewrap.crypto.layout import BoundLayout, Value
+from rewrap.crypto.layout import Layout, Value
 from rewrap.engine.elements import ElementsReseal
 from rewrap.engine.judged import FieldTransform
-from rewrap.engine.reseal import FieldReseal, Reseal
+from rewrap.engine.probe import ProbedReseal
+from rewrap.engine.reseal import FieldReseal, Form, Reseal
+from rewrap.errors import KeyRefused
+from rewrap.forms import fits
 from rewrap.interfaces import Scope
 from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
 from rewrap.model import Table
-from rewrap.targets import TargetSection
+from rewrap.targets import FieldSection, TargetSection
 
 
 @dataclass(frozen=True)
@@ -23,61 +27,104 @@ class Rotation:
     keyring: Keyring
     from_versions: tuple[str, ...]
     to_version: str
+    _made: dict[str, tuple[FieldReseal, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def target(self, table: Table) -> TargetSection:
         return next(target for target in self.job.targets if target.table == table.target)
 
-    def bind(self, table: Table, column: str, version: str) -> BoundLayout:
-        """The layout of a column, bound to the key of a version."""
-        entry = next(e for e in self.target(table).fields if e.name == column)
-        return self.job.old_layout(entry).bind(
-            version, self.keyring.get(version).secret, table.target, column
-        )
+    def new_layout(self, table: Table, name: str) -> Layout:
+        """The layout that new values of a field get."""
+        return self.job.new_layout(self._entry(table, name))
+
+    def _entry(self, table: Table, name: str) -> FieldSection:
+        return next(entry for entry in self.target(table).fields if entry.name == name)
 
     def reseal(self, table: Table) -> Reseal:
         """The compiled transform of a table."""
-        target = self.target(table)
-        digester = self.keyring.get(self.to_version).digester()
-        # one key under two names is one key: what it opens is not ambiguous
+        return Reseal(table, [_each(table, one) for one in self._fields(table)])
+
+    def _fields(self, table: Table) -> tuple[FieldReseal, ...]:
+        """Each field's transform, made once: a key may be slow to derive."""
+        if table.relation not in self._made:
+            target = self.target(table)
+            self._made[table.relation] = tuple(self._field(table, target, entry) for entry in target.fields)
+        return self._made[table.relation]
+
+    def _field(self, table: Table, target: TargetSection, entry: FieldSection) -> FieldReseal:
+        old, new = self.job.old_layout(entry), self.job.new_layout(entry)
+        changes = old != new
+        bind = _Binder(self.keyring, table, entry)
+        goal = bind(new, self.to_version, new=True)
+        # a value under the new key in the old layout is not done either: it gets the new layout
+        old_versions = (*self.from_versions, self.to_version) if changes else self.from_versions
+        in_old = [bind(old, version, new=not changes) for version in old_versions]
+        in_new = [bind(new, version, new=True) for version in self.from_versions] if changes else []
+        sources = [form for form in (*in_old, *in_new) if form is not None]
+        if goal is None or not {form.version for form in sources}.issuperset(self.from_versions):
+            raise KeyRefused(
+                f"the keys of {', '.join((*self.from_versions, self.to_version))} do not all fit the layouts "
+                f"of {table.name}.{entry.name}",
+                hint="a key has to have the length that the layout's cipher takes; see docs/layouts.md",
+            )
+        layouts = ((new, True), (old, False)) if changes else ((new, True),)
+        every = [bind(layout, v, new=is_new) for v in self._distinct for layout, is_new in layouts]
+        everywhere = [form for form in every if form is not None]
+        known: dict[str, Any] = {
+            "table": table.relation,
+            "column": entry.name,
+            "old": old if changes else new,
+            "new": new,
+            "sources": tuple(form for form in sources if form.bound.layout.versioned),
+            "target": goal.bound,
+            "adopt": target.unmarked == "reseal",
+            "digester": self.keyring.get(self.to_version).digester(),
+        }
+        if old.versioned and new.versioned:
+            return FieldReseal(**known, probes=tuple(everywhere))
+        used = {(form.version, form.new) for form in (goal, *sources)}
+        others = [form for form in everywhere if (form.version, form.new) not in used]
+        return ProbedReseal(
+            **known,
+            # without its marker, a value is looked for only where there is one to be without
+            probes=tuple(form for form in everywhere if form.bound.prefix),
+            unnamed=tuple(form for form in (goal, *sources, *others) if not form.bound.layout.versioned),
+            resealed=frozenset(form.version for form in sources),
+        )
+
+    @property
+    def _distinct(self) -> list[str]:
+        """The versions at hand. One key under two names is one key: what it opens is not ambiguous."""
         by_secret = {key.secret: key.version for key in self.keyring}
         for version in (self.to_version, *self.from_versions):
             by_secret[self.keyring.get(version).secret] = version
-        probed = list(by_secret.values())
-        return Reseal(
-            table,
-            [
-                self._each(
-                    table,
-                    FieldReseal(
-                        table=table.relation,
-                        column=entry.name,
-                        layout=self.job.old_layout(entry),
-                        sources=tuple(self.bind(table, entry.name, v) for v in self.from_versions),
-                        target=self.bind(table, entry.name, self.to_version),
-                        probes=tuple(self.bind(table, entry.name, v) for v in probed),
-                        adopt=target.unmarked == "reseal",
-                        digester=digester,
-                    ),
-                )
-                for entry in target.fields
-            ],
-        )
+        return list(by_secret.values())
 
-    @staticmethod
-    def _each(table: Table, one: FieldReseal) -> FieldTransform:
-        """A field's transform, or that of each element where it has many."""
-        many = next(field.many for field in table.fields if field.name == one.column)
-        return ElementsReseal(one) if many else one
+    def marked_forms(self, table: Table, version: str) -> list[dict[str, Form]]:
+        """What values under a version begin with, by field, where they say so: once for each layout."""
+        found: list[dict[str, Form]] = [{}, {}]
+        for entry in self._fields(table):
+            forms = [form for form in (Form(entry.target), *entry.sources) if form.version == version]
+            for at, form in enumerate(form for form in forms if form.bound.layout.versioned):
+                found[at][entry.column] = form
+        return [forms for forms in found if forms]
 
     def scope(self, table: Table) -> Scope:
-        """What is in scope of this rotation, as the store can search for it."""
-        target = self.target(table)
-        markers = {
-            entry.name: tuple(self.job.old_layout(entry).prefix_of(v) for v in self.from_versions)
-            for entry in target.fields
-        }
-        unmarked = {entry.name: self.job.old_layout(entry).version_regex for entry in target.fields}
-        return Scope(markers, unmarked if target.unmarked == "reseal" else {})
+        """What is in scope of this rotation, as the store can search for it.
+
+        Of a field whose values name no version that is everything: nothing but opening tells.
+        """
+        markers: dict[str, tuple[Value, ...]] = {}
+        unmarked: dict[str, str] = {}
+        for entry in self._fields(table):
+            nothing: Value = b"" if entry.new.binary else ""
+            named = tuple(form.bound.prefix for form in entry.sources)
+            markers[entry.column] = (nothing,) if entry.probed else named
+            if entry.adopt:
+                regexes = dict.fromkeys((entry.new.version_regex, entry.old.version_regex))
+                unmarked[entry.column] = "|".join(regexes)
+        return Scope(markers, unmarked)
 
     def adopts(self, relation_name: str) -> bool:
         """Whether values of a target without a marker are resealed too."""
@@ -86,6 +133,28 @@ class Rotation:
     def target_markers(self, table: Table) -> dict[str, Value]:
         """The prefix each column's new values carry."""
         return {
-            entry.name: self.job.old_layout(entry).prefix_of(self.to_version)
+            entry.name: self.job.new_layout(entry).prefix_of(self.to_version)
             for entry in self.target(table).fields
         }
+
+
+def _each(table: Table, one: FieldReseal) -> FieldTransform:
+    """A field's transform, or that of each element where it has many."""
+    many = next(field.many for field in table.fields if field.name == one.column)
+    return ElementsReseal(one) if many else one
+
+
+@dataclass(frozen=True)
+class _Binder:
+    """Binds the layouts of one field to keys at hand."""
+
+    keyring: Keyring
+    table: Table
+    entry: FieldSection
+
+    def __call__(self, layout: Layout, version: str, *, new: bool) -> Form | None:
+        """The form; None when the layout cannot name the version, or cannot take its key."""
+        secret = self.keyring.get(version).secret
+        if not fits(layout, version) or layout.key_bytes not in (None, len(secret)):
+            return None
+        return Form(layout.bind(version, secret, self.table.target, self.entry.name), new)

@@ -102,7 +102,7 @@ class Conductor:
             self.rotation, self.store, self.guard, self.ledger, self.sink, self.stop, self.options,
             self.health, self.run_id, {c.table.relation: c.table.name for c in self._courses},
         )  # fmt: skip
-        admitted.proof.feed(self.health)
+        admitted.proof.feed(self.health, self.rotation.from_versions)
         state: RunState | None = RunState.FAILED
         void = False
         try:

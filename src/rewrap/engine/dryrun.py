@@ -78,9 +78,7 @@ async def dry_run(
 async def _prove(
     rotation: Rotation, store: Store, tables: Sequence[Table], sink: Sink, options: RunOptions
 ) -> KeyHealth:
-    proof = await gather_proof(
-        store, tables, [*rotation.from_versions, rotation.to_version], frozenset(), rotation.bind
-    )
+    proof = await gather_proof(store, tables, rotation)
     judge_sources(proof, rotation.from_versions, rotation.keyring)
     key = rotation.keyring.get(rotation.to_version)
     try:
@@ -97,7 +95,7 @@ async def _prove(
         sink(Notice(level="warning", message=f"a run would stop here: {exc.message}", hint=exc.hint))
     limits = rotation.job.limits
     health = KeyHealth(limits.max_quarantine, limits.max_quarantine_share)
-    proof.feed(health)
+    proof.feed(health, rotation.from_versions)
     return health
 
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rewrap.crypto.layout import Layout
-from rewrap.engine.judged import Judged
-from rewrap.engine.reseal import Aads, FieldReseal
+from rewrap.crypto.layout import Layout, Value
+from rewrap.engine.judged import AadPair, Judged
+from rewrap.engine.reseal import FieldReseal
 from rewrap.interfaces import OversizeMark
 from rewrap.keys.keyring import Digester
 from rewrap.model import Fault, Outcome, Reason
@@ -36,14 +36,25 @@ class ElementsReseal:
         return self.one.column
 
     @property
-    def layout(self) -> Layout:
-        return self.one.layout
+    def old(self) -> Layout:
+        return self.one.old
+
+    @property
+    def new(self) -> Layout:
+        return self.one.new
+
+    @property
+    def probed(self) -> bool:
+        return self.one.probed
+
+    def version_of(self, value: Value) -> str | None:
+        return self.one.version_of(value)
 
     @property
     def digester(self) -> Digester:
         return self.one.digester
 
-    def judge(self, values: Column, aads: Aads, row_ids: Sequence[Any]) -> Judged:
+    def judge(self, values: Column, aads: AadPair, row_ids: Sequence[Any]) -> Judged:
         """Classifies the lists of a column, and reseals their elements in scope."""
         rows = listed(values)
         places: list[int] = []
@@ -51,7 +62,7 @@ class ElementsReseal:
         news: list[Any] = []
         out = Judged(places, olds, news)
         for place, value in enumerate(rows):
-            new = self._judge_row(value, None if aads is None else aads[place], row_ids[place], out)
+            new = self._judge_row(value, aads, place, row_ids[place], out)
             if new is not None:
                 places.append(place)
                 olds.append(value)
@@ -60,7 +71,7 @@ class ElementsReseal:
             out.places = None
         return out
 
-    def _judge_row(self, value: Any, aad: bytes | None, row_id: Any, out: Judged) -> str | None:
+    def _judge_row(self, value: Any, aads: AadPair, place: int, row_id: Any, out: Judged) -> str | None:
         """The new text of one row's list; or None, and what it is was counted."""
         if value is None:
             out.counts[Outcome.NULL] += 1
@@ -69,7 +80,8 @@ class ElementsReseal:
             self._fault(out, row_id, f"{value.size} bytes", Reason.TOO_LARGE, None)
             return None
         parts = value.split(ELEMENT)
-        judged = self.one.judge(parts, None if aad is None else [aad] * len(parts), [row_id] * len(parts))
+        old, new = (None if each is None else [each[place]] * len(parts) for each in aads)
+        judged = self.one.judge(parts, (old, new), [row_id] * len(parts))
         out.opened += judged.opened
         fresh = dict(zip(judged.every(len(parts)), listed(judged.news), strict=True))
         if fresh:

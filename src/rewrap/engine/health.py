@@ -14,6 +14,9 @@ _KEY_REASONS = frozenset({Reason.UNOPENABLE, Reason.MALFORMED})
 FIRST_VALUES = 20
 """If this many values of a column and version fail before one opens, the key or the AAD is wrong."""
 
+UNNAMED = ""
+"""Stands for the version of values that name none, and that no key at hand opens."""
+
 Place = tuple[str, str, str]
 """(relation, column, version): a key may be right for one table, and another's AAD declared wrongly."""
 
@@ -45,6 +48,8 @@ class KeyHealth:
         """Raises KeyRefused when what failed so far speaks against a key. Call before quarantining."""
         for (relation, column, version), failed in self._failed.items():
             if self._opened[relation, column, version] == 0 and failed >= FIRST_VALUES:
+                if version == UNNAMED:
+                    raise _none_opens(relation, column, failed)
                 raise KeyRefused(
                     f'key version "{version}" opens none of the first {failed} values marked with it in '
                     f"{relation}.{column}",
@@ -59,9 +64,20 @@ class KeyHealth:
         failed = sum(count for place, count in self._failed.items() if place[2] == version)
         allowed = max(self.max_faults, int(self.max_share * (opened + failed)))
         if failed > allowed:
+            whose = f'key version "{version}" fails' if version != UNNAMED else "every key at hand fails"
             raise KeyRefused(
-                f'key version "{version}" fails on {failed} of {opened + failed} values, '
+                f"{whose} on {failed} of {opened + failed} values, "
                 f"more than the {allowed} that limits.max_quarantine allows",
                 hint="check the key and the layout's aad; if the values are really broken, raise "
                 "limits.max_quarantine; what this run had quarantined was withdrawn",
             )
+
+
+def _none_opens(relation: str, column: str, failed: int) -> KeyRefused:
+    return KeyRefused(
+        f"no value of {relation}.{column} has opened under a version that values leave, and {failed} look "
+        "sealed and open under no key at hand",
+        hint="its values name no version, so all keys at hand were tried; check that the variables or files "
+        "hold the keys the application used, and the layout's aad; what this run had quarantined was "
+        "withdrawn",
+    )

@@ -7,10 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from rewrap.crypto.layout import Layout
+from rewrap.crypto.layout import Layout, Value
 from rewrap.keys.keyring import Digester
 from rewrap.model import Fault
 from rewrap.packed import Column, listed
+
+Aads = list[bytes] | None
+
+AadPair = tuple[Aads, Aads]
+"""The associated data of a batch, as the old layout binds them and as the new one does."""
 
 
 @dataclass(slots=True)
@@ -47,11 +52,23 @@ class FieldTransform(Protocol):
     def column(self) -> str: ...
 
     @property
-    def layout(self) -> Layout: ...
+    def old(self) -> Layout: ...
+
+    @property
+    def new(self) -> Layout: ...
 
     @property
     def digester(self) -> Digester: ...
 
-    def judge(self, values: Column, aads: list[bytes] | None, row_ids: Sequence[Any]) -> Judged:
+    @property
+    def probed(self) -> bool:
+        """Whether some values name no version, and have to be opened to be told apart."""
+        ...
+
+    def version_of(self, value: Value) -> str | None:
+        """The version that a value's marker names."""
+        ...
+
+    def judge(self, values: Column, aads: AadPair, row_ids: Sequence[Any]) -> Judged:
         """Classifies a column of values and reseals those in scope."""
         ...

@@ -275,6 +275,10 @@ async def _put_aside(task: ShardTask, settled: Settled) -> None:
         # a later sweep meets again what an earlier one counted
         for fault in known:
             settled.tally[fault.field][Outcome.QUARANTINED] -= 1
+        # of a field whose values name no version it reads all of them: only what it settled is new
+        for name in task.reseal.probed.intersection(settled.tally):
+            for outcome in _LEFT_ALONE:
+                settled.tally[name].pop(outcome, None)
     task.health.opened(task.table.relation, settled.opened)
     task.health.failed(task.table.relation, new)
     task.health.check()
@@ -285,6 +289,10 @@ async def _put_aside(task: ShardTask, settled: Settled) -> None:
     task.gauge.quarantined += len([f for f in new if f.reason != "contended"])
     task.gauge.found += sum(counts[outcome] for outcome in _WAS_IN_SCOPE)
 
+
+_LEFT_ALONE = (
+    Outcome.CURRENT, Outcome.NULL, Outcome.PLAINTEXT, Outcome.UNMARKED, Outcome.OTHER_VERSION,
+)  # fmt: skip
 
 _WAS_IN_SCOPE = (Outcome.RESEALED, Outcome.CONVERGED, Outcome.DEFERRED, Outcome.QUARANTINED)
 

@@ -7,31 +7,49 @@ values that the application stored are opened under every version of the rotatio
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from rewrap.crypto.layout import BoundLayout, Malformed, Unopenable
-from rewrap.engine.health import FIRST_VALUES, KeyHealth, Place
+from rewrap.crypto.layout import Malformed, Unopenable
+from rewrap.engine.compile import Rotation
+from rewrap.engine.health import FIRST_VALUES, UNNAMED, KeyHealth, Place
+from rewrap.engine.reseal import Form, Reseal, Resealed
 from rewrap.errors import KeyRefused
-from rewrap.interfaces import Row, Store
+from rewrap.interfaces import Page, Prefix, Row, Scope, ShardReader, Store
 from rewrap.keys.keyring import Key, Keyring
-from rewrap.model import Table
+from rewrap.model import Outcome, ShardRange, Table
 
 SAMPLE_VALUES = 20
 """Stored values opened for each version and table."""
 
-Bind = Callable[[Table, str, str], BoundLayout]
-"""The layout of a table's column, bound to a version."""
+SAMPLE_UNNAMED = 100
+"""Stored values opened of each field whose values name no version."""
+
+_WALKED_ROWS = 500
+"""Rows a page, where a value under an old key is looked for over the whole table."""
+
+Vouched = Callable[[Place], Awaitable[int]]
+"""How many values of a place a key opened before, as the ledger remembers it."""
+
+
+async def nobody(_place: Place) -> int:
+    """Vouches for no key: there is no ledger to ask."""
+    return 0
 
 
 @dataclass(slots=True)
 class Proof:
-    """What opening stored values showed, by place, and some rows in scope for each table."""
+    """What opening stored values showed, by place, and some rows in scope for each table.
+
+    `unnamed` are the fields, by relation and name, whose values name no version. What of theirs looks sealed
+    and opens under no key counts as failed under UNNAMED.
+    """
 
     opened: Counter[Place] = field(default_factory=Counter)
     failed: Counter[Place] = field(default_factory=Counter)
     where: dict[str, str] = field(default_factory=dict)
     rows: dict[str, list[Row]] = field(default_factory=dict)
+    unnamed: set[tuple[str, str]] = field(default_factory=set)
 
     def count(self, version: str) -> tuple[int, int]:
         """Values of a version that opened and that failed, over all places."""
@@ -39,50 +57,122 @@ class Proof:
         failed = sum(n for place, n in self.failed.items() if place[2] == version)
         return opened, failed
 
-    def feed(self, health: KeyHealth) -> None:
+    def opened_under(self, relation: str, name: str, versions: Sequence[str]) -> int:
+        """Values of a field that opened under one of some versions."""
+        return sum(self.opened[relation, name, version] for version in versions)
+
+    def feed(self, health: KeyHealth, from_versions: Sequence[str]) -> None:
         """Tells a run's health what is known to open."""
         for (relation, column, version), count in self.opened.items():
             health.opened(relation, {(column, version): count})
+        for relation, name in self.unnamed:
+            health.opened(relation, {(name, UNNAMED): self.opened_under(relation, name, from_versions)})
 
 
 async def gather_proof(
-    store: Store,
-    tables: Sequence[Table],
-    versions: Sequence[str],
-    in_scope: frozenset[str],
-    bind: Bind,
+    store: Store, tables: Sequence[Table], rotation: Rotation, vouched: Vouched = nobody
 ) -> Proof:
-    """Opens up to SAMPLE_VALUES stored values of each version in each table."""
+    """Opens stored values of each version in each table, up to SAMPLE_VALUES.
+
+    Of a field whose values name no version, up to SAMPLE_UNNAMED of any; and more, if some of them open
+    under no key, until one is found that opens under a version that values leave.
+    """
     proof = Proof()
     for table in tables:
         reader = store.reader(table, full=False)
         try:
-            for version in versions:
-                bound = {name: bind(table, name, version) for name in table.field_names}
-                prefixes = {name: layout.prefix for name, layout in bound.items()}
-                rows = await reader.sample(SAMPLE_VALUES, prefixes)
-                if version in in_scope:
-                    proof.rows.setdefault(table.relation, []).extend(rows)
-                for row in rows:
-                    _try(proof, table, version, bound, row)
+            for version in (*rotation.from_versions, rotation.to_version):
+                for forms in rotation.marked_forms(table, version):
+                    prefixes = {name: form.bound.prefix for name, form in forms.items()}
+                    rows = await reader.sample(SAMPLE_VALUES, prefixes)
+                    if version in rotation.from_versions:
+                        proof.rows.setdefault(table.relation, []).extend(rows)
+                    for row in rows:
+                        _try(proof, table, version, forms, row)
         finally:
             await reader.close()
+        await _probe(proof, store, table, rotation, vouched)
     return proof
 
 
-def _try(proof: Proof, table: Table, version: str, bound: dict[str, BoundLayout], row: Row) -> None:
+def _try(proof: Proof, table: Table, version: str, forms: dict[str, Form], row: Row) -> None:
     texts = dict(zip(table.aad_columns, row[1 + len(table.fields) :], strict=True))
-    for at, (column, layout) in enumerate(bound.items()):
-        value = row[1 + at]
-        if value is None or not value.startswith(layout.prefix):
+    for at, name in enumerate(table.field_names):
+        value, form = row[1 + at], forms.get(name)
+        if form is None or value is None or not value.startswith(form.bound.prefix):
             continue
-        aad = layout.layout.aad.render(texts) if layout.layout.aad else None
+        layout = form.bound.layout
+        aad = layout.aad.render(texts) if layout.aad else None
         try:
-            layout.open_one(value, aad)
-            proof.opened[table.relation, column, version] += 1
+            form.bound.open_one(value, aad)
+            proof.opened[table.relation, name, version] += 1
         except (Malformed, Unopenable):
-            proof.failed[table.relation, column, version] += 1
+            proof.failed[table.relation, name, version] += 1
             proof.where.setdefault(version, f"{table.relation} row {row[0]}")
+
+
+async def _probe(proof: Proof, store: Store, table: Table, rotation: Rotation, vouched: Vouched) -> None:
+    """Opens values of the fields whose values name no version: from anywhere, then from everywhere."""
+    reseal = rotation.reseal(table)
+    if not reseal.probed:
+        return
+    reader = store.reader(table)
+    try:
+        for name in sorted(reseal.probed):
+            proof.unnamed.add((table.relation, name))
+            nothing: Prefix = b"" if rotation.new_layout(table, name).binary else ""
+            rows = await reader.sample(SAMPLE_UNNAMED, {name: nothing})
+            await _note(proof, reader, reseal, name, Page.of(rows, table), rotation)
+            if not proof.failed[table.relation, name, UNNAMED]:
+                continue
+            known = [await vouched((table.relation, name, version)) for version in rotation.from_versions]
+            if not any(known):
+                await _walk(proof, reader, reseal, name, rotation)
+    finally:
+        await reader.close()
+
+
+async def _walk(proof: Proof, reader: ShardReader, reseal: Reseal, name: str, rotation: Rotation) -> None:
+    """Reads on until a value opens under an old key, or until enough fail to say that the key is wrong."""
+    relation, after = reseal.table.relation, None
+    everything = ShardRange(0, None, None)
+    while not proof.opened_under(relation, name, rotation.from_versions):
+        if proof.failed[relation, name, UNNAMED] >= FIRST_VALUES:
+            return
+        page = await reader.fetch(everything, after, _WALKED_ROWS, Scope())
+        if after is None:
+            # it meets again what the sample had
+            proof.failed[relation, name, UNNAMED] = 0
+        await _note(proof, reader, reseal, name, page, rotation)
+        after = page.last
+        if after is None:
+            return
+
+
+async def _note(
+    proof: Proof, reader: ShardReader, reseal: Reseal, name: str, page: Page, rotation: Rotation
+) -> None:
+    """Adds what judging one field of some rows shows. What they are resealed to is thrown away."""
+    relation, only = reseal.table.relation, frozenset({name})
+    results: list[Resealed] = [reseal.page(page, only)]
+    for key in results[0].large:
+        row = await reader.fetch_large(key)
+        if row is not None:
+            results.append(reseal.judge_whole(row, only))
+    for result in results:
+        for version in rotation.from_versions:
+            proof.opened[relation, name, version] += result.opened[name, version]
+        if not rotation.new_layout(reseal.table, name).versioned:
+            current = result.tally[name][Outcome.CURRENT]
+            proof.opened[relation, name, rotation.to_version] += current
+        failed = [fault for fault in result.faults if fault.version == UNNAMED]
+        proof.failed[relation, name, UNNAMED] += len(failed)
+        if failed:
+            proof.where.setdefault(UNNAMED, f"{relation} row {failed[0].row_id}")
+    kept = proof.rows.setdefault(relation, [])
+    for at, key in enumerate(page.keys):
+        if len(kept) < SAMPLE_VALUES and key in results[0].swap.keys:
+            kept.append(page.row(at))
 
 
 def judge_sources(proof: Proof, from_versions: Sequence[str], keyring: Keyring) -> None:
@@ -107,6 +197,17 @@ def judge_sources(proof: Proof, from_versions: Sequence[str], keyring: Keyring) 
                     hint="check the layout of this column, its aad above all; nothing was written or "
                     "quarantined",
                 )
+    for relation, name in sorted(proof.unnamed):
+        failed = proof.failed[relation, name, UNNAMED]
+        if failed and not proof.opened_under(relation, name, from_versions):
+            raise KeyRefused(
+                f"no stored value of {relation}.{name} opens under {' or '.join(from_versions)}, and "
+                f"{failed} look sealed and open under no key at hand (first: {proof.where[UNNAMED]})",
+                hint="its values name no version, so all keys at hand were tried: "
+                + ", ".join(f"{key.version} {key.fingerprint}" for key in keyring)
+                + "; compare them with the application's, and the layout with its code; nothing was written "
+                "or quarantined",
+            )
 
 
 def judge_target(
@@ -116,8 +217,12 @@ def judge_target(
     expected_fingerprint: str | None,
     allow_unseen: bool,
     allow_unopenable: bool,
+    recognised: bool = False,
 ) -> None:
-    """Raises KeyRefused unless stored values, or the operator, vouch for the key to be written under."""
+    """Raises KeyRefused unless stored values, or the operator, vouch for the key to be written under.
+
+    `recognised` when a run that goes on has begun with it.
+    """
     version = key.version
     opened, failed = proof.count(version)
     if expected_fingerprint is not None and not _same_fingerprint(expected_fingerprint, key):
@@ -137,7 +242,15 @@ def judge_target(
                 else "compare it with the application's key; nothing was written"
             ),
         )
-    if not opened and expected_fingerprint is None and not allow_unseen:
+    unopened = sum(proof.failed[(*place, UNNAMED)] for place in proof.unnamed)
+    if unopened >= FIRST_VALUES and not (opened or expected_fingerprint or recognised):
+        raise KeyRefused(
+            f'{unopened} stored values open under no key at hand, and none under "{version}": they may be '
+            "under the application's key of that name, and this one be another",
+            hint=f"its fingerprint is {key.fingerprint} (sha256 of the key's bytes); compare it, then pass "
+            f"--to-fingerprint {key.fingerprint}",
+        )
+    if not opened and expected_fingerprint is None and not (allow_unseen or recognised):
         raise KeyRefused(
             f'no stored value is under "{version}" yet, so nothing proves that its key is the application\'s',
             hint=f"its fingerprint is {key.fingerprint} (sha256 of the key's bytes); compare it, then "

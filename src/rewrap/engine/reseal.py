@@ -8,14 +8,14 @@ judged as a list, and only when that fails is it gone through value by value.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from rewrap.crypto.ciphers import OPEN_FAILURES, Batch
 from rewrap.crypto.layout import BoundLayout, Layout, Malformed, Unopenable, Value
-from rewrap.engine.judged import FieldTransform, Judged
+from rewrap.engine.judged import AadPair, Aads, FieldTransform, Judged
 from rewrap.engine.linked import hold_back
 from rewrap.errors import ResealMismatch
 from rewrap.interfaces import OversizeMark, Page, Row, SwapBatch
@@ -24,8 +24,6 @@ from rewrap.model import Fault, Outcome, Reason, Table, Tally, key_text
 from rewrap.packed import HELD_BACK, Column, Packed, listed, picked
 
 _HELD_BACK_BYTES = HELD_BACK.encode()
-
-Aads = list[bytes] | None
 
 
 @dataclass(slots=True)
@@ -44,22 +42,40 @@ class Resealed:
 
 
 @dataclass(frozen=True)
-class FieldReseal:
-    """One column's transform: from any of `sources` to `target`.
+class Form:
+    """One way in which values of a field may be stored: a layout, bound to the key of a version.
 
-    `probes` are tried on values without a marker; `adopt` says whether such values are resealed too.
+    `new` says whether it is the layout that values get, and so which associated data bind them.
+    """
+
+    bound: BoundLayout
+    new: bool = True
+
+    @property
+    def version(self) -> str:
+        return self.bound.version
+
+
+@dataclass(frozen=True)
+class FieldReseal:
+    """One field's transform: from any of `sources` to `target`.
+
+    `old` and `new` are its layouts, the same unless the layout changes too; with a change, values under the
+    target's own key in the old layout are a source like any other. `probes` are tried on values without a
+    marker; `adopt` says whether such values are resealed too.
     """
 
     table: str
     column: str
-    layout: Layout
-    sources: tuple[BoundLayout, ...]
+    old: Layout
+    new: Layout
+    sources: tuple[Form, ...]
     target: BoundLayout
-    probes: tuple[BoundLayout, ...]
+    probes: tuple[Form, ...]
     adopt: bool
     digester: Digester
 
-    def judge(self, values: Column, aads: Aads, row_ids: Sequence[Any]) -> Judged:
+    def judge(self, values: Column, aads: AadPair, row_ids: Sequence[Any]) -> Judged:
         """Classifies a column of values and reseals those in scope.
 
         Values are text or bytes, None or a mark.
@@ -67,36 +83,50 @@ class FieldReseal:
         whole = self._judge_whole(values, aads)
         return whole if whole is not None else self._judge_list(listed(values), aads, row_ids)
 
-    def _judge_whole(self, values: Column, aads: Aads) -> Judged | None:
+    @property
+    def probed(self) -> bool:
+        """Whether some values name no version, and have to be opened to be told apart."""
+        return False
+
+    def version_of(self, value: Value) -> str | None:
+        """The version that a value's marker names, in the new layout or in the old one."""
+        version = self.new.version_of(value)
+        if version is None and self.old is not self.new:
+            version = self.old.version_of(value)
+        return version
+
+    def _judge_whole(self, values: Column, aads: AadPair) -> Judged | None:
         """A column that is wholly under one source and opens; None for any other."""
-        for source in self.sources:
+        for form in self.sources:
+            source, bound = form.bound, aads[form.new]
             try:
                 if isinstance(values, Packed):
-                    plain = source.open_packed(values, aads)
+                    plain = source.open_packed(values, bound)
                 else:
-                    plain = source.open_values(values, aads) if source.begins_all(values) else None
+                    plain = source.open_values(values, bound) if source.begins_all(values) else None
             except OPEN_FAILURES:
                 return None
             if plain is None:
                 continue
+            plain = self._converted(form, plain)
             news: Column
             if isinstance(values, Packed):
-                news = self.target.seal_packed(plain, aads)
-                self._compare(self.target.open_packed(news, aads), plain)
+                news = self.target.seal_packed(plain, aads[True])
+                self._compare(self.target.open_packed(news, aads[True]), plain)
             else:
-                news = self._seal(plain, aads)
+                news = self._seal(plain, aads[True])
             opened = Counter({(self.column, source.version): len(plain)})
             return Judged(None, values, news, opened=opened)
         return None
 
-    def _judge_list(self, values: list[Any], aads: Aads, row_ids: Sequence[Any]) -> Judged:
+    def _judge_list(self, values: list[Any], aads: AadPair, row_ids: Sequence[Any]) -> Judged:
         places: list[int] = []
         olds: list[Any] = []
         news: list[Any] = []
         out = Judged(places, olds, news)
         rest: Sequence[int] = range(len(values))
-        for source in self.sources:
-            prefix: Any = source.prefix
+        for form in self.sources:
+            prefix: Any = form.bound.prefix
             kind = type(prefix)
             hits = [i for i in rest if type(v := values[i]) is kind and v.startswith(prefix)]
             if not hits:
@@ -104,45 +134,61 @@ class FieldReseal:
             taken = set(hits)
             rest = [i for i in rest if i not in taken] if len(hits) < len(rest) else []
             mine = hits if len(hits) < len(values) else range(len(values))
-            good, taken_olds, plain, bound = self._open(source, mine, values, aads, row_ids, out)
+            good, plain = self._open(form, mine, values, aads[form.new], row_ids, out)
             if plain:
-                news += self._seal(plain, bound)
+                news += self._seal(self._converted(form, plain), _at(aads[True], good))
                 places += good
-                olds += taken_olds
-        adopted: list[tuple[int, bytes]] = []
-        for i in rest:
-            plain_text = self._classify(values[i], None if aads is None else aads[i], row_ids[i], out)
-            if plain_text is not None:
-                adopted.append((i, plain_text))
+                olds += _at(values, good) or []
+        adopted = self._judge_rest(rest, values, aads, row_ids, out) if rest else []
         if adopted:
-            news += self._seal(
-                [plain_text for _, plain_text in adopted],
-                None if aads is None else [aads[i] for i, _ in adopted],
-            )
-            places += [i for i, _ in adopted]
-            olds += [values[i] for i, _ in adopted]
+            found = [i for i, _ in adopted]
+            news += self._seal([plain_text for _, plain_text in adopted], _at(aads[True], found))
+            places += found
+            olds += [values[i] for i in found]
         if len(places) == len(values) and all(a < b for a, b in pairwise(places)):
             out.places = None
         return out
 
+    def _judge_rest(
+        self, rest: Sequence[int], values: list[Any], aads: AadPair, row_ids: Sequence[Any], out: Judged
+    ) -> list[tuple[int, bytes]]:
+        """Counts the values under no source's marker; places and plaintexts of those to be resealed."""
+        adopted: list[tuple[int, bytes]] = []
+        for i in rest:
+            value = values[i]
+            if self._classified(value, row_ids[i], out):
+                continue
+            plain_text = self._classify_unmarked(value, aads, i, row_ids[i], out)
+            if plain_text is not None:
+                adopted.append((i, plain_text))
+        return adopted
+
     def _open(
         self,
-        source: BoundLayout,
+        form: Form,
         places: Sequence[int],
         values: list[Any],
         aads: Aads,
         row_ids: Sequence[Any],
         out: Judged,
-    ) -> tuple[Sequence[int], list[Any], Batch, Aads]:
-        """Opens the values at some places: those that open, with their places, plaintexts and AAD."""
-        olds = values if len(places) == len(values) else [values[i] for i in places]
-        bound = aads if aads is None or len(places) == len(aads) else [aads[i] for i in places]
+    ) -> tuple[Sequence[int], Batch]:
+        """Opens the values at some places: the places of those that open, and their plaintexts."""
+        source = form.bound
+        olds, bound = _at(values, places) or [], _at(aads, places)
         try:
             plain = source.open_values(olds, bound)
         except OPEN_FAILURES:
-            places, olds, bound, plain = self._one_by_one(source, places, olds, bound, row_ids, out)
+            places, plain = self._one_by_one(source, places, olds, bound, row_ids, out)
         out.opened[self.column, source.version] += len(plain)
-        return places, olds, plain, bound
+        return places, plain
+
+    def _converted(self, form: Form, plain: Batch) -> Batch:
+        """Plaintexts with what the new layout carries in front of them, where the old one carries another."""
+        old, new = form.bound.layout, self.new
+        if old is new or old.cipher_name == new.cipher_name or not (old.carry_bytes or new.carry_bytes):
+            return plain
+        drop = old.carry_bytes
+        return [new.fresh_carry() + text[drop:] for text in plain]
 
     def _seal(self, plain: Batch, aads: Aads) -> list[Any]:
         news = self.target.seal_values(plain, aads)
@@ -165,56 +211,69 @@ class FieldReseal:
         aads: Aads,
         row_ids: Sequence[Any],
         out: Judged,
-    ) -> tuple[Sequence[int], list[Any], Aads, Batch]:
+    ) -> tuple[Sequence[int], Batch]:
         good: list[int] = []
         plain: Batch = []
         for at, old in enumerate(olds):
             aad = None if aads is None else aads[at]
             try:
                 plain.append(source.open_one(old, aad))
-                good.append(at)
+                good.append(places[at])
             except Malformed:
                 self._fault(out, row_ids[places[at]], old, Reason.MALFORMED, source.version)
             except Unopenable:
                 self._fault(out, row_ids[places[at]], old, Reason.UNOPENABLE, source.version)
-        return (
-            [places[at] for at in good],
-            [olds[at] for at in good],
-            None if aads is None else [aads[at] for at in good],
-            plain,
-        )
+        return good, plain
 
-    def _classify(self, value: Any, aad: bytes | None, row_id: Any, out: Judged) -> bytes | None:
-        """Counts a value that is under no source; its plaintext if it is to be adopted."""
+    def _classified(self, value: Any, row_id: Any, out: Judged) -> bool:
+        """Counts a value that is under no source, unless only its payload can tell what it is."""
         if value is None:
             out.counts[Outcome.NULL] += 1
         elif isinstance(value, OversizeMark):
             self._classify_oversize(value, row_id, out)
-        elif value.startswith(self.target.prefix):
+        elif self._is_current(value):
             out.counts[Outcome.CURRENT] += 1
-        elif self.layout.version_of(value) is not None:
+        elif self.version_of(value) is not None:
             out.counts[Outcome.OTHER_VERSION] += 1
         else:
-            return self._classify_unmarked(value, aad, row_id, out)
-        return None
+            return False
+        return True
+
+    def _is_current(self, value: Any) -> bool:
+        """Whether a value's beginning says that it is under the target already."""
+        return bool(value.startswith(self.target.prefix))
 
     def _classify_oversize(self, value: OversizeMark, row_id: Any, out: Judged) -> None:
         """By its marker alone: only what would have to be resealed is too large."""
-        version = self.layout.version_of(value.head)
-        if version == self.target.version:
+        head: Any = value.head
+        if self._is_current(head):
             out.counts[Outcome.CURRENT] += 1
-        elif any(version == source.version for source in self.sources):
+        elif any(head.startswith(form.bound.prefix) for form in self.sources):
             self._fault(out, row_id, f"{value.size} bytes", Reason.TOO_LARGE, None)
+        elif self.version_of(head) is not None:
+            out.counts[Outcome.OTHER_VERSION] += 1
         else:
-            out.counts[Outcome.PLAINTEXT if version is None else Outcome.OTHER_VERSION] += 1
+            self._classify_large_unmarked(value, row_id, out)
 
-    def _classify_unmarked(self, value: Value, aad: bytes | None, row_id: Any, out: Judged) -> bytes | None:
-        opened: list[bytes] = []
-        for probe in self.probes:
+    def _classify_large_unmarked(self, value: OversizeMark, row_id: Any, out: Judged) -> None:
+        out.counts[Outcome.PLAINTEXT] += 1
+
+    def _open_bare(self, value: Value, aads: AadPair, at: int) -> list[tuple[bytes, bytes]]:
+        """What a value without a marker opens to: key and plaintext, for each probe that opens it."""
+        opened: dict[tuple[bytes, bytes], None] = {}
+        for form in self.probes:
+            bound = aads[form.new]
             try:
-                opened.append(probe.open_bare(value, aad))
+                plain = form.bound.open_bare(value, None if bound is None else bound[at])
             except (Malformed, Unopenable):
                 continue
+            opened[form.bound.key, self._converted(form, [plain])[0]] = None
+        return list(opened)
+
+    def _classify_unmarked(
+        self, value: Value, aads: AadPair, at: int, row_id: Any, out: Judged
+    ) -> bytes | None:
+        opened = self._open_bare(value, aads, at)
         if not opened:
             out.counts[Outcome.PLAINTEXT] += 1
         elif not self.adopt:
@@ -223,7 +282,7 @@ class FieldReseal:
             # AES-GCM does not commit to its key: two keys that both open prove neither
             self._fault(out, row_id, value, Reason.AMBIGUOUS_KEY, None)
         else:
-            return opened[0]
+            return opened[0][1]
         return None
 
     def _fault(self, out: Judged, row_id: Any, value: Value, reason: Reason, version: str | None) -> None:
@@ -243,15 +302,20 @@ class Reseal:
         """The keyed digest under which quarantine knows a value."""
         return self.fields[0].digester.digest(self.table.relation, fields, row_id, value)
 
-    def page(self, page: Page) -> Resealed:
-        """Judges a page; rows with a value held back are only named."""
+    def page(self, page: Page, only: frozenset[str] | None = None) -> Resealed:
+        """Judges a page; rows with a value held back are only named. `only` restricts it to some fields."""
         held = sorted({place for column in page.fields for place in _held_back(column)})
         if not held:
-            return self._judge(page, None)
+            return self._judge(page, only)
         kept = set(range(len(page))).difference(held)
-        result = self._judge(page.part(sorted(kept)), None)
+        result = self._judge(page.part(sorted(kept)), only)
         result.large = [page.keys[i] for i in held]
         return result
+
+    @property
+    def probed(self) -> frozenset[str]:
+        """The fields whose values have to be opened to tell which version they are under."""
+        return frozenset(entry.column for entry in self.fields if entry.probed)
 
     def __call__(self, rows: Sequence[Row]) -> Resealed:
         """Judges rows as a page of them."""
@@ -272,9 +336,10 @@ class Reseal:
         for entry, values in zip(self.fields, page.fields, strict=True):
             if only is not None and entry.column not in only:
                 continue
-            aad = entry.layout.aad
-            aads = aad.render_all(texts, len(page)) if aad is not None else None
-            judged[entry.column] = entry.judge(values, aads, page.keys)
+            old = new = _rendered(entry.old, texts, len(page))
+            if entry.new is not entry.old:
+                new = _rendered(entry.new, texts, len(page))
+            judged[entry.column] = entry.judge(values, (old, new), page.keys)
         for names in self.table.linked:
             hold_back(
                 names,
@@ -296,7 +361,7 @@ class Reseal:
         if isinstance(value, OversizeMark):
             value = f"{value.size} bytes"
         digest = self.digest(column, str(row_id), value)
-        return Fault(str(row_id), column, reason, digest, entry.layout.version_of(value))
+        return Fault(str(row_id), column, reason, digest, entry.version_of(value))
 
     def _gather(self, page: Page, judged: dict[str, Judged]) -> SwapBatch:
         names = [entry.column for entry in self.fields]
@@ -337,6 +402,17 @@ class Reseal:
                 None if page.stamps is None else [page.stamps[i] for i in places],
             )
         )
+
+
+def _rendered(layout: Layout, texts: Mapping[str, list[Any]], count: int) -> Aads:
+    return None if layout.aad is None else layout.aad.render_all(texts, count)
+
+
+def _at(items: list[Any] | None, places: Sequence[int]) -> list[Any] | None:
+    """The items at some places, in the list's own order; the list itself when that is all of them."""
+    if items is None or len(places) == len(items):
+        return items
+    return [items[i] for i in places]
 
 
 def _held_back(column: Column) -> list[int]:

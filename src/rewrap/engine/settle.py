@@ -230,7 +230,7 @@ class Settler:
         row_id = key_text(batch.keys[place])
         old = listed(batch.olds[column])[place] or ""
         digest = self._reseal.digest(column, row_id, old)
-        version = next(f.layout.version_of(old) for f in self._reseal.fields if f.column == column)
+        version = next(f.version_of(old) for f in self._reseal.fields if f.column == column)
         done.faults.append(Fault(row_id, column, reason, digest, version))
         put_off = reason is Reason.CONTENDED
         done.add(column, Outcome.DEFERRED if put_off else Outcome.QUARANTINED)

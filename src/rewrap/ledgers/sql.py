@@ -370,7 +370,7 @@ class Ledger:
                         row_id=fault.row_id,
                         reason=fault.reason,
                         digest=fault.digest,
-                        version=fault.version,
+                        version=fault.version or None,
                         attempts=(held.attempts if held else 0) + 1,
                         state="waived" if kept else "open",
                         run_id=run_id,

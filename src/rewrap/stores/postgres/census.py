@@ -5,10 +5,11 @@ Nothing here is shared with the reading and writing of a run but the names of th
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from rewrap.crypto.layout import MARKER_BYTES_MAX, Layout
+from rewrap.forms import Forms, Named
 from rewrap.interfaces import Prefix
 from rewrap.job import Job
 from rewrap.model import ServerIdentity, StoredValue, Table, key_parts
@@ -29,7 +30,7 @@ _VALUE_BYTES_MAX = 64 * 2**20
 
 
 ClassCount = tuple[str, str | None, int]
-"""("null" | "bare" | "marked", version, number)."""
+"""("null" | "bare" | "marked" | "old", version, number): "old" is marked in the layout that values leave."""
 
 
 class PostgresCensus:
@@ -73,42 +74,48 @@ class PostgresCensus:
                 await transaction.rollback()
 
     async def count(
-        self, table: Table, columns: Mapping[str, tuple[Layout, Sequence[str]]]
+        self, table: Table, columns: Mapping[str, Forms]
     ) -> tuple[int, dict[str, list[ClassCount]]]:
         """The rows of a table, and each column's values by class, in one pass over it.
 
-        `columns` gives the layout and the known versions. Only a column that also holds something else is
-        counted again, by whatever versions its markers name.
+        Only a column that also holds something else than the forms that a marker names is counted again, by
+        whatever versions its markers name.
         """
         connection = await self._connected()
         with translated(table.relation):
             found = list(await connection.fetchrow(known_query(table, columns)))
             rows, counts = found[0], found[1:]
             classes: dict[str, list[ClassCount]] = {}
-            for column, (layout, versions) in columns.items():
-                present, marked = counts[0], counts[1 : 1 + len(versions)]
-                counts = counts[1 + len(versions) :]
-                if sum(marked) == present:
-                    known = zip(versions, marked, strict=True)
-                    classes[column] = [("null", None, rows - present), *(("marked", v, n) for v, n in known)]
+            for column, forms in columns.items():
+                named = forms.named
+                present, marked = counts[0], counts[1 : 1 + len(named)]
+                counts = counts[1 + len(named) :]
+                if not named or sum(marked) == present:
+                    known = [(_class(f), f.version, n) for f, n in zip(named, marked, strict=True)]
+                    rest = [("bare", None, present)] if not named else []
+                    classes[column] = [("null", None, rows - present), *known, *rest]
                     continue
-                detail = await connection.fetch(count_query(table, column, layout, versions))
+                detail = await connection.fetch(count_query(table, column, forms))
                 classes[column] = [(row["class"], row["version"], row["n"]) for row in detail]
         return rows, classes
 
-    async def bare(self, table: Table, column: str, layout: Layout) -> AsyncIterator[list[Any]]:
+    async def bare(self, table: Table, column: str, forms: Forms) -> AsyncIterator[list[Any]]:
         """Pages of (key, value, AAD texts…) without a marker that could be a sealed payload."""
-        cipher = layout.cipher
-        shortest = cipher.nonce_bytes + cipher.tag_bytes
         value = _value(table, column)
-        if not layout.binary:
-            shortest = -(-shortest * 4 // 3)
-        condition = (
-            f"{value} IS NOT NULL AND {_head_text(value, layout)} !~ {literal(layout.version_regex)} "
-            f"AND octet_length({value}) BETWEEN {shortest:d} AND {_VALUE_BYTES_MAX:d}"
-        )
-        if layout.encoding == "base64" and not layout.apart:
-            condition += f" AND {value} !~ '[^A-Za-z0-9+/=]'"
+        shortest = min(_shortest(layout) for layout in forms.layouts)
+        condition = f"{_unmarked(value, forms)} AND octet_length({value}) >= {shortest:d}"
+        plain = [layout for layout in forms.layouts if not (layout.apart or layout.separator or layout.lead)]
+        if all(layout in plain and layout.encoding in _BASE64 for layout in forms.layouts):
+            condition += f" AND {value} !~ '[^A-Za-z0-9+/=_-]'"
+        condition += f" AND octet_length({value}) <= {_VALUE_BYTES_MAX:d}"
+        async for page in self._pages(table, column, condition):
+            yield page
+
+    async def unnamed(self, table: Table, column: str, forms: Forms) -> AsyncIterator[list[Any]]:
+        """Pages of (key, value, AAD texts…) of every value without a marker, but those over the limit."""
+        value = _value(table, column)
+        limit = max(_VALUE_BYTES_MAX, self._job.pace.max_value_bytes)
+        condition = f"{_unmarked(value, forms)} AND octet_length({value}) <= {limit:d}"
         async for page in self._pages(table, column, condition):
             yield page
 
@@ -179,15 +186,15 @@ class PostgresCensus:
             self._connection = None
 
 
-def known_query(table: Table, columns: Mapping[str, tuple[Layout, Sequence[str]]]) -> str:
-    """Rows; then for each column its values that are not NULL, and those under each known version.
+def known_query(table: Table, columns: Mapping[str, Forms]) -> str:
+    """Rows; then for each column its values that are not NULL, and those of each form with a marker.
 
     A value under two markers, were there such a thing, counts for the first.
     """
     parts = ["count(*)"]
-    for column, (layout, versions) in columns.items():
+    for column, forms in columns.items():
         value = _value(table, column)
-        begins = [_begins(value, layout.prefix_of(version)) for version in versions]
+        begins = [_begins(value, form.prefix) for form in forms.named]
         parts.append(f"count({value})")
         for at, condition in enumerate(begins):
             alone = "".join(f" AND NOT {earlier}" for earlier in begins[:at])
@@ -195,19 +202,51 @@ def known_query(table: Table, columns: Mapping[str, tuple[Layout, Sequence[str]]
     return f"SELECT {', '.join(parts)} FROM {table.relation}"
 
 
-def count_query(table: Table, column: str, layout: Layout, versions: Sequence[str]) -> str:
+def count_query(table: Table, column: str, forms: Forms) -> str:
     """The census of one column as one statement, as it is run and as it is printed for psql."""
     value = _value(table, column)
-    known = "".join(
-        f" WHEN {_begins(value, layout.prefix_of(version))} THEN {literal(version)}" for version in versions
-    )
+    kinds = versions = ""
+    for form in forms.named:
+        begins = _begins(value, form.prefix)
+        kinds += f" WHEN {begins} THEN '{_class(form)}'"
+        versions += f" WHEN {begins} THEN {literal(form.version)}"
+    for layout in (layout for layout in forms.layouts if layout.versioned):
+        matches = f"{_head_text(value, layout)} ~ {literal(layout.version_regex)}"
+        kinds += f" WHEN {matches} THEN '{'marked' if layout is forms.new else 'old'}'"
+        found = f"substring({_head_text(value, layout)} from {literal(layout.version_regex)})"
+        versions += f" WHEN {matches} THEN {found}"
+    version = f"CASE{versions} END" if versions else "NULL"
     return (
-        "SELECT CASE WHEN is_null THEN 'null' WHEN version IS NULL THEN 'bare' ELSE 'marked' END AS class, "
-        "version, count(*) AS n FROM (SELECT "
-        f"{value} IS NULL AS is_null, CASE{known} ELSE "
-        f"substring({_head_text(value, layout)} from {literal(layout.version_regex)}) END AS version "
+        "SELECT class, version, count(*) AS n FROM (SELECT "
+        f"CASE WHEN {value} IS NULL THEN 'null'{kinds} ELSE 'bare' END AS class, {version} AS version "
         f"FROM {table.relation}) AS v GROUP BY 1, 2 ORDER BY 1, 2"
     )
+
+
+def _class(form: Named) -> str:
+    return "marked" if form.new else "old"
+
+
+_BASE64 = frozenset({"base64", "base64url", "base64url-padded"})
+
+
+def _shortest(layout: Layout) -> int:
+    """Bytes, or characters, below which nothing is a payload of a layout."""
+    least = layout.least_bytes
+    # whatever the encoding: base64 is the densest
+    return least if layout.binary else -(-least * 4 // 3)
+
+
+def _unmarked(value: str, forms: Forms) -> str:
+    """The condition that a value is there, and that no marker names its version."""
+    patterns = [
+        f" AND {_head_text(value, layout)} !~ {literal(layout.version_regex)}"
+        for layout in forms.layouts
+        if layout.versioned
+    ]
+    # a known marker is recognised whatever the pattern says of it
+    begins = [f" AND NOT {_begins(value, form.prefix)}" for form in forms.named]
+    return f"{value} IS NOT NULL{''.join((*begins, *patterns))}"
 
 
 def _value(table: Table, column: str) -> str:

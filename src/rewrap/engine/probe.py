@@ -1,0 +1,128 @@
+"""Pure: finds by opening them which key values are under, where nothing in them says so.
+
+An AEAD refuses every key but its own, so a value is tried under all keys at hand. All, even after one has
+opened it: AES-GCM does not commit to its key, and a value that opens under two proves neither (safety of a
+rotation hangs on it: resealed with the wrong plaintext, the right one would be gone).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rewrap.crypto.ciphers import OPEN_FAILURES
+from rewrap.crypto.layout import Malformed, Unopenable
+from rewrap.engine.health import UNNAMED
+from rewrap.engine.judged import AadPair, Aads, Judged
+from rewrap.engine.reseal import FieldReseal, Form
+from rewrap.interfaces import OversizeMark
+from rewrap.model import Outcome, Reason
+
+Opened = tuple[Form, bytes]
+"""A form that opens a value, and the plaintext, as the new layout has it."""
+
+
+@dataclass(frozen=True)
+class ProbedReseal(FieldReseal):
+    """A field's transform where its old layout, its new one, or both name no version in their values.
+
+    `unnamed` are the forms of such a layout: the target's first if it is one, then those to be resealed,
+    then those of the job's other keys at hand. `sources` are the forms of the layout that has markers.
+    """
+
+    unnamed: tuple[Form, ...] = ()
+    resealed: frozenset[str] = frozenset()
+
+    @property
+    def probed(self) -> bool:
+        return True
+
+    def _judge_rest(
+        self, rest: Sequence[int], values: list[Any], aads: AadPair, row_ids: Sequence[Any], out: Judged
+    ) -> list[tuple[int, bytes]]:
+        tried = [i for i in rest if not self._classified(values[i], row_ids[i], out)]
+        found: dict[int, list[Opened]] = {}
+        for form in self.unnamed:
+            prefix: Any = form.bound.prefix
+            mine = [i for i in tried if values[i].startswith(prefix)]
+            bound = aads[form.new]
+            plains = _opened_each(
+                form, [values[i] for i in mine], None if bound is None else [bound[i] for i in mine]
+            )
+            for i, plain in zip(mine, plains, strict=True):
+                if plain is not None:
+                    found.setdefault(i, []).append((form, self._converted(form, [plain])[0]))
+        adopted = []
+        for i in tried:
+            opened = found.get(i)
+            if opened is None:
+                self._classify_unopened(values[i], aads, i, row_ids[i], out)
+                continue
+            plain = self._classify_opened(values[i], opened, row_ids[i], out)
+            if plain is not None:
+                adopted.append((i, plain))
+        return adopted
+
+    def _is_current(self, value: Any) -> bool:
+        return self.new.versioned and super()._is_current(value)
+
+    def _classify_opened(self, value: Any, opened: list[Opened], row_id: Any, out: Judged) -> bytes | None:
+        """Counts a value that opens; its plaintext if it is to be resealed."""
+        if len({(form.bound.key, plain) for form, plain in opened}) > 1:
+            self._fault(out, row_id, value, Reason.AMBIGUOUS_KEY, None)
+            return None
+        form, plain = opened[0]
+        if any(form.bound is self.target for form, _ in opened):
+            out.counts[Outcome.CURRENT] += 1
+            return None
+        if form.version not in self.resealed:
+            out.counts[Outcome.OTHER_VERSION] += 1
+            return None
+        out.opened[self.column, form.version] += 1
+        # values under the target say nothing of the keys of the others: they do not count here
+        out.opened[self.column, UNNAMED] += 1
+        return plain
+
+    def _classify_unopened(self, value: Any, aads: AadPair, at: int, row_id: Any, out: Judged) -> None:
+        """Sealed, damaged or plaintext: by its shape, since no key at hand opens it."""
+        if self._open_bare(value, aads, at):
+            out.counts[Outcome.UNMARKED] += 1
+            return
+        reason: Reason | None = None
+        for form in self.unnamed:
+            if not value.startswith(form.bound.prefix):
+                continue
+            bound = aads[form.new]
+            try:
+                form.bound.open_one(value, None if bound is None else bound[at])
+            except Unopenable:
+                reason = Reason.UNOPENABLE
+                break
+            except Malformed:
+                # a beginning of its own is a marker, though it names no version
+                reason = Reason.MALFORMED if form.bound.prefix else reason
+        if reason is None:
+            out.counts[Outcome.PLAINTEXT] += 1
+        else:
+            self._fault(out, row_id, value, reason, UNNAMED)
+
+    def _classify_large_unmarked(self, value: OversizeMark, row_id: Any, out: Judged) -> None:
+        # without a marker nothing tells it from what would have to be resealed
+        self._fault(out, row_id, f"{value.size} bytes", Reason.TOO_LARGE, None)
+
+
+def _opened_each(form: Form, values: list[Any], aads: Aads) -> Sequence[bytes | None]:
+    """Each value's plaintext, or None where it does not open."""
+    open_values = form.bound.open_values
+    try:
+        return open_values(values, aads)
+    except OPEN_FAILURES:
+        pass
+    plains: list[bytes | None] = []
+    for at, value in enumerate(values):
+        try:
+            plains += open_values([value], None if aads is None else [aads[at]])
+        except OPEN_FAILURES:
+            plains.append(None)
+    return plains

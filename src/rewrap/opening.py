@@ -1,0 +1,159 @@
+"""Verify's own opening of values: whose they are where nothing in them says so, and whether they open at all.
+
+It shares no code with the engine's: a mistake in one is no mistake in the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from rewrap.crypto.layout import BoundLayout, Layout, Malformed, Unopenable, Value
+from rewrap.forms import Forms, begins_with, fits
+from rewrap.keys.keyring import Key, Keyring
+from rewrap.ledgers.sql import ExceptionRecord
+from rewrap.model import StoredValue, Table
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What opening a value tells: its class, and its version if a key at hand opened it.
+
+    `kind` is "current", "stale" (under another version, or in the old layout), "ambiguous" (it opens under
+    two keys), "unmarked" (it opens without the marker it should have), "sealed" (it looks so, and opens under
+    no key at hand) or "plaintext".
+    """
+
+    kind: str
+    version: str | None = None
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The keys at hand over the forms of one field.
+
+    `left` are the versions that values leave. `table` and `column` are what keys may be derived for.
+    """
+
+    forms: Forms
+    keyring: Keyring
+    left: tuple[str, ...]
+    table: str
+    column: str
+
+    @cached_property
+    def _keys(self) -> list[Key]:
+        """Every key at hand once, under the first of its names that the rotation speaks of."""
+        named = (self.forms.versions[0], *self.left, *self.forms.versions)
+        at_hand = [version for version in named if version in self.keyring]
+        by_secret: dict[bytes, Key] = {}
+        for key in (self.keyring.get(version) for version in at_hand):
+            by_secret.setdefault(key.secret, key)
+        return list(by_secret.values())
+
+    def _bound(self, layout: Layout) -> list[BoundLayout]:
+        return [
+            layout.bind(key.version, key.secret, self.table, self.column)
+            for key in self._keys
+            if fits(layout, key.version) and layout.key_bytes in (None, len(key.secret))
+        ]
+
+    @cached_property
+    def _unnamed(self) -> list[BoundLayout]:
+        return [
+            bound for layout in self.forms.layouts if not layout.versioned for bound in self._bound(layout)
+        ]
+
+    @cached_property
+    def _bare(self) -> list[BoundLayout]:
+        """Those whose values have a marker, of either kind, and may have lost it."""
+        return [bound for layout in self.forms.layouts for bound in self._bound(layout) if bound.prefix]
+
+    def tell(self, value: Value, aads: Mapping[str, bytes | None]) -> Told:
+        """What a value is that no marker names a version of. `aads` are by the layouts' names."""
+        found: dict[tuple[bytes, bytes], BoundLayout] = {}
+        current = sealed = False
+        for bound in self._unnamed:
+            if not begins_with(value, bound.prefix):
+                continue
+            try:
+                plain = bound.open_one(value, aads[bound.layout.name])
+            except Unopenable:
+                sealed = True
+                continue
+            except Malformed:
+                # a beginning of its own is a marker, though it names no version
+                sealed = sealed or bool(bound.prefix)
+                continue
+            found.setdefault((bound.key, plain[bound.layout.carry_bytes :]), bound)
+            current = current or (bound.layout is self.forms.new and bound.version == self.forms.versions[0])
+        if len(found) > 1:
+            return Told("ambiguous")
+        if found:
+            (bound,) = found.values()
+            return Told("current" if current else "stale", bound.version)
+        if self.opens_bare(value, aads):
+            return Told("unmarked")
+        return Told("sealed" if sealed else "plaintext")
+
+    def opens_bare(self, value: Value, aads: Mapping[str, bytes | None]) -> bool | None:
+        """Whether a value opens though it has no marker; None when it is no payload of any layout."""
+        payload = False
+        for bound in self._bare:
+            try:
+                bound.open_bare(value, aads[bound.layout.name])
+            except Malformed:
+                continue
+            except Unopenable:
+                payload = True
+                continue
+            return True
+        return False if payload else None
+
+
+def associated(table: Table, forms: Forms, row: Sequence[Any]) -> dict[str, bytes | None]:
+    """The associated data of a row (key, value, AAD texts…), by layout's name."""
+    texts = dict(zip(table.aad_columns, row[2:], strict=True))
+    return {layout.name: None if layout.aad is None else layout.aad.render(texts) for layout in forms.layouts}
+
+
+def opens(bound: BoundLayout, value: Value, aad: bytes | None) -> bool:
+    """Whether a marked value opens."""
+    try:
+        bound.open_one(value, aad)
+    except (Malformed, Unopenable):
+        return False
+    return True
+
+
+@dataclass
+class Aside:
+    """Values put aside that name no version, by their bytes' hash; `large` those too large to be read.
+
+    `looked` once each of those values has been opened.
+    """
+
+    by_hash: dict[bytes, list[ExceptionRecord]] = field(default_factory=dict)
+    large: list[ExceptionRecord] = field(default_factory=list)
+    looked: bool = False
+
+    def add(self, entry: ExceptionRecord, stored: StoredValue) -> None:
+        if stored.whole is None:
+            self.large.append(entry)
+        else:
+            self.by_hash.setdefault(_hash(stored.whole), []).append(entry)
+
+    def take(self, value: Value) -> ExceptionRecord | None:
+        """The entry of a value, once; None when it was not put aside."""
+        entries = self.by_hash.get(_hash(value)) if self.by_hash else None
+        return entries.pop() if entries else None
+
+    def rest(self) -> list[ExceptionRecord]:
+        return [*self.large, *(entry for entries in self.by_hash.values() for entry in entries)]
+
+
+def _hash(value: Value) -> bytes:
+    return hashlib.sha256(value if isinstance(value, bytes) else value.encode()).digest()
