@@ -19,7 +19,7 @@ from rewrap.events import FieldVerdict, Notice, Verdict
 from rewrap.interfaces import Sink
 from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
-from rewrap.ledgers.sql import ExceptionRecord
+from rewrap.ledgers.sql import ExceptionRecord, RelationRecord
 from rewrap.model import ServerIdentity, StoredValue, Table
 
 
@@ -29,6 +29,10 @@ class Census(Protocol):
     identity: ServerIdentity | None
 
     async def tables(self) -> list[Table]: ...
+
+    async def tables_now(self, tables: Sequence[Table]) -> list[Table]: ...
+
+    async def former(self, target: str, oid: int) -> Table | None: ...
 
     async def drain(self, timeout_s: float) -> list[str]: ...
 
@@ -113,8 +117,12 @@ async def verify(
     deep: bool = False,
     fence: bool = False,
     drain_s: float | None = None,
+    worked_on: Sequence[RelationRecord] = (),
 ) -> Verification:
     """Counts every configured column in one snapshot, by version and class.
+
+    `worked_on` are the tables of earlier runs: what one of them still holds is told, though it may be no
+    partition of its target any more.
 
     `left_versions` are the versions that values came from (the job's others, if not given). A value without
     a marker that looks sealed is told from plaintext by their keys; where one is not at hand, verify does
@@ -131,6 +139,7 @@ async def verify(
     counted: list[FieldCount] = []
     async with census:
         values = {}
+        tables = await census.tables_now(tables)
         for table in tables:
             layouts = _fields(job, table)
             rows, classes = await census.count(
@@ -141,6 +150,7 @@ async def verify(
                 one = await look.at(table, column, layout, classes[column], deep=deep)
                 counted.append(one)
                 sink(one.event())
+        reasons += await look.left_behind(tables, worked_on)
         position = await census.position()
     verdict = _verdict(counted, reasons, look, deep, position, census.identity)
     if fence:
@@ -205,6 +215,30 @@ class _Look:
         if deep:
             await self._open_all(table, column, layout, out)
         return out
+
+    async def left_behind(self, tables: Sequence[Table], worked_on: Sequence[RelationRecord]) -> list[str]:
+        """What tables still hold that were rotated with a target and are no part of it any more."""
+        here = self.census.identity.origin if self.census.identity else ""
+        present = {table.oid for table in tables}
+        gone = {(r.oid, r.target) for r in worked_on if r.origin == here and r.oid not in present}
+        found: list[str] = []
+        for oid, target in sorted(gone):
+            table = await self.census.former(target, oid)
+            if table is None:
+                continue
+            layouts = _fields(self.job, table)
+            _, classes = await self.census.count(
+                table, {column: (layout, self.known_versions(layout)) for column, layout in layouts}
+            )
+            for column, layout in layouts:
+                one = await self.at(table, column, layout, classes[column], deep=False)
+                left = sum(one.classes[name] for name in _MUST_BE_ZERO) + one.undecided
+                if left:
+                    found.append(
+                        f"{table.relation}.{column}: {left} not at {self.to_version}; the table was part of "
+                        f'"{target}" and is not any more: attach it, name it as a target, or drop it'
+                    )
+        return found
 
     def known_versions(self, layout: Layout) -> list[str]:
         """The job's versions that the layout can carry, the new one first."""
