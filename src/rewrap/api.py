@@ -343,11 +343,12 @@ async def _verified(
     census = PostgresCensus(job, address_of(job.store.url, _password(job, environ)))
     exceptions = await ledger.exceptions(to_version) if ledger else []
     latest = await ledger.latest() if ledger else None
+    worked_on = await ledger.relations(to_version) if ledger else []
     left = latest.from_versions if latest and latest.to_version == to_version else None
     try:
         found = await _verify(
             job, census, keyring, to_version, exceptions, sink,
-            left_versions=left, deep=deep, fence=fence, drain_s=drain_s,
+            left_versions=left, deep=deep, fence=fence, drain_s=drain_s, worked_on=worked_on,
         )  # fmt: skip
     finally:
         await census.close()

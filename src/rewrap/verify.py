@@ -20,7 +20,7 @@ from rewrap.forms import Forms
 from rewrap.interfaces import Sink
 from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
-from rewrap.ledgers.sql import ExceptionRecord
+from rewrap.ledgers.sql import ExceptionRecord, RelationRecord
 from rewrap.model import ServerIdentity, StoredValue, Table
 from rewrap.opening import Aside, Opening, associated, opens
 from rewrap.targets import FieldSection
@@ -32,6 +32,10 @@ class Census(Protocol):
     identity: ServerIdentity | None
 
     async def tables(self) -> list[Table]: ...
+
+    async def tables_now(self, tables: Sequence[Table]) -> list[Table]: ...
+
+    async def former(self, target: str, oid: int) -> Table | None: ...
 
     async def drain(self, timeout_s: float) -> list[str]: ...
 
@@ -122,8 +126,12 @@ async def verify(
     deep: bool = False,
     fence: bool = False,
     drain_s: float | None = None,
+    worked_on: Sequence[RelationRecord] = (),
 ) -> Verification:
     """Counts every configured column in one snapshot, by version and class.
+
+    `worked_on` are the tables of earlier runs: what one of them still holds is told, though it may be no
+    partition of its target any more.
 
     `left_versions` are the versions that values came from (the job's others, if not given). A value without
     a marker that looks sealed is told from plaintext by their keys; where one is not at hand, verify does
@@ -140,6 +148,7 @@ async def verify(
     counted: list[FieldCount] = []
     async with census:
         values = {}
+        tables = await census.tables_now(tables)
         for table in tables:
             fields = _fields(job, table, to_version)
             rows, classes = await census.count(table, {entry.name: forms for entry, forms in fields})
@@ -149,6 +158,7 @@ async def verify(
                 one = await look.at(table, entry.name, opening, classes[entry.name], deep=deep)
                 counted.append(one)
                 sink(one.event())
+        reasons += await look.left_behind(tables, worked_on)
         position = await census.position()
     verdict = _verdict(counted, reasons, look, deep, position, census.identity)
     if fence:
@@ -224,6 +234,29 @@ class _Look:
         if version == self.to_version and new:
             return "current"
         return "stale" if version in self.job.keys.versions else "other_version"
+
+    async def left_behind(self, tables: Sequence[Table], worked_on: Sequence[RelationRecord]) -> list[str]:
+        """What tables still hold that were rotated with a target and are no part of it any more."""
+        here = self.census.identity.origin if self.census.identity else ""
+        present = {table.oid for table in tables}
+        gone = {(r.oid, r.target) for r in worked_on if r.origin == here and r.oid not in present}
+        found: list[str] = []
+        for oid, target in sorted(gone):
+            table = await self.census.former(target, oid)
+            if table is None:
+                continue
+            fields = _fields(self.job, table, self.to_version)
+            _, classes = await self.census.count(table, {entry.name: forms for entry, forms in fields})
+            for entry, forms in fields:
+                opening = Opening(forms, self.keyring, self.left_versions, table.target, entry.name)
+                one = await self.at(table, entry.name, opening, classes[entry.name], deep=False)
+                left = sum(one.classes[name] for name in _MUST_BE_ZERO) + one.undecided
+                if left:
+                    found.append(
+                        f"{table.relation}.{entry.name}: {left} not at {self.to_version}; the table was "
+                        f'part of "{target}" and is not any more: attach it, name it as a target, or drop it'
+                    )
+        return found
 
     async def _tell_unmarked(self, table: Table, column: str, opening: Opening, out: FieldCount) -> None:
         """Moves what opens without a marker out of plaintext; counts what only a missing key could tell."""

@@ -213,6 +213,7 @@ class Admission:
                     )
                 )
             await self.ledger.set_state(record.run_id, RunState.RUNNING, origin=identity.origin)
+        await self.ledger.add_relations(record.run_id, [(t.oid, t.relation, t.target) for t in tables])
         return [Course(table, leases[table.relation]) for table in tables]
 
     def _say_started(self, record: RunRecord, tables: Sequence[Table], *, resumed: bool) -> None:

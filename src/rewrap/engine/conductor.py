@@ -221,7 +221,15 @@ class Conductor:
             self.sink(event)
         if not self.options.sweeps_only:
             for course in self._courses:
-                await self._close_account(course, examined.values[course.table.relation])
+                counted = examined.values.get(course.table.relation)
+                if counted is None:
+                    self._notice(
+                        "warning",
+                        f"partition {course.table.name} is not part of {course.table.target} any more: "
+                        "its values were not counted with it",
+                    )
+                    continue
+                await self._close_account(course, counted)
         reasons = list(examined.reasons)
         reasons += [
             f"table {course.table.name} still receives values under "

@@ -6,13 +6,9 @@ itself (docs/adr/0001-checkpoint-beside-the-rows.md).
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
+import hashlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +24,14 @@ from rewrap.ledgers.place import (
     postgres_engine,
     sqlite_engine,
 )
+from rewrap.ledgers.records import (
+    ExceptionRecord,
+    RelationRecord,
+    RunRecord,
+    TableProgress,
+    now,
+    operator,
+)
 from rewrap.ledgers.tables import (
     SCHEMA_NUMBER,
     exceptions,
@@ -35,78 +39,26 @@ from rewrap.ledgers.tables import (
     metadata,
     progress,
     proofs,
+    relations,
     runs,
     seals,
 )
-from rewrap.model import Fault, Reason, RunState
+from rewrap.model import Fault, RunState
+
+__all__ = [
+    "ExceptionRecord",
+    "Ledger",
+    "RelationRecord",
+    "RunRecord",
+    "TableProgress",
+    "now",
+    "operator",
+]
 
 
-@dataclass(frozen=True, slots=True)
-class RunRecord:
-    """One run as the ledger has it."""
-
-    run_id: str
-    job: str
-    job_digest: str
-    from_versions: tuple[str, ...]
-    to_version: str
-    state: RunState
-    state_by: str
-    origin: str
-    commitments: dict[str, str]
-    started_at: str
-    updated_at: str
-
-
-@dataclass(frozen=True, slots=True)
-class TableProgress:
-    """How far one table is in one sweep; `inserted_before` and `deleted_before` as in `Activity`."""
-
-    relation: str
-    sweep: int
-    rows_estimated: int
-    rows_done: int = 0
-    found: int = 0
-    tally: Mapping[str, Mapping[str, int]] | None = None
-    done: bool = False
-    rows_per_s: float = 0.0
-    waiting_for: str = ""
-    inserted_before: int = 0
-    deleted_before: int = 0
-    updated_at: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ExceptionRecord:
-    """A value that was put aside. `state` is open, waived, retry or resolved; `digest` binds it to bytes."""
-
-    relation: str
-    field: str
-    row_id: str
-    reason: str
-    digest: str
-    version: str | None
-    attempts: int
-    state: str
-    note: str
-    updated_at: str
-
-    @property
-    def deferred(self) -> bool:
-        return self.reason == Reason.CONTENDED
-
-
-def operator() -> str:
-    """Who is at the keyboard, for the record: `user@host`."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+_ROW_ID_MAX = 400
+"""Characters of a key's text that the ledger's primary key holds. Longer ones are rare: an index entry may
+have 2,700 bytes."""
 
 
 class Ledger:
@@ -174,6 +126,23 @@ class Ledger:
                 hint="keep each job's ledger beside it, or set " + LEDGER_VARIABLE,
             )
         self._there = True
+        if int(found["schema"]) < SCHEMA_NUMBER:
+            await self._upgrade()
+
+    async def _upgrade(self) -> None:
+        """Brings an older ledger up to this program's tables; unless another process has just done so."""
+        with self._translated():
+            async with self._engine.begin() as connection:
+                await self._lock_creation(connection)
+                number = await connection.scalar(sa.select(meta.c.value).where(meta.c.name == "schema"))
+                if int(number or 1) < 2:
+                    await connection.run_sync(metadata.create_all)
+                    await connection.execute(
+                        sa.text(f"ALTER TABLE {exceptions.name} ADD COLUMN row_key TEXT")
+                    )
+                await connection.execute(
+                    meta.update().where(meta.c.name == "schema").values(value=str(SCHEMA_NUMBER))
+                )
 
     async def _make(self) -> None:
         """Makes the ledger's tables, unless another process has just done so."""
@@ -350,6 +319,28 @@ class Ledger:
         async with self._writing() as connection:
             await connection.execute(progress.delete().where(progress.c.run_id == run_id))
 
+    # tables
+
+    async def add_relations(self, run_id: str, entries: Iterable[tuple[int, str, str]]) -> None:
+        """Remembers what a run works on: oid, relation and target of each table."""
+        async with self._writing() as connection:
+            for oid, relation, target in entries:
+                same = sa.and_(relations.c.run_id == run_id, relations.c.oid == oid)
+                await connection.execute(relations.delete().where(same))
+                await connection.execute(
+                    relations.insert().values(run_id=run_id, oid=oid, relation=relation, target=target)
+                )
+
+    async def relations(self, to_version: str) -> list[RelationRecord]:
+        """Every table that a run of the job to a version has worked on."""
+        rows = await self._rows(
+            sa.select(relations, runs.c.origin)
+            .join(runs, runs.c.run_id == relations.c.run_id)
+            .where(runs.c.job == self.job, runs.c.to_version == to_version)
+            .order_by(relations.c.relation, runs.c.number)
+        )
+        return [RelationRecord(row.oid, row.relation, row.target, row.origin) for row in rows]
+
     # values put aside
 
     async def record(self, run_id: str, to_version: str, relation: str, faults: Sequence[Fault]) -> None:
@@ -367,7 +358,8 @@ class Ledger:
                         to_version=to_version,
                         relation=relation,
                         field=fault.field,
-                        row_id=fault.row_id,
+                        row_id=_row_id(fault.row_id),
+                        row_key=fault.row_id if len(fault.row_id) > _ROW_ID_MAX else None,
                         reason=fault.reason,
                         digest=fault.digest,
                         version=fault.version or None,
@@ -393,7 +385,7 @@ class Ledger:
         )
         return [
             ExceptionRecord(
-                row.relation, row.field, row.row_id, row.reason, row.digest, row.version,
+                row.relation, row.field, row.row_key or row.row_id, row.reason, row.digest, row.version,
                 row.attempts, row.state, row.note, row.updated_at,
             )
             for row in rows
@@ -454,5 +446,12 @@ def _same(job: str, to_version: str, relation: str, column: str, row_id: str) ->
         exceptions.c.to_version == to_version,
         exceptions.c.relation == relation,
         exceptions.c.field == column,
-        exceptions.c.row_id == row_id,
+        exceptions.c.row_id == _row_id(row_id),
     )
+
+
+def _row_id(text: str) -> str:
+    """A key's text as far as it fits; a longer one by its beginning and a hash of the whole."""
+    if len(text) <= _ROW_ID_MAX:
+        return text
+    return f"{text[: _ROW_ID_MAX - 67]}...{hashlib.sha256(text.encode()).hexdigest()}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-SCHEMA_NUMBER = 1
+SCHEMA_NUMBER = 2
 
 metadata = sa.MetaData()
 
@@ -53,6 +53,16 @@ progress = sa.Table(
     sa.Column("updated_at", sa.String(32), nullable=False),
 )
 
+relations = sa.Table(
+    "rewrap_relation",
+    metadata,
+    # what a run worked on: a partition that was detached since is known by its oid, whatever its name
+    sa.Column("run_id", sa.String(32), primary_key=True),
+    sa.Column("oid", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("relation", sa.String(300), nullable=False),
+    sa.Column("target", sa.String(200), nullable=False),
+)
+
 exceptions = sa.Table(
     "rewrap_exception",
     metadata,
@@ -60,7 +70,9 @@ exceptions = sa.Table(
     sa.Column("to_version", sa.String(200), primary_key=True),
     sa.Column("relation", sa.String(300), primary_key=True),
     sa.Column("field", sa.String(200), primary_key=True),
+    # the text of the row's key; of a very long one its beginning and a hash, and the whole in row_key
     sa.Column("row_id", sa.String(400), primary_key=True),
+    sa.Column("row_key", sa.Text),
     sa.Column("reason", sa.String(32), nullable=False),
     sa.Column("digest", sa.String(64), nullable=False),
     sa.Column("version", sa.Text),

@@ -5,7 +5,7 @@ Nothing here is shared with the reading and writing of a run but the names of th
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from rewrap.crypto.layout import MARKER_BYTES_MAX, Layout
@@ -18,7 +18,7 @@ from rewrap.stores.postgres.drain import drain
 from rewrap.stores.postgres.fence import add_fence
 from rewrap.stores.postgres.keys import KeySql
 from rewrap.stores.postgres.places import literal, quote, value_of
-from rewrap.stores.postgres.schema import identify, survey
+from rewrap.stores.postgres.schema import former_table, identify, same_leaves, survey
 from rewrap.stores.postgres.statements import byte_literal
 
 _FETCH_ROWS = 200
@@ -53,6 +53,20 @@ class PostgresCensus:
         connection = await self._connected()
         self.identity = await identify(connection, f"database {self._address.shown}")
         return [entry.table for entry in await survey(connection, self._job, writing=False)]
+
+    async def tables_now(self, tables: Sequence[Table]) -> list[Table]:
+        """The same tables, or as they are in the snapshot: partitions may have come and gone since."""
+        connection = await self._connected()
+        if await same_leaves(connection, self._job, tables):
+            return list(tables)
+        return [entry.table for entry in await survey(connection, self._job, writing=False)]
+
+    async def former(self, target: str, oid: int) -> Table | None:
+        """A table that held rows of a target once, if it is still there and could hold its values."""
+        section = next((section for section in self._job.targets if section.table == target), None)
+        if section is None:
+            return None
+        return await former_table(await self._connected(), self._job, section, oid)
 
     async def drain(self, timeout_s: float) -> list[str]:
         """Waits for the write transactions that are open; describes those that did not end."""
@@ -133,7 +147,7 @@ class PostgresCensus:
         connection = await self._connected()
         value = _value(table, column)
         columns = [
-            KeySql(table.key).values[0],
+            *(KeySql(table.key).values[:1] or ["NULL"]),
             value,
             *(f"{quote(name)}::text" for name in table.aad_columns),
         ]

@@ -29,15 +29,19 @@ def fence_name(column: str) -> str:
 async def add_fence(connection: Connection, table: Table, column: str, prefix: Prefix) -> bool:
     """Adds and validates the fence of one column; False when it was there already.
 
+    A partition's is added to the whole partitioned table, so that every later partition has it too, and
+    validated one partition after the other.
+
     Adding waits for open transactions, for at most FENCE_LOCK_TIMEOUT_MS; validating reads the table
     beside the application. Raises FenceError when a row does not have the marker, and takes the fence
     away again.
     """
     name = fence_name(column)
-    there = await _fences(connection, table, column)
+    whole = table.partition_of or table
+    there = await _fences(connection, whole.oid, table, column)
     if there.get(prefix):
         return False
-    alter = f"ALTER TABLE {table.relation}"
+    alter = f"ALTER TABLE {whole.relation}"
     field = next(field for field in table.fields if field.name == column)
     check = f"{value_of(field)} IS NULL OR {begins(field, prefix)}"
     # one that was added and not validated, by a process killed in between, is only validated now
@@ -51,9 +55,14 @@ async def add_fence(connection: Connection, table: Table, column: str, prefix: P
                     )
         except StoreError as exc:
             raise _not_added(table, column, exc, alter, name, check) from None
+    if (await _fences(connection, table.oid, table, column)).get(prefix):
+        return False
     try:
         with translated(table.relation):
-            await connection.execute(f"{alter} VALIDATE CONSTRAINT {quote(name)}")
+            await connection.execute(f"ALTER TABLE {table.relation} VALIDATE CONSTRAINT {quote(name)}")
+            if table.partition_of and not await connection.fetchval(_UNPROVEN, whole.oid, name):
+                # every partition is proven: this only says so of the whole, and reads no row
+                await connection.execute(f"{alter} VALIDATE CONSTRAINT {quote(name)}")
     except StoreError as exc:
         with translated(table.relation):
             await connection.execute(f"{alter} DROP CONSTRAINT IF EXISTS {quote(name)}")
@@ -64,18 +73,21 @@ async def add_fence(connection: Connection, table: Table, column: str, prefix: P
 async def refuse_fenced(connection: Connection, table: Table, prefixes: dict[str, Prefix]) -> None:
     """Raises UnsafeTarget when a fence of an earlier rotation would refuse values of these."""
     for column, prefix in prefixes.items():
-        if set(await _fences(connection, table, column)) - {prefix}:
-            name = quote(fence_name(column))
+        if set(await _fences(connection, table.oid, table, column)) - {prefix}:
+            name = fence_name(column)
+            holder = await connection.fetchrow(_HOLDER, table.oid, name)
+            relation = f"{quote(holder['nspname'])}.{quote(holder['relname'])}" if holder else table.relation
             raise UnsafeTarget(
                 f'table "{table.name}": the fence of an earlier rotation on column "{column}" refuses '
                 f'values that begin with "{shown(prefix)}"',
                 hint="the application cannot write them either; drop it first: "
-                f"ALTER TABLE {table.relation} DROP CONSTRAINT {name}",
+                f"ALTER TABLE {relation} DROP CONSTRAINT {quote(name)}",
             )
 
 
-async def _fences(connection: Connection, table: Table, column: str) -> dict[Prefix, bool]:
-    """The prefixes that fences on a field admit, and whether each was validated."""
+async def _fences(connection: Connection, oid: int, table: Table, column: str) -> dict[Prefix, bool]:
+    """The prefixes that fences on a field admit, and whether each was validated: a table's, or of the whole
+    that it is a partition of."""
     field = next(field for field in table.fields if field.name == column)
     whole = len(field.parts) == 1 and not field.parts[0].path
     with translated(table.relation):
@@ -86,7 +98,7 @@ async def _fences(connection: Connection, table: Table, column: str) -> dict[Pre
                   AND (c.conname = $4 OR starts_with(c.conname::text, 'rewrap_fence_') AND EXISTS (
                         SELECT FROM pg_attribute a
                          WHERE a.attrelid = c.conrelid AND c.conkey = ARRAY[a.attnum] AND a.attname = $2))""",
-            table.oid,
+            oid,
             field.parts[0].column if whole else None,
             # a column's fence is found by the column, which may have been renamed; others by their name
             r"""(?:starts_with\(.*, |(?:substring|SUBSTRING).* = )'((?:[^']|'')*)'""",
@@ -130,3 +142,28 @@ def _not_added(table: Table, column: str, exc: StoreError, alter: str, name: str
             sqlstate=exc.sqlstate,
         )
     return exc
+
+
+# a partition below the whole, at any depth, whose fence was not validated yet
+_UNPROVEN = """
+WITH RECURSIVE part AS (
+  SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent = $1::int8::oid
+  UNION ALL SELECT i.inhrelid FROM pg_inherits i JOIN part p ON i.inhparent = p.inhrelid)
+SELECT EXISTS (SELECT FROM part p JOIN pg_class r ON r.oid = p.inhrelid AND r.relkind <> 'p'
+   WHERE NOT EXISTS (SELECT FROM pg_constraint c
+          WHERE c.conrelid = r.oid AND c.conname = $2 AND c.convalidated))
+"""
+
+# the topmost table that has a constraint which a partition inherits: only there can it be dropped
+_HOLDER = """
+WITH RECURSIVE above AS (
+  SELECT c.conrelid AS relid, 0 AS depth FROM pg_constraint c
+   WHERE c.conrelid = $1::int8::oid AND c.conname = $2
+  UNION ALL
+  SELECT i.inhparent, a.depth + 1
+    FROM above a JOIN pg_inherits i ON i.inhrelid = a.relid
+    JOIN pg_constraint c ON c.conrelid = i.inhparent AND c.conname = $2)
+SELECT n.nspname::text AS nspname, r.relname::text AS relname
+  FROM above a JOIN pg_class r ON r.oid = a.relid JOIN pg_namespace n ON n.oid = r.relnamespace
+ ORDER BY depth DESC LIMIT 1
+"""

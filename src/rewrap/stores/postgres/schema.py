@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rewrap.errors import SchemaMismatch, StoreError, UnsafeTarget
 from rewrap.job import Job
-from rewrap.model import ServerIdentity, Table
+from rewrap.model import Partitioned, ServerIdentity, Table
 from rewrap.stores.postgres.connection import Connection, translated
 from rewrap.stores.postgres.fields import find_fields, written_columns
 from rewrap.stores.postgres.partitions import Leaf, find_leaves, partition_columns
@@ -97,6 +98,40 @@ async def survey(connection: Connection, job: Job, *, writing: bool = True) -> l
                 hint="list all its columns in one target",
             )
     return found
+
+
+async def same_leaves(connection: Connection, job: Job, tables: Sequence[Table]) -> bool:
+    """Whether these are still the tables that hold the rows of a job's targets."""
+    now: set[int] = set()
+    for target in job.targets:
+        with translated(f'table "{target.table}"'):
+            oid = await _find(connection, target.table)
+            leaves = await find_leaves(connection, oid, target.table) if oid is not None else []
+        now.update(leaf.oid for leaf in leaves)
+    return now == {table.oid for table in tables}
+
+
+async def former_table(connection: Connection, job: Job, target: TargetSection, oid: int) -> Table | None:
+    """A table that once held rows of a target, if it is still there and has the target's fields.
+
+    Its key plays no part any more, so it has none if it is not fit for one.
+    """
+    with translated(f"table {oid}"):
+        relation = await connection.fetchrow(_RELATION, oid)
+        if relation is None or relation["relkind"] != "r":
+            return None
+        columns = {row["attname"]: row for row in await connection.fetch(_COLUMNS, oid)}
+    name = f"{quote(relation['nspname'])}.{quote(relation['relname'])}"
+    try:
+        fields, aad_columns = find_fields(job, columns, target, f"table {name}", writing=False)
+    except (SchemaMismatch, UnsafeTarget):
+        return None
+    try:
+        key = await find_key(connection, oid, columns, target, f"table {name}")
+    except (SchemaMismatch, UnsafeTarget):
+        key = ()
+    whole = Partitioned(target.table, name, oid)
+    return Table(name, name, oid, key, fields, aad_columns, 0, 0, whole)
 
 
 async def _survey_leaf(

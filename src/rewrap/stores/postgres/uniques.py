@@ -97,8 +97,8 @@ def _hint(uniques: Sequence[Unique]) -> str:
         best = min(usable, key=lambda unique: (not unique.primary, len(unique.columns)))
         return f"{_FOUND_AGAIN}; in the target set {best.shown}"
     return (
-        f"{_FOUND_AGAIN}, and this table has none that would do: make a column or several NOT NULL, CREATE "
-        "UNIQUE INDEX CONCURRENTLY on them, and name them in targets.key"
+        f"{_FOUND_AGAIN}, and this table has none that would do: make columns NOT NULL, CREATE UNIQUE INDEX "
+        "CONCURRENTLY on them, and name them in targets.key"
     )
 
 
