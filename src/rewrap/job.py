@@ -28,7 +28,7 @@ from rewrap.errors import JobError, UsageError
 from rewrap.formats import Keys, KeyVersion, LayoutSection, Reference, compile_layouts
 from rewrap.forms import Forms, fits, refused_change
 from rewrap.model import Place, Role
-from rewrap.targets import FieldSection, Name, Section, TargetSection, overlap
+from rewrap.targets import FieldSection, Name, Section, TargetSection, elements_apart, overlap
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -287,6 +287,11 @@ class Job(Section):
 
     def _check_forms(self, at: int, target: TargetSection, place: int, entry: FieldSection) -> None:
         """Refuses a change of layout in which a value could be taken for one of the other layout."""
+        reason = elements_apart(entry)
+        if reason is None and entry.many and self.forms(entry, "").probed:
+            reason = "its values name no version, and elements are not probed", "give the layout a marker"
+        if reason is not None:
+            raise self._error(f"targets[{at}].fields[{place}].path", *reason)
         reason = refused_change(self.old_layout(entry), self.new_layout(entry), list(self.keys.versions))
         if reason is not None:
             raise self._error(f"targets[{at}].fields[{place}].to_layout", *reason)

@@ -16,6 +16,7 @@ from rewrap.forms import Forms, begins_with, fits
 from rewrap.keys.keyring import Key, Keyring
 from rewrap.ledgers.sql import ExceptionRecord
 from rewrap.model import StoredValue, Table
+from rewrap.packed import ELEMENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,13 @@ class Opening:
         return Told("sealed" if sealed else "plaintext")
 
     def opens_bare(self, value: Value, aads: Mapping[str, bytes | None]) -> bool | None:
-        """Whether a value opens though it has no marker; None when it is no payload of any layout."""
+        """Whether a value opens though it has no marker; None when it is no payload of any layout.
+
+        Of many elements, whether one does.
+        """
+        if isinstance(value, str) and ELEMENT in value:
+            verdicts = {self.opens_bare(part, aads) for part in value.split(ELEMENT)}
+            return True if True in verdicts else False if False in verdicts else None
         payload = False
         for bound in self._bare:
             try:
@@ -112,6 +119,11 @@ class Opening:
                 continue
             return True
         return False if payload else None
+
+
+def opens_all(bound: BoundLayout, value: str, aad: bytes | None) -> bool:
+    """Whether the values of all elements open."""
+    return all(opens(bound, part, aad) for part in value.split(ELEMENT))
 
 
 def associated(table: Table, forms: Forms, row: Sequence[Any]) -> dict[str, bytes | None]:

@@ -123,6 +123,11 @@ class FieldSection(Section):
         return (*before, payload, *((Role.INDEX, Place(index.column)) for index in self.indexes))
 
     @property
+    def many(self) -> bool:
+        """Whether a row has one value for each element of an array."""
+        return any(None in place.path for _, place in self.places)
+
+    @property
     def apart(self) -> tuple[str, ...]:
         """The parts stored apart from the payload, in the order in which they are joined to it."""
         return tuple(role.value for role, _ in self.places if role is not Role.PAYLOAD)
@@ -166,6 +171,20 @@ class TargetSection(Section):
             # the default once, and left out then: an old file must not become another job
             del told["key"]
         return told
+
+
+def elements_apart(entry: FieldSection) -> tuple[str, str] | None:
+    """Why the parts of a field are not parts of one element each, and what to do; None when they are."""
+    arrays = {
+        (place.column, place.path[: place.path.index(None)]) if None in place.path else None
+        for _, place in entry.places
+    }
+    if len(arrays) == 1 or arrays <= {None} or not entry.many:
+        return None
+    return (
+        f'the parts of "{entry.name}" do not all stand in elements of the same array',
+        "name version, nonce and tag by paths through it: cards[*].kid; a blind index has one value a row",
+    )
 
 
 def overlap(one: Place, other: Place) -> bool:

@@ -22,7 +22,7 @@ from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
 from rewrap.ledgers.sql import ExceptionRecord, RelationRecord
 from rewrap.model import ServerIdentity, StoredValue, Table
-from rewrap.opening import Aside, Opening, associated, opens
+from rewrap.opening import Aside, Opening, associated, opens, opens_all
 from rewrap.targets import FieldSection
 
 
@@ -51,9 +51,9 @@ class Census(Protocol):
 
     def unnamed(self, table: Table, column: str, forms: Forms) -> AsyncIterator[list[Any]]: ...
 
-    def marked(self, table: Table, column: str, layout: Layout, version: str) -> AsyncIterator[list[Any]]: ...
+    def marked(self, table: Table, column: str, forms: Forms) -> AsyncIterator[list[Any]]: ...
 
-    async def value(self, table: Table, column: str, row_id: str) -> StoredValue | None: ...
+    async def value(self, table: Table, column: str, forms: Forms, row_id: str) -> StoredValue | None: ...
 
     async def position(self) -> str: ...
 
@@ -309,7 +309,7 @@ class _Look:
         for entry in self.exceptions:
             if (entry.relation, entry.field) != (table.relation, column):
                 continue
-            stored = await self.census.value(table, column, entry.row_id)
+            stored = await self.census.value(table, column, forms, entry.row_id)
             same = stored is not None and entry.digest in {
                 digester.digest(table.relation, column, entry.row_id, text)
                 # a value too large to read was put aside by its size
@@ -357,8 +357,12 @@ class _Look:
         """Opens every value marked as current with the new key alone."""
         secret, layout = self.keyring.get(self.to_version).secret, opening.forms.new
         bound = layout.bind(self.to_version, secret, table.target, opening.column)
+        many = next(field.many for field in table.fields if field.name == column)
         opened = 0
-        async for page in self.census.marked(table, column, layout, self.to_version):
+        async for page in self.census.marked(table, column, opening.forms):
+            if many:
+                opened += sum(opens_all(bound, row[1], _aad(table, layout, row)) for row in page)
+                continue
             values = [row[1] for row in page]
             aads = [_aad(table, layout, row) for row in page] if layout.aad else None
             try:
@@ -454,17 +458,21 @@ async def _fence(
             f"no fence was added: {bare} values are plaintext or waived, and it would refuse them",
             hint="a fence admits only NULL and the new version; seal or clear these values first",
         )
-    without: list[str] = []
+    without: dict[str, list[str]] = {}
     for table in tables:
         for entry, forms in _fields(job, table, to_version):
-            if not forms.new.versioned:
-                without.append(f"{table.name}.{entry.name}")
+            many = next(field.many for field in table.fields if field.name == entry.name)
+            if many or not forms.new.versioned:
+                why = "a constraint cannot look into the elements of an array"
+                why = why if many else "values there name no version to be tested for"
+                without.setdefault(why, []).append(f"{table.name}.{entry.name}")
                 continue
             added = await census.add_fence(table, entry.name, forms.new.prefix_of(to_version))
             word = "added and validated" if added else "was there already"
             sink(Notice(level="info", message=f"fence on {table.name}.{entry.name} {word}"))
     if without:
+        places = "; ".join(f"on {', '.join(names)}: {why}" for why, names in without.items())
         raise FenceError(
-            f"no fence was added on {', '.join(without)}: values there name no version to be tested for",
+            f"no fence was added {places}",
             hint="what keeps the old key out is taking it from the application; run rewrap verify again then",
         )

@@ -18,6 +18,7 @@ from rewrap.errors import KeyRefused
 from rewrap.interfaces import Page, Prefix, Row, Scope, ShardReader, Store
 from rewrap.keys.keyring import Key, Keyring
 from rewrap.model import Outcome, ShardRange, Table
+from rewrap.packed import ELEMENT
 
 SAMPLE_VALUES = 20
 """Stored values opened for each version and table."""
@@ -99,16 +100,19 @@ def _try(proof: Proof, table: Table, version: str, forms: dict[str, Form], row: 
     texts = dict(zip(table.aad_columns, row[1 + len(table.fields) :], strict=True))
     for at, name in enumerate(table.field_names):
         value, form = row[1 + at], forms.get(name)
-        if form is None or value is None or not value.startswith(form.bound.prefix):
+        if form is None or value is None:
             continue
         layout = form.bound.layout
         aad = layout.aad.render(texts) if layout.aad else None
-        try:
-            form.bound.open_one(value, aad)
-            proof.opened[table.relation, name, version] += 1
-        except (Malformed, Unopenable):
-            proof.failed[table.relation, name, version] += 1
-            proof.where.setdefault(version, f"{table.relation} row {row[0]}")
+        for one in value.split(ELEMENT) if table.fields[at].many else (value,):
+            if not one.startswith(form.bound.prefix):
+                continue
+            try:
+                form.bound.open_one(one, aad)
+                proof.opened[table.relation, name, version] += 1
+            except (Malformed, Unopenable):
+                proof.failed[table.relation, name, version] += 1
+                proof.where.setdefault(version, f"{table.relation} row {row[0]}")
 
 
 async def _probe(proof: Proof, store: Store, table: Table, rotation: Rotation, vouched: Vouched) -> None:

@@ -12,7 +12,8 @@ from rewrap.crypto.layout import MARKER_BYTES_MAX, Layout
 from rewrap.forms import Forms, Named
 from rewrap.interfaces import Prefix
 from rewrap.job import Job
-from rewrap.model import ServerIdentity, StoredValue, Table, key_parts
+from rewrap.model import FieldColumn, ServerIdentity, StoredValue, Table, key_parts
+from rewrap.packed import ELEMENT
 from rewrap.stores.postgres.connection import Address, Connection, close, connect, translated
 from rewrap.stores.postgres.drain import drain
 from rewrap.stores.postgres.fence import add_fence
@@ -115,11 +116,15 @@ class PostgresCensus:
 
     async def bare(self, table: Table, column: str, forms: Forms) -> AsyncIterator[list[Any]]:
         """Pages of (key, value, AAD texts…) without a marker that could be a sealed payload."""
-        value = _value(table, column)
+        value = _worst(table, column, forms)
         shortest = min(_shortest(layout) for layout in forms.layouts)
-        condition = f"{_unmarked(value, forms)} AND octet_length({value}) >= {shortest:d}"
+        condition = _unmarked(value, forms)
+        if not _field(table, column).many:
+            condition += f" AND octet_length({value}) >= {shortest:d}"
         plain = [layout for layout in forms.layouts if not (layout.apart or layout.separator or layout.lead)]
-        if all(layout in plain and layout.encoding in _BASE64 for layout in forms.layouts):
+        if not _field(table, column).many and all(
+            layout in plain and layout.encoding in _BASE64 for layout in forms.layouts
+        ):
             condition += f" AND {value} !~ '[^A-Za-z0-9+/=_-]'"
         condition += f" AND octet_length({value}) <= {_VALUE_BYTES_MAX:d}"
         async for page in self._pages(table, column, condition):
@@ -133,13 +138,10 @@ class PostgresCensus:
         async for page in self._pages(table, column, condition):
             yield page
 
-    async def marked(
-        self, table: Table, column: str, layout: Layout, version: str
-    ) -> AsyncIterator[list[Any]]:
-        """Pages of (key, value, AAD texts…) under a version's marker, in no order."""
-        async for page in self._pages(
-            table, column, _begins(_value(table, column), layout.prefix_of(version))
-        ):
+    async def marked(self, table: Table, column: str, forms: Forms) -> AsyncIterator[list[Any]]:
+        """Pages of (key, value, AAD texts…) marked as current, in no order."""
+        prefix = forms.new.prefix_of(forms.versions[0])
+        async for page in self._pages(table, column, _begins(_worst(table, column, forms), prefix)):
             yield page
 
     async def _pages(self, table: Table, column: str, condition: str) -> AsyncIterator[list[Any]]:
@@ -161,7 +163,7 @@ class PostgresCensus:
                 while page := await cursor.fetch(rows):
                     yield page
 
-    async def value(self, table: Table, column: str, row_id: str) -> StoredValue | None:
+    async def value(self, table: Table, column: str, forms: Forms, row_id: str) -> StoredValue | None:
         """What a column of one row holds; None when the row is gone. A very large value stays there."""
         connection = await self._connected()
         key = KeySql(table.key)
@@ -173,7 +175,7 @@ class PostgresCensus:
         value = _value(table, column)
         with translated(table.relation):
             row = await connection.fetchrow(
-                f"SELECT substring({value} from 1 for {MARKER_BYTES_MAX}) AS head, "
+                f"SELECT substring({_worst(table, column, forms)} from 1 for {MARKER_BYTES_MAX}) AS head, "
                 f"octet_length({value}) AS size, "
                 f"CASE WHEN octet_length({value}) <= {_VALUE_BYTES_MAX:d} THEN {value} END AS whole "
                 f"FROM {table.relation} AS t WHERE {key.compared('=', 1)}",
@@ -207,7 +209,7 @@ def known_query(table: Table, columns: Mapping[str, Forms]) -> str:
     """
     parts = ["count(*)"]
     for column, forms in columns.items():
-        value = _value(table, column)
+        value = _worst(table, column, forms)
         begins = [_begins(value, form.prefix) for form in forms.named]
         parts.append(f"count({value})")
         for at, condition in enumerate(begins):
@@ -218,7 +220,7 @@ def known_query(table: Table, columns: Mapping[str, Forms]) -> str:
 
 def count_query(table: Table, column: str, forms: Forms) -> str:
     """The census of one column as one statement, as it is run and as it is printed for psql."""
-    value = _value(table, column)
+    value = _worst(table, column, forms)
     kinds = versions = ""
     for form in forms.named:
         begins = _begins(value, form.prefix)
@@ -263,8 +265,31 @@ def _unmarked(value: str, forms: Forms) -> str:
     return f"{value} IS NOT NULL{''.join((*begins, *patterns))}"
 
 
+def _field(table: Table, column: str) -> FieldColumn:
+    return next(field for field in table.fields if field.name == column)
+
+
 def _value(table: Table, column: str) -> str:
-    return value_of(next(field for field in table.fields if field.name == column))
+    return value_of(_field(table, column))
+
+
+def _worst(table: Table, column: str, forms: Forms) -> str:
+    """A field's value; of many elements, the one that is farthest from done.
+
+    That is one under a version that the job knows, then one under any other, then one without a marker.
+    """
+    value = _value(table, column)
+    if not _field(table, column).many:
+        return value
+    target, *old = forms.named
+    ranks = "".join(f" WHEN {_begins('x', form.prefix)} THEN 0" for form in old)
+    ranks += f" WHEN {_begins('x', target.prefix)} THEN 3"
+    ranks += "".join(
+        f" WHEN {_head_text('x', layout)} ~ {literal(layout.version_regex)} THEN 1"
+        for layout in forms.layouts
+    )
+    elements = f"unnest(string_to_array({value}, {literal(ELEMENT)})) WITH ORDINALITY AS e(x, n)"
+    return f"(SELECT x FROM {elements} ORDER BY CASE{ranks} ELSE 2 END, n LIMIT 1)"
 
 
 def _begins(value: str, prefix: Prefix) -> str:
