@@ -56,6 +56,7 @@ class LayoutSection(Section):
     nonce_bytes: int | None = None
     kdf: dict[str, str | int] | None = None
     plaintext: Text | None = None
+    framing: Text | None = None
 
 
 def compile_layouts(sections: Mapping[str, LayoutSection], path: Path) -> dict[str, Layout]:

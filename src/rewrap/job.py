@@ -271,8 +271,9 @@ class Job(Section):
         written = {place.column for field in target.fields for _, place in field.places}
         for key, name in zip(("layout", "to_layout"), entry.layouts, strict=False):
             if name not in self._layouts:
-                known = ", ".join(sorted(self._layouts))
-                raise self._error(f"{where}.{key}", f'there is no layout "{name}"', f"known: {known}")
+                own = ", ".join(sorted(self.layouts)) or "none of its own"
+                hint = f"known: {own}, and the built-in ones of docs/layouts.md"
+                raise self._error(f"{where}.{key}", f'there is no layout "{name}"', hint)
             try:
                 aad = self._joined(entry, name).aad
             except LayoutError as exc:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rewrap.crypto.cipher import OPEN_FAILURES, Aads, Batch, OpenBatch, SealBatch
 from rewrap.crypto.failures import Malformed, Unopenable
+from rewrap.crypto.jwe import header_of
 from rewrap.crypto.markers import Value
 from rewrap.crypto.parts import Codec
 from rewrap.packed import PART, SEPARATOR, Packed
@@ -126,7 +127,7 @@ class BoundLayout:
 
     @cached_property
     def _codec(self) -> Codec:
-        return self.layout.codec()
+        return self.layout.codec(self.version, self.key)
 
     @cached_property
     def _decode(self) -> Callable[[Sequence[Any]], Batch]:
@@ -138,19 +139,44 @@ class BoundLayout:
 
     @cached_property
     def _open_batch(self) -> OpenBatch:
-        opener, fits = self.layout.cipher.opener(self.key), self.layout.validator
-        if fits is None:
-            return opener
-        carry = self.layout.carry_bytes
-
-        def open_valid(sealed: Sequence[bytes], aads: Aads | None, at: int) -> Batch:
-            plain = opener(sealed, aads, at)
-            if not all(fits(text[carry:]) for text in plain):
-                raise ValueError("a plaintext does not look as declared")
-            return plain
-
-        return open_valid
+        return wrapped_opener(self.layout, self.prefix, self.layout.cipher.opener(self.key))
 
     @cached_property
     def _seal_batch(self) -> SealBatch:
-        return self.layout.cipher.sealer(self.key)
+        return wrapped_sealer(self.layout, self.prefix, self.layout.cipher.sealer(self.key))
+
+
+def wrapped_opener(layout: Layout, prefix: Value, opener: OpenBatch) -> OpenBatch:
+    """A cipher's opener with what a layout adds to it; for most it adds nothing."""
+    fits, carry, frame = layout.validator, layout.carry_bytes, layout.frame_bytes
+    header = header_of(prefix) if layout.framing == "jwe" else None
+    if fits is None and header is None and not frame:
+        return opener
+
+    def open_batch(sealed: Sequence[bytes], aads: Aads | None, at: int) -> Batch:
+        if header is not None:
+            aads = [header] * len(sealed)
+        plain = opener(sealed, aads, at + frame)
+        if frame:
+            plain = [raw[at : at + frame] + text for raw, text in zip(sealed, plain, strict=True)]
+        if fits is not None and not all(fits(text[carry:]) for text in plain):
+            raise ValueError("a plaintext does not look as declared")
+        return plain
+
+    return open_batch
+
+
+def wrapped_sealer(layout: Layout, prefix: Value, sealer: SealBatch) -> SealBatch:
+    """A cipher's sealer with what a layout adds to it."""
+    frame = layout.frame_bytes
+    header = header_of(prefix) if layout.framing == "jwe" else None
+    if header is None and not frame:
+        return sealer
+
+    def seal_batch(plain: Batch, aads: Aads | None) -> Batch:
+        if header is not None:
+            aads = [header] * len(plain)
+        sealed = sealer([text[frame:] for text in plain], aads)
+        return [text[:frame] + raw for text, raw in zip(plain, sealed, strict=True)]
+
+    return seal_batch
