@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from rewrap.crypto.indexes import parse_index
 from rewrap.crypto.layout import BoundLayout, Layout, Malformed, Unopenable, builtin_descriptors, compiled
+from rewrap.packed import PART
 from tests.conftest import require
 
 VECTORS = Path(__file__).parent.parent / "vectors"
@@ -107,6 +109,26 @@ def test_resealed_vector_is_stored_as_the_maker_would(name: str) -> None:
         if new.layout.cipher.authenticated:
             with pytest.raises(Unopenable):
                 bound_to(vector).open_one(resealed, aad)
+
+
+def test_blind_index_is_the_one_that_was_stored() -> None:
+    """Computed from the plaintext, and found again beside the value."""
+    checked = 0
+    for name in FILES:
+        for vector in vectors(name):
+            for declared in vector.get("indexes", ()):
+                kind = {key: value for key, value in declared.items() if key != "stored"}
+                index = parse_index(kind, "unused", key_apart=False)
+                layout = layout_of(vector).joined(("index",), indexes=(index,))
+                bound = layout.bind("v1", bytes.fromhex(vector["key"]), vector["table"], vector["column"])
+                plain = bytes.fromhex(vector["plain"])
+                assert bound.index_of(plain) == [declared["stored"]], declared
+                value = vector["value"] + PART + declared["stored"]
+                assert bound.open_one(value, None) == plain
+                assert bound.indexes_match(value, plain)
+                assert not bound.indexes_match(vector["value"] + PART + "00", plain)
+                checked += 1
+    assert checked
 
 
 def reopened(command: list[str], name: str) -> None:

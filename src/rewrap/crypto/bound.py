@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rewrap.crypto.cipher import OPEN_FAILURES, Aads, Batch, OpenBatch, SealBatch
 from rewrap.crypto.failures import Malformed, Unopenable
+from rewrap.crypto.indexes import Compute
 from rewrap.crypto.jwe import header_of
 from rewrap.crypto.markers import Value
 from rewrap.crypto.parts import Codec
@@ -32,6 +33,7 @@ class BoundLayout:
     key: bytes = field(repr=False)
     table: str = ""
     column: str = ""
+    computes: tuple[Compute, ...] = field(default=(), repr=False)
 
     @cached_property
     def open_values(self) -> Callable[[Sequence[Any], Aads | None], Batch]:
@@ -59,6 +61,8 @@ class BoundLayout:
     def seal_values(self) -> Callable[[Batch, Aads | None], list[Any]]:
         """Seals plaintexts into marked values, in order, each under a nonce of its own."""
         encode, seal_batch, prefix = self._encode, self._seal_batch, cast("Any", self.prefix)
+        if self.layout.index_count:
+            return self._seal_indexed
 
         def seal_values(plain: Batch, aads: Aads | None) -> list[Any]:
             return [prefix + payload for payload in encode(seal_batch(plain, aads))]
@@ -92,11 +96,34 @@ class BoundLayout:
         """Seals plaintexts into a packed column of text."""
         encode, seal_batch, marker = self._encode, self._seal_batch, cast("str", self.prefix)
         glue = SEPARATOR + marker
+        if self.layout.index_count:
+            return lambda plain, aads: Packed(SEPARATOR.join(self._seal_indexed(plain, aads)), len(plain))
 
         def seal_packed(plain: Batch, aads: Aads | None) -> Packed:
             return Packed(marker + glue.join(encode(seal_batch(plain, aads))), len(plain))
 
         return seal_packed
+
+    def _seal_indexed(self, plain: Batch, aads: Aads | None) -> list[Any]:
+        sealed = self._encode(self._seal_batch(plain, aads))
+        ends = ["".join(PART + index for index in self.index_of(text)) for text in plain]
+        prefix = cast("Any", self.prefix)
+        return [prefix + payload + end for payload, end in zip(sealed, ends, strict=True)]
+
+    def index_of(self, plain: bytes) -> list[str]:
+        """The blind indexes of a plaintext, as they are stored beside it.
+
+        Raises ValueError when they need a secret that the layout was not bound with.
+        """
+        if len(self.computes) != self.layout.index_count:
+            raise ValueError("blind indexes cannot be computed without their key")
+        value = plain[self.layout.carry_bytes :]
+        return [compute(value) for compute in self.computes]
+
+    def indexes_match(self, value: str, plain: bytes) -> bool:
+        """Whether the indexes stored with a value are those of its plaintext."""
+        wanted = self.index_of(plain)
+        return not wanted or value.split(PART)[-len(wanted) :] == wanted
 
     def open_one(self, value: Value, aad: bytes | None) -> bytes:
         """Opens one marked value; raises Malformed or Unopenable."""

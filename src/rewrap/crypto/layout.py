@@ -29,6 +29,7 @@ from rewrap.crypto.documents import RAILS_CARRY_BYTES, laravel, rails
 from rewrap.crypto.encodings import ENCODINGS, RAW
 from rewrap.crypto.failures import LayoutError, Malformed, Unopenable
 from rewrap.crypto.heads import HEADS, HeadMarker, headed
+from rewrap.crypto.indexes import BlindIndex
 from rewrap.crypto.jwe import JweMarker
 from rewrap.crypto.kdf import Kdf
 from rewrap.crypto.markers import GROUP, MARKER_BYTES_MAX, Marker, Value, text_marker
@@ -87,16 +88,25 @@ class Layout:
     kdf: Kdf | None = None
     plaintext: str = ""
     framing: str = ""
+    indexes: tuple[BlindIndex, ...] = ()
 
-    def joined(self, apart: tuple[str, ...], version_form: str | None = None) -> Layout:
+    def joined(
+        self,
+        apart: tuple[str, ...],
+        version_form: str | None = None,
+        indexes: tuple[BlindIndex, ...] = (),
+    ) -> Layout:
         """This layout for values some parts of which are stored apart, joined to one text.
 
         `apart` is in the order version, nonce, tag, index…; the parts come before the payload but for
         indexes, which follow it, with PART between them; bytes are in hex. `version_form` is how a version
-        is written where it is stored, `{version}` if nothing is said.
+        is written where it is stored, `{version}` if nothing is said. `indexes` compute those parts when
+        a value is sealed.
         """
         if not apart:
             return self
+        if indexes:
+            return replace(self, indexes=indexes).joined(apart, version_form)
         if self.framing and set(apart) - ({"index"} if self.framing in _MARKED else {"index", "version"}):
             raise LayoutError(f"parts of values of framing {self.framing} cannot be stored apart")
         if "version" in apart:
@@ -240,8 +250,12 @@ class Layout:
     def codec(self, version: str, key: bytes) -> Codec:
         """From what follows the marker of a version to the cipher's own bytes, and back."""
         codec = self._codec(version, key)
-        indexes = self.apart.count("index")
-        return followed(codec, indexes) if indexes else codec
+        return followed(codec, self.index_count) if self.index_count else codec
+
+    @property
+    def index_count(self) -> int:
+        """How many blind indexes are joined to a value."""
+        return self.apart.count("index")
 
     def _codec(self, version: str, key: bytes) -> Codec:
         removed = "" if "version" in self.apart else self.marker
@@ -281,10 +295,20 @@ class Layout:
         """The version in a value's marker, or None when it has no marker, or one without a version."""
         return self._marker.version_of(value)
 
-    def bind(self, version: str, key: bytes, table: str = "", column: str = "") -> BoundLayout:
-        """This layout with one key: what opens and seals values of `version` in a table's column."""
+    def bind(
+        self, version: str, key: bytes, table: str = "", column: str = "", *, index_key: bytes | None = None
+    ) -> BoundLayout:
+        """This layout with one key: what opens and seals values of `version` in a table's column.
+
+        `index_key` is the secret of blind indexes where they have their own.
+        """
         derived = self.kdf.derive(key, self.cipher.key_bytes, table, column) if self.kdf else key
-        return BoundLayout(self, version, self.prefix_of(version), derived, table, column)
+        computes = tuple(
+            index.bind(index_key if index.key_apart and index_key else key, table, column)
+            for index in self.indexes
+            if index_key is not None or not index.key_apart
+        )
+        return BoundLayout(self, version, self.prefix_of(version), derived, table, column, computes)
 
 
 def builtin_descriptors() -> dict[str, dict[str, Any]]:
