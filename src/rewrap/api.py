@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rewrap.engine.compile import Rotation
@@ -311,16 +311,11 @@ def open_keyring(job: Job, required: Sequence[str], environ: Mapping[str, str] =
     keys = []
     for version, section in job.keys.versions.items():
         try:
-            keys.append(
-                load_key(
-                    version,
-                    section.material,
-                    section.encoding,
-                    job.key_lengths,
-                    environ,
-                    job.folder,
-                )
-            )
+            key = load_key(version, section.material, section.encoding, job.key_lengths, environ, job.folder)
+            if section.index is not None:
+                apart = load_key(version, section.index, section.encoding, frozenset(), environ, job.folder)
+                key = replace(key, index=apart.secret)
+            keys.append(key)
         except KeyAccessError:
             if version in required:
                 raise

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints
 
+from rewrap.crypto.indexes import BlindIndex, parse_index
 from rewrap.crypto.layout import Layout, LayoutError, builtin_descriptors, builtin_layouts, compiled
 from rewrap.errors import JobError
-from rewrap.targets import Name, Section
+from rewrap.targets import IndexSection, Name, Section
 
 _REFERENCE = re.compile(r"(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)")
 
@@ -33,6 +34,7 @@ class KeyVersion(Section):
 
     material: Reference
     encoding: Literal["hex", "base64", "raw", "utf8"] = "hex"
+    index: Reference | None = None
 
 
 class Keys(Section):
@@ -56,6 +58,38 @@ class LayoutSection(Section):
     nonce_bytes: int | None = None
     kdf: dict[str, str | int] | None = None
     plaintext: Text | None = None
+    framing: Text | None = None
+
+
+class IndexKind(Section):
+    """`[indexes.NAME]`: how a blind index is computed."""
+
+    kind: Name
+    name: Name | None = None
+    bits: int | None = None
+    encoding: Name | None = None
+    normalize: Name | None = None
+    slow: bool | None = None
+    passes: int | None = None
+    memory_kib: int | None = None
+    info: Text | None = None
+    table: Name | None = None
+    column: Name | None = None
+
+
+def compile_index(
+    sections: Mapping[str, IndexKind], used: IndexSection, path: Path, *, key_apart: bool
+) -> BlindIndex:
+    """The blind index of a field. Raises JobError, which names the one that is wrong."""
+    if used.index not in sections:
+        known = ", ".join(sections) or "none"
+        raise JobError(
+            f'job file {path}: there is no index "{used.index}"', hint=f"known: {known}; see docs/job-file.md"
+        )
+    try:
+        return parse_index(sections[used.index].model_dump(), used.column, key_apart=key_apart)
+    except LayoutError as exc:
+        raise JobError(f"job file {path}: indexes.{used.index}: {exc}", hint="see docs/layouts.md") from None
 
 
 def compile_layouts(sections: Mapping[str, LayoutSection], path: Path) -> dict[str, Layout]:

@@ -25,10 +25,21 @@ from pydantic import (
 
 from rewrap.crypto.layout import Layout, LayoutError
 from rewrap.errors import JobError, UsageError
-from rewrap.formats import Keys, KeyVersion, LayoutSection, Reference, compile_layouts
+from rewrap.formats import (
+    IndexKind,
+    Keys,
+    KeyVersion,
+    LayoutSection,
+    Reference,
+    compile_index,
+    compile_layouts,
+)
 from rewrap.forms import Forms, fits, refused_change
 from rewrap.model import Place, Role
 from rewrap.targets import FieldSection, Name, Section, TargetSection, elements_apart, overlap
+
+_REFERENCED = re.compile(r"^keys\..*\.(?:material|index)$|\.password$")
+"""Where fields are references themselves, in which nothing is replaced."""
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -75,6 +86,7 @@ class Job(Section):
     stores: Annotated[dict[str, PostgresStore], Field(min_length=1, max_length=1)]
     keys: Keys
     layouts: dict[str, LayoutSection] = Field(default_factory=dict)
+    indexes: dict[str, IndexKind] = Field(default_factory=dict)
     targets: Annotated[list[TargetSection], Field(min_length=1)]
     pace: Pace = Pace()
     limits: Limits = Limits()
@@ -115,6 +127,7 @@ class Job(Section):
         except ValidationError as exc:
             raise _job_error(exc, path) from None
         job._path = path
+        job._check_keys()
         job._layouts = compile_layouts(job.layouts, path)
         job._check_targets()
         return job
@@ -159,7 +172,16 @@ class Job(Section):
 
     def _joined(self, entry: FieldSection, name: str) -> Layout:
         layout = self._layouts[name]
-        return layout.joined(entry.apart, entry.version.form if entry.version else None)
+        indexes = tuple(
+            compile_index(self.indexes, used, self._path, key_apart=self._index_keys_apart)
+            for used in entry.indexes
+        )
+        return layout.joined(entry.apart, entry.version.form if entry.version else None, indexes)
+
+    @property
+    def _index_keys_apart(self) -> bool:
+        """Whether blind indexes have secrets of their own."""
+        return any(section.index is not None for section in self.keys.versions.values())
 
     @property
     def digest(self) -> str:
@@ -172,6 +194,8 @@ class Job(Section):
             "targets": [target.identity for target in self.targets],
             "stores": {n: s.kind for n, s in sorted(self.stores.items())},
         }
+        if self.indexes:
+            identity["indexes"] = {n: one.model_dump(exclude_none=True) for n, one in self.indexes.items()}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -224,6 +248,15 @@ class Job(Section):
                     except LayoutError as exc:
                         raise JobError(str(exc), hint=f"correct layouts.{layout.name}.version") from None
 
+    def _check_keys(self) -> None:
+        lacking = [name for name, section in self.keys.versions.items() if section.index is None]
+        if self._index_keys_apart and lacking:
+            raise self._error(
+                f"keys.versions.{lacking[0]}.index",
+                "is missing",
+                "blind indexes have a key for every version",
+            )
+
     def _check_targets(self) -> None:
         seen: set[str] = set()
         for at, target in enumerate(self.targets):
@@ -271,8 +304,9 @@ class Job(Section):
         written = {place.column for field in target.fields for _, place in field.places}
         for key, name in zip(("layout", "to_layout"), entry.layouts, strict=False):
             if name not in self._layouts:
-                known = ", ".join(sorted(self._layouts))
-                raise self._error(f"{where}.{key}", f'there is no layout "{name}"', f"known: {known}")
+                own = ", ".join(sorted(self.layouts)) or "none of its own"
+                hint = f"known: {own}, and the built-in ones of docs/layouts.md"
+                raise self._error(f"{where}.{key}", f'there is no layout "{name}"', hint)
             try:
                 aad = self._joined(entry, name).aad
             except LayoutError as exc:
@@ -315,7 +349,11 @@ def _substitute(value: Any, environ: Mapping[str, str], path: Path, where: str =
         }
     if isinstance(value, list):
         return [_substitute(entry, environ, path, f"{where}[{at}]") for at, entry in enumerate(value)]
-    if not isinstance(value, str) or where.endswith((".material", ".password")):
+    if (
+        not isinstance(value, str)
+        or where.endswith((".material", ".password"))
+        or (where.startswith("keys.versions.") and where.endswith(".index"))
+    ):
         return value
 
     def replace(found: re.Match[str]) -> str:
@@ -384,6 +422,7 @@ def _allowed_hint(loc: tuple[int | str, ...]) -> str:
         "stores": PostgresStore,
         "keys": Keys,
         "layouts": LayoutSection,
+        "indexes": IndexKind,
         "targets": TargetSection,
         "pace": Pace,
         "limits": Limits,

@@ -57,7 +57,7 @@ class Opening:
 
     def _bound(self, layout: Layout) -> list[BoundLayout]:
         return [
-            layout.bind(key.version, key.secret, self.table, self.column)
+            layout.bind(key.version, key.secret, self.table, self.column, index_key=key.index)
             for key in self._keys
             if fits(layout, key.version) and layout.key_bytes in (None, len(key.secret))
         ]

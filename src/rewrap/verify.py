@@ -355,8 +355,9 @@ class _Look:
         self, table: Table, column: str, opening: Opening, marked: int, out: FieldCount
     ) -> None:
         """Opens every value marked as current with the new key alone."""
-        secret, layout = self.keyring.get(self.to_version).secret, opening.forms.new
-        bound = layout.bind(self.to_version, secret, table.target, opening.column)
+        key, layout = self.keyring.get(self.to_version), opening.forms.new
+        place = table.target, opening.column
+        bound = layout.bind(self.to_version, key.secret, *place, index_key=key.index)
         many = next(field.many for field in table.fields if field.name == column)
         opened = 0
         async for page in self.census.marked(table, column, opening.forms):

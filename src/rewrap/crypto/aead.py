@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ class AesGcm(Carried):
     """AES-GCM: `nonce12 ‖ ciphertext ‖ tag16` (RFC 5116 5.1; NIST SP 800-38D).
 
     Random 96-bit nonces: at most 2^32 messages a key (SP 800-38D 8.3). Longer ones are hashed to 96 bits and
-    more (SP 800-38D 7.1), and the limit is kept.
+    more (SP 800-38D 7.1), and the limit is kept. With `derived_nonce` the nonce is the beginning of the
+    plaintext's HMAC-SHA256 under the same key: equal values look equal, as Rails needs it to search for them.
     """
 
     name: str
@@ -35,6 +37,7 @@ class AesGcm(Carried):
     tag_bytes: int = 16
     binds_aad: bool = True
     seal_limit: int | None = 2**32
+    derived_nonce: bool = False
     order: tuple[str, ...] = ("nonce", "ciphertext", "tag")
 
     @property
@@ -57,13 +60,17 @@ class AesGcm(Carried):
             raise ValueError(f"{self.name} keys are {self.key_bytes} bytes")
         encrypt, size = AESGCM(key).encrypt, self.nonce_bytes
 
+        def seal_alike(plain: Batch, aads: Aads | None) -> Batch:
+            nonces = [hmac.digest(key, text, "sha256")[:size] for text in plain]
+            return list(map(add, nonces, map(encrypt, nonces, plain, each(aads, plain))))
+
         def seal_batch(plain: Batch, aads: Aads | None) -> Batch:
             # one read of the kernel's generator for the whole batch: fresh random bytes for each value
             pool = os.urandom(size * len(plain))
             nonces = [pool[at : at + size] for at in range(0, len(pool), size)]
             return list(map(add, nonces, map(encrypt, nonces, plain, each(aads, plain))))
 
-        return seal_batch
+        return seal_alike if self.derived_nonce else seal_batch
 
 
 @dataclass(frozen=True, slots=True)

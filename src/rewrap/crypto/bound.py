@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rewrap.crypto.cipher import OPEN_FAILURES, Aads, Batch, OpenBatch, SealBatch
 from rewrap.crypto.failures import Malformed, Unopenable
+from rewrap.crypto.indexes import Compute
+from rewrap.crypto.jwe import header_of
 from rewrap.crypto.markers import Value
 from rewrap.crypto.parts import Codec
 from rewrap.packed import PART, SEPARATOR, Packed
@@ -31,6 +33,7 @@ class BoundLayout:
     key: bytes = field(repr=False)
     table: str = ""
     column: str = ""
+    computes: tuple[Compute, ...] = field(default=(), repr=False)
 
     @cached_property
     def open_values(self) -> Callable[[Sequence[Any], Aads | None], Batch]:
@@ -58,6 +61,8 @@ class BoundLayout:
     def seal_values(self) -> Callable[[Batch, Aads | None], list[Any]]:
         """Seals plaintexts into marked values, in order, each under a nonce of its own."""
         encode, seal_batch, prefix = self._encode, self._seal_batch, cast("Any", self.prefix)
+        if self.layout.index_count:
+            return self._seal_indexed
 
         def seal_values(plain: Batch, aads: Aads | None) -> list[Any]:
             return [prefix + payload for payload in encode(seal_batch(plain, aads))]
@@ -91,11 +96,34 @@ class BoundLayout:
         """Seals plaintexts into a packed column of text."""
         encode, seal_batch, marker = self._encode, self._seal_batch, cast("str", self.prefix)
         glue = SEPARATOR + marker
+        if self.layout.index_count:
+            return lambda plain, aads: Packed(SEPARATOR.join(self._seal_indexed(plain, aads)), len(plain))
 
         def seal_packed(plain: Batch, aads: Aads | None) -> Packed:
             return Packed(marker + glue.join(encode(seal_batch(plain, aads))), len(plain))
 
         return seal_packed
+
+    def _seal_indexed(self, plain: Batch, aads: Aads | None) -> list[Any]:
+        sealed = self._encode(self._seal_batch(plain, aads))
+        ends = ["".join(PART + index for index in self.index_of(text)) for text in plain]
+        prefix = cast("Any", self.prefix)
+        return [prefix + payload + end for payload, end in zip(sealed, ends, strict=True)]
+
+    def index_of(self, plain: bytes) -> list[str]:
+        """The blind indexes of a plaintext, as they are stored beside it.
+
+        Raises ValueError when they need a secret that the layout was not bound with.
+        """
+        if len(self.computes) != self.layout.index_count:
+            raise ValueError("blind indexes cannot be computed without their key")
+        value = plain[self.layout.carry_bytes :]
+        return [compute(value) for compute in self.computes]
+
+    def indexes_match(self, value: str, plain: bytes) -> bool:
+        """Whether the indexes stored with a value are those of its plaintext."""
+        wanted = self.index_of(plain)
+        return not wanted or value.split(PART)[-len(wanted) :] == wanted
 
     def open_one(self, value: Value, aad: bytes | None) -> bytes:
         """Opens one marked value; raises Malformed or Unopenable."""
@@ -126,7 +154,7 @@ class BoundLayout:
 
     @cached_property
     def _codec(self) -> Codec:
-        return self.layout.codec()
+        return self.layout.codec(self.version, self.key)
 
     @cached_property
     def _decode(self) -> Callable[[Sequence[Any]], Batch]:
@@ -138,19 +166,44 @@ class BoundLayout:
 
     @cached_property
     def _open_batch(self) -> OpenBatch:
-        opener, fits = self.layout.cipher.opener(self.key), self.layout.validator
-        if fits is None:
-            return opener
-        carry = self.layout.carry_bytes
-
-        def open_valid(sealed: Sequence[bytes], aads: Aads | None, at: int) -> Batch:
-            plain = opener(sealed, aads, at)
-            if not all(fits(text[carry:]) for text in plain):
-                raise ValueError("a plaintext does not look as declared")
-            return plain
-
-        return open_valid
+        return wrapped_opener(self.layout, self.prefix, self.layout.cipher.opener(self.key))
 
     @cached_property
     def _seal_batch(self) -> SealBatch:
-        return self.layout.cipher.sealer(self.key)
+        return wrapped_sealer(self.layout, self.prefix, self.layout.cipher.sealer(self.key))
+
+
+def wrapped_opener(layout: Layout, prefix: Value, opener: OpenBatch) -> OpenBatch:
+    """A cipher's opener with what a layout adds to it; for most it adds nothing."""
+    fits, carry, frame = layout.validator, layout.carry_bytes, layout.frame_bytes
+    header = header_of(prefix) if layout.framing == "jwe" else None
+    if fits is None and header is None and not frame:
+        return opener
+
+    def open_batch(sealed: Sequence[bytes], aads: Aads | None, at: int) -> Batch:
+        if header is not None:
+            aads = [header] * len(sealed)
+        plain = opener(sealed, aads, at + frame)
+        if frame:
+            plain = [raw[at : at + frame] + text for raw, text in zip(sealed, plain, strict=True)]
+        if fits is not None and not all(fits(text[carry:]) for text in plain):
+            raise ValueError("a plaintext does not look as declared")
+        return plain
+
+    return open_batch
+
+
+def wrapped_sealer(layout: Layout, prefix: Value, sealer: SealBatch) -> SealBatch:
+    """A cipher's sealer with what a layout adds to it."""
+    frame = layout.frame_bytes
+    header = header_of(prefix) if layout.framing == "jwe" else None
+    if header is None and not frame:
+        return sealer
+
+    def seal_batch(plain: Batch, aads: Aads | None) -> Batch:
+        if header is not None:
+            aads = [header] * len(plain)
+        sealed = sealer([text[frame:] for text in plain], aads)
+        return [text[:frame] + raw for text, raw in zip(plain, sealed, strict=True)]
+
+    return seal_batch

@@ -16,6 +16,7 @@ CIPHERS: dict[str, Cipher] = {
         AesGcm("aes-256-gcm", 32),
         AesGcm("aes-192-gcm", 24),
         AesGcm("aes-128-gcm", 16),
+        AesGcm("aes-256-gcm-derived-nonce", 32, derived_nonce=True),
         XChaCha(),
         XChaCha("xchacha20-poly1305-nonce", binds_nonce=True),
         Fernet(),

@@ -17,7 +17,7 @@ _LINE_CHARS = 60
 class TextEncoding:
     """Bytes as text, a list at a time. `decode` raises ValueError for what is not in the encoding.
 
-    `bits` is how many bits a character stands for.
+    `bits` is how many bits a character stands for, 0 if none alone.
     """
 
     name: str
@@ -65,6 +65,14 @@ def _encode_lines(payloads: Iterable[bytes]) -> list[str]:
     ]
 
 
+def _decode_twice(texts: Iterable[str]) -> list[bytes]:
+    return _decode_base64url(raw.decode("ascii") for raw in _decode_base64(texts))
+
+
+def _encode_twice(payloads: Iterable[bytes]) -> list[str]:
+    return _encode_base64(text.encode() for text in _encode_base64url_padded(payloads))
+
+
 def _decode_hex(texts: Iterable[str]) -> list[bytes]:
     return list(map(unhexlify, texts))
 
@@ -83,6 +91,8 @@ TEXT_ENCODINGS = {
         TextEncoding("base64url-padded", _decode_base64url, _encode_base64url_padded),
         # Ruby's pack("m"): lines of 60 characters, a newline after each
         TextEncoding("base64-lines", _decode_lines, _encode_lines),
+        # base64url, and that in base64: a token that was text already, encoded once more
+        TextEncoding("base64-base64url", _decode_twice, _encode_twice, bits=0),
         # lower case when written, either when read
         TextEncoding("hex", _decode_hex, _encode_hex, bits=4),
     )

@@ -25,8 +25,12 @@ from rewrap.crypto.aad import AadTemplate
 from rewrap.crypto.aead import AesGcm
 from rewrap.crypto.bound import BoundLayout
 from rewrap.crypto.ciphers import CIPHERS, Cipher
+from rewrap.crypto.documents import RAILS_CARRY_BYTES, laravel, rails
 from rewrap.crypto.encodings import ENCODINGS, RAW
 from rewrap.crypto.failures import LayoutError, Malformed, Unopenable
+from rewrap.crypto.heads import HEADS, HeadMarker, headed
+from rewrap.crypto.indexes import BlindIndex
+from rewrap.crypto.jwe import JweMarker
 from rewrap.crypto.kdf import Kdf
 from rewrap.crypto.markers import GROUP, MARKER_BYTES_MAX, Marker, Value, text_marker
 from rewrap.crypto.parts import Codec, Groups, apart_groups, encoded, followed, grouped, led, parse_order
@@ -47,6 +51,14 @@ __all__ = [
     "compiled",
 ]
 
+_MARKED = (*HEADS, "jwe")
+"""Framings that hold a version."""
+
+_DOCUMENTS = ("rails", "laravel")
+"""Framings that are JSON."""
+
+FRAMINGS = (*_MARKED, *_DOCUMENTS)
+
 _FIRST_FIELDS = ("name", "marker", "version_pattern", "encoding", "cipher_name", "aad")
 """The fields of the first layouts, which always count in a layout's identity."""
 
@@ -58,8 +70,8 @@ class Layout:
     `version_pattern` is a regular expression without groups that the version must match as a whole. `order`
     is how nonce, ciphertext and tag are stored, with `|` where `separator` stands between them; the
     cipher's own order if it is empty. `nonce_bytes` is for GCM with nonces of another length than 12 bytes.
-    `plaintext` says what plaintexts look like, where the cipher does not authenticate. `apart` and `lead`
-    come from `joined`.
+    `plaintext` says what plaintexts look like, where the cipher does not authenticate. `framing` is for what
+    is no text or bytes behind a marker, one of FRAMINGS. `apart` and `lead` come from `joined`.
     """
 
     name: str
@@ -75,22 +87,34 @@ class Layout:
     nonce_bytes: int = 0
     kdf: Kdf | None = None
     plaintext: str = ""
+    framing: str = ""
+    indexes: tuple[BlindIndex, ...] = ()
 
-    def joined(self, apart: tuple[str, ...], version_form: str | None = None) -> Layout:
+    def joined(
+        self,
+        apart: tuple[str, ...],
+        version_form: str | None = None,
+        indexes: tuple[BlindIndex, ...] = (),
+    ) -> Layout:
         """This layout for values some parts of which are stored apart, joined to one text.
 
         `apart` is in the order version, nonce, tag, index…; the parts come before the payload but for
         indexes, which follow it, with PART between them; bytes are in hex. `version_form` is how a version
-        is written where it is stored, `{version}` if nothing is said.
+        is written where it is stored, `{version}` if nothing is said. `indexes` compute those parts when
+        a value is sealed.
         """
         if not apart:
             return self
+        if indexes:
+            return replace(self, indexes=indexes).joined(apart, version_form)
+        if self.framing and set(apart) - ({"index"} if self.framing in _MARKED else {"index", "version"}):
+            raise LayoutError(f"parts of values of framing {self.framing} cannot be stored apart")
         if "version" in apart:
             form = version_form or GROUP
             if GROUP not in form:
                 raise LayoutError(f'the form "{form}" of a version holds {GROUP}')
             # a marker with a version of its own gives way; a constant one stays before the payload
-            lead = "" if self.versioned else self.marker
+            lead = "" if self.versioned or self.framing else self.marker
             return replace(self, marker=f"{form}{PART}", apart=apart, lead=lead)
         if self.marker and {"nonce", "tag"} & set(apart):
             if self.versioned:
@@ -119,12 +143,33 @@ class Layout:
             )
         if self.encoding == RAW and self.separator:
             raise LayoutError("parts with a separator are text; bytes may hold any separator")
+        if self.framing:
+            self._check_framing()
         if PART in self.separator:
             raise LayoutError("a separator is without control characters")
         # compiled once, and here, so that what is wrong with a descriptor shows where it is declared
         assert self._marker is not None
-        assert self.codec() is not None
+        assert self._groups
         assert self.validator is not None or not self.plaintext
+
+    def _check_framing(self) -> None:
+        if self.framing not in FRAMINGS:
+            raise LayoutError(f'framing "{self.framing}" is unknown; known: {", ".join(FRAMINGS)}')
+        if self.framing in HEADS:
+            if self.marker or self.separator:
+                raise LayoutError(
+                    f"framing {self.framing} is a marker itself; leave out marker and separator"
+                )
+        elif self.encoding == RAW:
+            raise LayoutError(f"framing {self.framing} is text, not bytes")
+        if self.framing in _DOCUMENTS and (self.order or GROUP in self.marker or self.nonce_bytes):
+            raise LayoutError(f"values of framing {self.framing} have their own order, and no version")
+        if self.framing == "jwe" and (self.aad or not self.cipher.binds_aad):
+            raise LayoutError("a JWE's associated data are its header; leave aad out, and take AES-GCM")
+        if self.framing == "laravel" and not self.cipher_name.startswith(("laravel-", "aes-")):
+            raise LayoutError("Laravel's ciphers are laravel-aes-256-cbc, aes-256-gcm and those of 128 bits")
+        if self.framing == "rails" and not isinstance(self.cipher, AesGcm):
+            raise LayoutError("Active Record Encryption's cipher is aes-256-gcm")
 
     @property
     def identity(self) -> str:
@@ -156,11 +201,16 @@ class Layout:
     @property
     def carry_bytes(self) -> int:
         """How many bytes of a plaintext, at its beginning, belong to the stored form and not to the value."""
-        return self.cipher.carry_bytes
+        return self.frame_bytes + self.cipher.carry_bytes
+
+    @property
+    def frame_bytes(self) -> int:
+        """How many bytes of the carry are the framing's, before the cipher's."""
+        return RAILS_CARRY_BYTES if self.framing == "rails" else 0
 
     def fresh_carry(self) -> bytes:
         """What a plaintext begins with that comes from another layout."""
-        return self.cipher.fresh_carry()
+        return bytes(self.frame_bytes) + self.cipher.fresh_carry()
 
     @property
     def binary(self) -> bool:
@@ -175,10 +225,16 @@ class Layout:
     @property
     def least_bytes(self) -> int:
         """Length in bytes of a sealed empty plaintext."""
-        return self.cipher.least_bytes
+        return self.frame_bytes + self.cipher.least_bytes
 
     @cached_property
     def _marker(self) -> Marker:
+        if self.framing in HEADS and "version" not in self.apart:
+            # bytes that were joined are in hex
+            encoding = "hex" if self.encoding == RAW and not self.binary else self.encoding
+            return HeadMarker(self.name, HEADS[self.framing], encoding)
+        if self.framing == "jwe":
+            return JweMarker(self.name, self.marker)
         return text_marker(
             self.name,
             self.marker,
@@ -191,17 +247,31 @@ class Layout:
     def _groups(self) -> Groups:
         return apart_groups(parse_order(self.order, self.separator, self.cipher), self.apart)
 
-    def codec(self) -> Codec:
-        """From what follows the marker to the cipher's own bytes, and back."""
+    def codec(self, version: str, key: bytes) -> Codec:
+        """From what follows the marker of a version to the cipher's own bytes, and back."""
+        codec = self._codec(version, key)
+        return followed(codec, self.index_count) if self.index_count else codec
+
+    @property
+    def index_count(self) -> int:
+        """How many blind indexes are joined to a value."""
+        return self.apart.count("index")
+
+    def _codec(self, version: str, key: bytes) -> Codec:
+        removed = "" if "version" in self.apart else self.marker
+        if self.framing == "rails":
+            return rails(self.cipher, key, removed)
+        if self.framing == "laravel":
+            return laravel(self.cipher, removed)
         texts = [encoded(self.encoding, binary=self.binary) for _ in self._groups]
         joined = not {"nonce", "tag"}.isdisjoint(self.apart)
+        if self.framing in HEADS and not self.binary:
+            texts[0] = headed(texts[0], HEADS[self.framing].write(version), str(self.prefix_of(version)))
         if self.lead:
             # the payload is the last part of what was joined, and the first of what never was apart
             place = -1 if joined else 0
             texts[place] = led(texts[place], self.lead)
-        codec = grouped(self.cipher, self._groups, PART if joined else self.separator, texts)
-        indexes = self.apart.count("index")
-        return followed(codec, indexes) if indexes else codec
+        return grouped(self.cipher, self._groups, PART if joined else self.separator, texts)
 
     @property
     def version_regex(self) -> str:
@@ -211,7 +281,7 @@ class Layout:
     @property
     def versioned(self) -> bool:
         """Whether a value's version can be read from its marker; if not, only opening it tells."""
-        return GROUP in self.marker
+        return self._marker.versioned
 
     def prefix_of(self, version: str) -> Value:
         """What values of this version begin with: text, or bytes where the layout is binary.
@@ -225,10 +295,20 @@ class Layout:
         """The version in a value's marker, or None when it has no marker, or one without a version."""
         return self._marker.version_of(value)
 
-    def bind(self, version: str, key: bytes, table: str = "", column: str = "") -> BoundLayout:
-        """This layout with one key: what opens and seals values of `version` in a table's column."""
+    def bind(
+        self, version: str, key: bytes, table: str = "", column: str = "", *, index_key: bytes | None = None
+    ) -> BoundLayout:
+        """This layout with one key: what opens and seals values of `version` in a table's column.
+
+        `index_key` is the secret of blind indexes where they have their own.
+        """
         derived = self.kdf.derive(key, self.cipher.key_bytes, table, column) if self.kdf else key
-        return BoundLayout(self, version, self.prefix_of(version), derived, table, column)
+        computes = tuple(
+            index.bind(index_key if index.key_apart and index_key else key, table, column)
+            for index in self.indexes
+            if index_key is not None or not index.key_apart
+        )
+        return BoundLayout(self, version, self.prefix_of(version), derived, table, column, computes)
 
 
 def builtin_descriptors() -> dict[str, dict[str, Any]]:
@@ -261,4 +341,5 @@ def compiled(name: str, declared: Mapping[str, Any]) -> Layout:
         nonce_bytes=declared.get("nonce_bytes", 0),
         kdf=Kdf.parse(declared["kdf"]) if declared.get("kdf") else None,
         plaintext=declared.get("plaintext", ""),
+        framing=declared.get("framing", ""),
     )

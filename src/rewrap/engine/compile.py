@@ -154,7 +154,8 @@ class _Binder:
 
     def __call__(self, layout: Layout, version: str, *, new: bool) -> Form | None:
         """The form; None when the layout cannot name the version, or cannot take its key."""
-        secret = self.keyring.get(version).secret
-        if not fits(layout, version) or layout.key_bytes not in (None, len(secret)):
+        key = self.keyring.get(version)
+        if not fits(layout, version) or layout.key_bytes not in (None, len(key.secret)):
             return None
-        return Form(layout.bind(version, secret, self.table.target, self.entry.name), new)
+        place = self.table.target, self.entry.name
+        return Form(layout.bind(version, key.secret, *place, index_key=key.index), new)

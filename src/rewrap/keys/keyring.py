@@ -15,10 +15,14 @@ from rewrap.errors import KeyAccessError, UsageError
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key version. `secret` is the key's bytes; only its fingerprint is ever shown or stored."""
+    """One key version. `secret` is the key's bytes; only its fingerprint is ever shown or stored.
+
+    `index` is the secret that blind indexes are computed with, where it is another.
+    """
 
     version: str
     secret: bytes = field(repr=False)
+    index: bytes | None = field(default=None, repr=False)
 
     @property
     def fingerprint(self) -> str:
