@@ -151,7 +151,7 @@ class Conductor:
         first = [course for course in self._courses if course.leases[0].sweep == 1]
         if first and not await self.sweeper.sweep(first, 1, full=True):
             return self._stopped(started)
-        highest = max(course.leases[0].sweep for course in self._courses)
+        highest = max((course.leases[0].sweep for course in self._courses), default=1)
         sweeps = 1
         if self.options.sweeps_only and not await self._sweep_again(self._courses, highest + 1, sweeps):
             return self._stopped(started)
