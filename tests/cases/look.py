@@ -68,15 +68,41 @@ def _others(session: Session, oid: int, spared: dict[int, dict[str, list[str]]])
         if paths is None:
             out.append(quoted(row["name"]))
         elif paths:
-            without = "".join(f" #- '{_path(path)}'" for path in paths)
-            out.append(f"({quoted(row['name'])}{without})")
+            out += _rest_of(quoted(row["name"]), [_steps(path) for path in paths])
     return out
 
 
-def _path(path: str) -> str:
-    """`patient.cards[0].number` as Postgres writes it: `{patient,cards,0,number}`."""
-    steps = re.findall(r"[^.\[\]]+", path)
-    return "{" + ",".join('"' + step.replace("'", "''") + '"' for step in steps) + "}"
+def _rest_of(column: str, paths: list[list[str]]) -> list[str]:
+    """A document without some places in it, and the elements of an array without some in each."""
+    arrays: dict[str, str] = {}
+    rest = column
+    for steps in paths:
+        if "*" in steps:
+            at = steps.index("*")
+            array = _array(steps[:at])
+            arrays[array] = f"{arrays.get(array, 'e')} #- {_array(steps[at + 1 :])}"
+            rest += f" #- {array}"
+        else:
+            rest += f" #- {_array(steps)}"
+    elements = [
+        f"CASE jsonb_typeof({column} #> {array}) WHEN 'array' THEN (SELECT jsonb_agg({left} ORDER BY n) "
+        f"FROM jsonb_array_elements({column} #> {array}) WITH ORDINALITY AS x(e, n)) "
+        f"ELSE {column} #> {array} END"
+        for array, left in arrays.items()
+    ]
+    # a document that is but a number or a text has no paths to leave out
+    scalar = f"jsonb_typeof({column}) NOT IN ('object', 'array')"
+    return [f"CASE WHEN {scalar} THEN {column} ELSE {rest} END", *elements]
+
+
+def _steps(path: str) -> list[str]:
+    """The steps of `patient."a.b"[0].number`."""
+    found = re.findall(r'"((?:[^"\\]|\\.)*)"|([^.\[\]"]+)', path)
+    return [named or bare for named, bare in found]
+
+
+def _array(steps: list[str]) -> str:
+    return "ARRAY[" + ", ".join("'" + step.replace("'", "''") + "'" for step in steps) + "]::text[]"
 
 
 def _mark(session: Session, rows: str) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from nacl import bindings
 
 PIECES = ("nonce", "tag", "ciphertext")
 
-AS = ("base64", "base64url", "base64url-unpadded", "hex", "bytea")
+AS = ("base64", "base64url", "base64url-padded", "hex", "bytea")
 """How bytes are written in SQL; `bytea` is Postgres' hex form of a value that is bytes as a whole."""
 
 
@@ -95,7 +95,7 @@ def encoded(raw: bytes, encoding: str) -> str:
     if encoding == "base64":
         return base64.b64encode(raw).decode()
     text = base64.urlsafe_b64encode(raw).decode()
-    return text.rstrip("=") if encoding == "base64url-unpadded" else text
+    return text if encoding == "base64url-padded" else text.rstrip("=")
 
 
 def decoded(text: str | bytes, encoding: str) -> bytes:

@@ -1,0 +1,6 @@
+CREATE TABLE notes (id bigint PRIMARY KEY, body text, iv varchar(24), auth_tag varchar(32), v text);
+
+INSERT INTO notes VALUES
+  (1, '{{aead v1 of="ciphertext" as=hex "first of them"}}', '{{aead v1 of="nonce" as=hex "first of them"}}', '{{aead v1 of="tag" as=hex "first of them"}}', 'v1'),
+  (2, '{{aead v2 of="ciphertext" as=hex "second of them"}}', '{{aead v2 of="nonce" as=hex "second of them"}}', '{{aead v2 of="tag" as=hex "second of them"}}', 'v2'),
+  (3, NULL, NULL, NULL, NULL);
