@@ -18,7 +18,7 @@ from rewrap.engine.dryrun import dry_run
 from rewrap.engine.options import RunOptions
 from rewrap.engine.pipeline import StopFlag
 from rewrap.errors import KeyAccessError, LedgerError, UsageError
-from rewrap.events import Event, RunEnded
+from rewrap.events import Event, Notice, RunEnded
 from rewrap.interfaces import Sink
 from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
@@ -26,6 +26,7 @@ from rewrap.keys.local import load_key
 from rewrap.ledgers.sql import ExceptionRecord, Ledger, RunRecord, TableProgress, operator
 from rewrap.plan import Plan
 from rewrap.plan import plan as _plan
+from rewrap.probes.ask import ask
 from rewrap.stores.postgres.census import PostgresCensus, count_query
 from rewrap.stores.postgres.connection import address_of
 from rewrap.stores.postgres.guard import PostgresGuard
@@ -56,20 +57,42 @@ async def run(
     fails raises a RewrapError.
     """
     options, stop = options or RunOptions(), stop or StopFlag()
-    rotation = _rotation(job, from_versions, to_version, environ)
+    rotation = rotation_of(job, from_versions, to_version, environ)
     store = _store(job, environ)
     try:
         if dry:
             ended = await dry_run(rotation, store, sink, stop, options)
         else:
             ended = await _run(rotation, store, sink, stop, options, environ)
+            ended = await _probed(job, ended, sink, environ)
     finally:
         await store.close()
     sink(ended)
     return ended
 
 
-def _rotation(job: Job, from_versions: str, to_version: str, environ: Mapping[str, str]) -> Rotation:
+async def _probed(job: Job, ended: RunEnded, sink: Sink, environ: Mapping[str, str]) -> RunEnded:
+    """The end of a run that finished, once the job's probes were asked: what fails, values remain or not, is
+    for the operator to see before anybody retires a key."""
+    if not job.probe or ended.exit_code not in (0, 3):
+        return ended
+    address = address_of(job.store.url, password_of(job, environ))
+    failed = [answer for answer in await ask(job.probe, address, job.folder) if not answer.passed]
+    for answer in failed:
+        sink(
+            Notice(
+                level="warning",
+                message=f'probe "{answer.name}" fails after the run: {answer.said}',
+                hint="see whether the application can read; both keys still open what they opened before",
+            )
+        )
+    if not failed:
+        return ended
+    reasons = [f'probe "{answer.name}" fails: {answer.said}' for answer in failed]
+    return replace(ended, exit_code=3, reasons=[*ended.reasons, *reasons])
+
+
+def rotation_of(job: Job, from_versions: str, to_version: str, environ: Mapping[str, str]) -> Rotation:
     """The rotation that a `--from` and a `--to` ask for, with its keys; `any` is all others at hand."""
     if from_versions == "any":
         at_hand = [key.version for key in open_keyring(job, [], environ) if key.version != to_version]
@@ -186,7 +209,7 @@ async def plan(
     environ: Mapping[str, str] = os.environ,
 ) -> Plan:
     """What a rotation would meet: tables, census by class and version, hazards. Reads only."""
-    rotation = _rotation(job, from_versions, to_version, environ)
+    rotation = rotation_of(job, from_versions, to_version, environ)
     store = _store(job, environ)
     try:
         async with _ledger(job, environ, create=False) as ledger:
@@ -203,7 +226,7 @@ async def queries(
 ) -> list[tuple[str, str]]:
     """Verify's census as SQL for psql: what each counts, and the statement. Defaults as `verify`."""
     to_version = await _target_version(job, to_version, environ)
-    census = PostgresCensus(job, address_of(job.store.url, _password(job, environ)))
+    census = PostgresCensus(job, address_of(job.store.url, password_of(job, environ)))
     try:
         tables = await census.tables()
     finally:
@@ -335,7 +358,7 @@ async def _verified(
     drain_s: float | None = None,
     settle: bool = True,
 ) -> Verification:
-    census = PostgresCensus(job, address_of(job.store.url, _password(job, environ)))
+    census = PostgresCensus(job, address_of(job.store.url, password_of(job, environ)))
     exceptions = await ledger.exceptions(to_version) if ledger else []
     latest = await ledger.latest() if ledger else None
     worked_on = await ledger.relations(to_version) if ledger else []
@@ -372,10 +395,10 @@ async def _ledger(
 
 
 def _store(job: Job, environ: Mapping[str, str]) -> PostgresStore:
-    return PostgresStore(job, _password(job, environ))
+    return PostgresStore(job, password_of(job, environ))
 
 
-def _password(job: Job, environ: Mapping[str, str]) -> str | None:
+def password_of(job: Job, environ: Mapping[str, str]) -> str | None:
     reference = job.store.password
     if reference is None:
         return None

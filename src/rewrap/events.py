@@ -155,3 +155,79 @@ class RunEnded(Event):
     seconds: float
     rows_per_s: float
     reasons: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding(Event):
+    """One thing that a check found. `severity` is error, warning or info; a `code` keeps its meaning."""
+
+    type: ClassVar[str] = "finding"
+    severity: str
+    code: str
+    subject: str
+    reason: str
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked(Event):
+    """The end of a check: how many findings of each severity, and the fingerprints of the keys at hand."""
+
+    type: ClassVar[str] = "checked"
+    job: str
+    targets: list[str]
+    errors: int
+    warnings: int
+    infos: int
+    fingerprints: dict[str, str]
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnFound(Event):
+    """A column whose values look like ciphertext, a hash or a token. `column` may have a path: `doc.a[*].b`.
+
+    `marker` is a template, with `{version}`. `parts` are columns that hold a nonce, a tag or a version of it.
+    `opens` are the layouts that opened sampled values, `fits` those that could.
+    """
+
+    type: ClassVar[str] = "column_found"
+    table: str
+    column: str
+    likeness: str
+    form: str
+    in_job: bool
+    marker: str | None
+    encoding: str | None
+    versions: dict[str, int]
+    sampled: int
+    share: float
+    length_min: int
+    length_max: int
+    parts: dict[str, str]
+    opens: list[dict[str, Any]]
+    fits: list[str]
+    refused: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnSkipped(Event):
+    """A column that was not looked at, and why: what is in it is not known."""
+
+    type: ClassVar[str] = "column_skipped"
+    table: str
+    column: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Discovered(Event):
+    """The end of a search: columns looked at, and how many look like ciphertext and are in no job."""
+
+    type: ClassVar[str] = "discovered"
+    tables: int
+    columns: int
+    ciphertext: int
+    doubtful: int
+    skipped: int
+    written: str | None

@@ -36,6 +36,7 @@ from rewrap.formats import (
 )
 from rewrap.forms import Forms, fits, refused_change
 from rewrap.model import Place, Role
+from rewrap.probes.section import ProbeSection
 from rewrap.targets import FieldSection, Name, Section, TargetSection, elements_apart, overlap
 
 _REFERENCED = re.compile(r"^keys\..*\.(?:material|index)$|\.password$")
@@ -90,6 +91,7 @@ class Job(Section):
     targets: Annotated[list[TargetSection], Field(min_length=1)]
     pace: Pace = Pace()
     limits: Limits = Limits()
+    probe: list[ProbeSection] = Field(default_factory=list)
 
     _path: Path = PrivateAttr(default=Path("rewrap.toml"))
     _layouts: dict[str, Layout] = PrivateAttr(default_factory=dict)
@@ -426,6 +428,7 @@ def _allowed_hint(loc: tuple[int | str, ...]) -> str:
         "targets": TargetSection,
         "pace": Pace,
         "limits": Limits,
+        "probe": ProbeSection,
     }
     model: type[BaseModel] = Job if len(loc) == 1 else sections.get(str(loc[0]), Job)
     if loc[:2] == ("keys", "versions"):

@@ -11,10 +11,10 @@ ROOT = Path(rewrap.__file__).parent
 
 FLOORS = [
     ["errors", "model", "packed"],
-    ["crypto.ciphers", "crypto.encodings", "crypto.layout", "crypto.layouts", "crypto", "events"],
-    ["interfaces", "targets", "forms"],
+    ["crypto.ciphers", "crypto.encodings", "crypto.layout", "crypto.layouts", "crypto", "events", "recognise"],
+    ["interfaces", "targets", "forms", "probes.section"],
     ["formats", "job"],
-    ["keys", "stores", "ledgers"],
+    ["keys", "stores", "ledgers", "probes", "jobschema"],
     [
         "engine.health",
         "engine.retry",
@@ -30,8 +30,9 @@ FLOORS = [
         "engine.proof",
     ],
     ["engine", "verify", "opening", "report"],
-    ["plan"],
+    ["plan", "check", "discover", "draft", "trial"],
     ["api"],
+    ["preflight"],
     ["__init__", "__main__", "cli", "demo"],
 ]
 """From the ground up. A module may import from its own floor and from those below."""

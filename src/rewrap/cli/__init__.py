@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import gc
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
-from rewrap.cli import plan, quarantine, run, status, verify
+from rewrap.cli import check, discover, job, plan, quarantine, run, status, verify
 from rewrap.cli.terminal import UsageMistake, quiet_libraries, show_usage_mistake
+
+_ORDER = ("check", "plan", "run", "status", "verify", "resume", "quarantine", "discover", "job")
+"""The commands of a rotation in the order of their use, then the others."""
+
+
+class _Ordered(TyperGroup):
+    """Lists the commands in that order, groups among them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=lambda name: _ORDER.index(name))
+
 
 app = typer.Typer(
     name="rewrap",
+    cls=_Ordered,
     help="Rotate encryption keys over live rows: resumable, compare-and-swap, verified.",
     no_args_is_help=True,
     add_completion=False,
@@ -37,12 +51,15 @@ def root(
         raise typer.Exit
 
 
+app.command("check")(check.check)
 app.command("plan")(plan.plan)
 app.command("run")(run.run)
-app.command("resume")(run.resume)
 app.command("status")(status.status)
 app.command("verify")(verify.verify)
+app.command("resume")(run.resume)
 app.add_typer(quarantine.app, name="quarantine")
+app.command("discover")(discover.discover)
+app.add_typer(job.app, name="job")
 
 
 def main() -> None:

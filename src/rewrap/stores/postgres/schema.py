@@ -80,7 +80,7 @@ async def survey(connection: Connection, job: Job, *, writing: bool = True) -> l
     for target in job.targets:
         subject = f'table "{target.table}"'
         with translated(subject):
-            oid = await _find(connection, target.table)
+            oid = await find_table(connection, target.table)
             if oid is None:
                 raise SchemaMismatch(
                     f"{subject} does not exist in this database",
@@ -174,7 +174,7 @@ async def _survey_leaf(
     )
 
 
-async def _find(connection: Connection, name: str) -> int | None:
+async def find_table(connection: Connection, name: str) -> int | None:
     """A table's oid by the name as a job writes it: exact spelling first, then SQL's quoting rules."""
     exact: int | None = await connection.fetchval(
         "SELECT to_regclass(quote_ident($1::text))::oid::int8", name

@@ -1,0 +1,254 @@
+"""Check: everything that would stop a rotation, spoil it or surprise its owner, each thing as a finding.
+
+Nothing stops at the first error: each table, each key and each probe is asked on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rewrap.crypto.layout import LayoutError
+from rewrap.engine.compile import Rotation
+from rewrap.engine.proof import Proof, gather_proof, judge_sources, judge_target
+from rewrap.engine.rehearsal import REHEARSED_ROWS
+from rewrap.errors import KeyRefused, RewrapError, StoreError
+from rewrap.events import Checked, Finding
+from rewrap.interfaces import Store, SwapBatch
+from rewrap.job import Job
+from rewrap.keys.keyring import Keyring
+from rewrap.model import Table
+from rewrap.packed import listed
+from rewrap.probes.ask import Answer
+
+Canary = Callable[[Table, SwapBatch], Awaitable[bool]]
+"""Swaps a row, reads it back and rolls back; False when it was locked."""
+
+Lengths = Callable[[Table, Sequence[str]], Awaitable[Mapping[str, tuple[int, int]]]]
+"""For columns of limited length: the most characters they take, and the longest value seen."""
+
+_FITNESS = {"22": "data", "23": "integrity", "44": "a view's condition"}
+"""SQLSTATE classes with which a database refuses a value, and not the way it was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """All findings, the gravest first, and the fingerprints of the keys that were at hand."""
+
+    job: Job
+    findings: tuple[Finding, ...]
+    fingerprints: dict[str, str]
+
+    def count(self, severity: str) -> int:
+        return sum(1 for one in self.findings if one.severity == severity)
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.count("error") else 0
+
+    def event(self) -> Checked:
+        return Checked(
+            job=self.job.name,
+            targets=[target.table for target in self.job.targets],
+            errors=self.count("error"),
+            warnings=self.count("warning"),
+            infos=self.count("info"),
+            fingerprints=self.fingerprints,
+            exit_code=self.exit_code,
+        )
+
+
+@dataclass
+class Findings:
+    """Collects findings, each once."""
+
+    found: list[Finding] = field(default_factory=list)
+
+    def add(self, severity: str, code: str, subject: str, reason: str, hint: str | None = None) -> None:
+        one = Finding(severity=severity, code=code, subject=subject, reason=reason, hint=hint)
+        if one not in self.found:
+            self.found.append(one)
+
+    def refused(self, exc: RewrapError, code: str, subject: str, severity: str = "error") -> None:
+        self.add(severity, code, subject, exc.message, exc.hint)
+
+    def ordered(self) -> tuple[Finding, ...]:
+        """Errors first, then warnings; within them as they were found."""
+        rank = ("error", "warning", "info")
+        return tuple(sorted(self.found, key=lambda one: rank.index(one.severity)))
+
+
+async def check_keys(
+    out: Findings,
+    job: Job,
+    keyring: Keyring,
+    store: Store,
+    tables: Sequence[Table],
+    rotation: Rotation | None,
+) -> Proof:
+    """Tries the keys on stored values: those of the rotation, or all that are at hand without one."""
+    if rotation is None:
+        versions = [key.version for key in keyring if _fits(job, key.version)]
+    else:
+        versions = [*rotation.from_versions, rotation.to_version]
+    if not versions or not tables:
+        return Proof()
+    bound = rotation or Rotation(job, keyring, tuple(versions), versions[0])
+    in_scope = frozenset(rotation.from_versions if rotation else ())
+    proof = Proof()
+    for table in tables:
+        try:
+            one = await gather_proof(store, [table], versions, in_scope, bound.bind)
+        except StoreError as exc:
+            out.refused(exc, "unreadable", f"table {table.name}")
+            continue
+        for mine, its in ((proof.opened, one.opened), (proof.failed, one.failed)):
+            mine.update(its)
+        proof.where = one.where | proof.where
+        proof.rows |= one.rows
+    for version in versions:
+        _judge(out, proof, keyring, version, rotation)
+    return proof
+
+
+def _fits(job: Job, version: str) -> bool:
+    """Whether every layout in use can carry a version."""
+    try:
+        for target in job.targets:
+            for entry in target.fields:
+                job.old_layout(entry).prefix_of(version)
+    except LayoutError:
+        return False
+    return True
+
+
+def _judge(out: Findings, proof: Proof, keyring: Keyring, version: str, rotation: Rotation | None) -> None:
+    key, subject = keyring.get(version), f"key {version}"
+    opened, failed = proof.count(version)
+    is_target = rotation is not None and version == rotation.to_version
+    try:
+        if is_target:
+            judge_target(
+                proof, key, expected_fingerprint=None, allow_unseen=True, allow_unopenable=False
+            )  # fmt: skip
+        else:
+            judge_sources(proof, [version], keyring)
+    except KeyRefused as exc:
+        out.refused(exc, "key-refused", subject)
+        return
+    if opened:
+        out.add(
+            "warning" if failed else "info", "key-proven", subject,
+            f"opens {opened} of {opened + failed} stored values that were tried ({key.fingerprint})",
+            "a run puts aside what does not open" if failed else None,
+        )  # fmt: skip
+    elif is_target:
+        out.add(
+            "warning", "key-unseen", subject,
+            "no stored value is under it yet, so nothing proves that it is the application's "
+            f"({key.fingerprint})",
+            f"compare the fingerprint with the owner's, and run with --to-fingerprint {key.fingerprint}",
+        )  # fmt: skip
+    elif rotation is not None:
+        out.add(
+            "warning", "nothing-in-scope", subject,
+            f"no stored value is under it ({key.fingerprint})",
+            "check --from, and the layout's marker: rewrap discover says what values begin with",
+        )  # fmt: skip
+    else:
+        out.add("info", "key-at-hand", subject, f"is at hand, and no value is under it ({key.fingerprint})")
+
+
+async def check_writes(
+    out: Findings,
+    rotation: Rotation,
+    store: Store,
+    tables: Sequence[Table],
+    proof: Proof,
+    canary: Canary | None,
+    lengths: Lengths,
+) -> None:
+    """What becomes of new values: fences, lengths, and one row of each table written and rolled back."""
+    for table in tables:
+        subject = f"table {table.name}"
+        try:
+            await store.refuse_fenced(table, rotation.target_markers(table))
+        except StoreError as exc:
+            out.refused(exc, "fenced", subject)
+        batches = _resealed(rotation, table, proof)
+        await _check_lengths(out, table, batches, lengths)
+        if canary is None:
+            out.add(
+                "warning", "canary-not-tried", subject,
+                "no row was written for trial: this role may not make temporary tables",
+                "GRANT TEMPORARY ON DATABASE … TO the role; a run rehearses one write in any case",
+            )  # fmt: skip
+        elif not batches:
+            out.add("info", "canary-not-tried", subject, "no row was written for trial: none is in scope")
+        else:
+            await _try(out, table, batches, canary)
+
+
+def _resealed(rotation: Rotation, table: Table, proof: Proof) -> list[SwapBatch]:
+    reseal = rotation.reseal(table)
+    batches = [reseal([row]).swap for row in proof.rows.get(table.relation, [])[:REHEARSED_ROWS]]
+    return [batch for batch in batches if len(batch)]
+
+
+async def _try(out: Findings, table: Table, batches: Sequence[SwapBatch], canary: Canary) -> None:
+    subject = f"table {table.name}"
+    refused: StoreError | None = None
+    for batch in batches:
+        try:
+            if await canary(table, batch):
+                out.add(
+                    "info", "canary", subject,
+                    "one row was resealed, read back byte for byte and rolled back",
+                )  # fmt: skip
+                return
+        except StoreError as exc:
+            refused = exc
+    if refused is None:
+        out.add(
+            "warning", "canary-not-tried", subject, "no row was written for trial: those tried were locked",
+            "check again; a run waits for locks, and puts off what stays locked",
+        )  # fmt: skip
+        return
+    of_value = refused.sqlstate[:2] in _FITNESS
+    out.add(
+        "error", "canary-refused", subject,
+        f"the database refused or changed the row written for trial: {refused.message}",
+        "see the constraint or trigger named; as it is, values would be put aside"
+        if of_value
+        else refused.hint,
+    )  # fmt: skip
+
+
+async def _check_lengths(out: Findings, table: Table, batches: Sequence[SwapBatch], lengths: Lengths) -> None:
+    grown: dict[str, int] = {}
+    for batch in batches:
+        for name, news in batch.news.items():
+            for old, new in zip(listed(batch.olds[name]), listed(news), strict=True):
+                if isinstance(old, str) and isinstance(new, str):
+                    grown[name] = max(grown.get(name, 0), len(new) - len(old))
+    for column, (most, longest) in (await lengths(table, list(grown))).items():
+        if longest + grown[column] > most:
+            out.add(
+                "error", "too-long", f"table {table.name}",
+                f'column "{column}" takes {most:,} characters; values of up to {longest:,} grow by '
+                f"{grown[column]}",
+                f"ALTER TABLE … ALTER COLUMN … TYPE varchar({longest + grown[column]}) or longer, or text",
+            )  # fmt: skip
+
+
+def report_probes(out: Findings, answers: Sequence[Answer]) -> None:
+    """Probes as findings: whether they passed and how long they took."""
+    for answer in answers:
+        subject = f'probe "{answer.name}"'
+        if answer.passed:
+            out.add("info", "probe", subject, f"passed in {answer.seconds:.1f} s")
+        else:
+            out.add(
+                "error", "probe-failed", subject, answer.said,
+                "ask it by hand as the job file has it; rewrap does not show what it answers",
+            )  # fmt: skip

@@ -1,0 +1,254 @@
+"""Job files written for review: TOML with a comment at everything that a person should look at."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rewrap.discover import Opened, Place
+from rewrap.recognise import Likeness
+
+STORE = """[stores.main]
+kind = "postgres"
+url = "${DATABASE_URL}"     # of the primary itself: not of a standby, not of a pooler
+"""
+
+UNKNOWN_CIPHER = "aes-256-gcm"
+
+
+def quoted(text: str) -> str:
+    """A TOML string."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def one_line(text: str) -> str:
+    """A text that cannot end the comment it stands in."""
+    return re.sub(r"[\x00-\x1f\x7f]", " ", text)
+
+
+def version_pattern(versions: Sequence[str]) -> str:
+    """A pattern for versions like these."""
+    for pattern in ("v[0-9]+", "[0-9]+", "k[0-9]+", "[0-9a-f]+"):
+        if versions and all(re.fullmatch(pattern, version) for version in versions):
+            return pattern
+    return "[A-Za-z0-9]+" if versions else "v[0-9]+"
+
+
+@dataclass(frozen=True)
+class LayoutDraft:
+    """A layout of a draft: its fields, and what is not known about it."""
+
+    name: str
+    fields: Mapping[str, str]
+    doubt: str = ""
+
+    def toml(self) -> str:
+        lines = [f"[layouts.{self.name}]"]
+        lines += [f"{name} = {quoted(value)}" for name, value in self.fields.items()]
+        if self.doubt:
+            lines.insert(0, f"# {self.doubt}")
+        return "\n".join(lines)
+
+
+def descriptor(place: Place, cipher: str = UNKNOWN_CIPHER, aad: str | None = None) -> dict[str, str]:
+    """The fields of a layout for what a place's values look like."""
+    look = place.look
+    found = {
+        # what stands beside the value takes the marker's place
+        "marker": "" if "version" in place.parts else look.marker or "",
+        "version": version_pattern(list(look.versions)),
+        "encoding": look.encoding or "base64",
+        "cipher": cipher,
+    }
+    if aad:
+        found["aad"] = aad
+    return found
+
+
+def field_of(place: Place, layout: str) -> str:
+    """A field of a target, as an inline table."""
+    told = [f"column = {quoted(place.column.name)}"]
+    if place.path is not None:
+        told.append(f"path = {quoted(place.path)}")
+    told.append(f"layout = {quoted(layout)}")
+    for role, name in place.parts.items():
+        column, path = name, None
+        if place.path is not None and name.startswith(place.column.name + "."):
+            column, path = place.column.name, name.removeprefix(place.column.name + ".")
+        part = [f"column = {quoted(column)}"]
+        if path is not None:
+            part.append(f"path = {quoted(path)}")
+        if role == "version" and place.form:
+            part.append(f"form = {quoted(place.form)}")
+        told.append(f"{role} = {{ {', '.join(part)} }}")
+    return f"{{ {', '.join(told)} }}"
+
+
+def key_of(place: Place) -> str:
+    """The `key` of a target, where it is not the default."""
+    key = place.table.key
+    if not key or key == ("id",):
+        return ""
+    names = ", ".join(quoted(name) for name in key)
+    return f"key = {names if len(key) == 1 else f'[{names}]'}\n"
+
+
+@dataclass
+class Draft:
+    """A job file in the making. `head` is its store and keys where an earlier job has them."""
+
+    name: str
+    places: Sequence[Place]
+    job_layouts: frozenset[str] = frozenset()
+    head: str | None = None
+    layouts: dict[str, LayoutDraft] = field(default_factory=dict)
+
+    def toml(self) -> str:
+        """The whole file; it loads, and what could not be rotated as it is stands in comments."""
+        targets = self._targets()
+        parts = [
+            "# Written by rewrap discover from what stored values look like. Review all of it: "
+            "discover sees\n"
+            "# samples, and only the application's code knows every encrypted column. One that is "
+            "missing here\n"
+            "# is not rotated.\n",
+            self.head if self.head is not None else f"name = {quoted(self.name)}\n\n{STORE}\n{self._keys()}",
+            *(f"{draft.toml()}\n" for draft in self.layouts.values()),
+            *targets,
+        ]
+        return "\n".join(parts)
+
+    def _keys(self) -> str:
+        versions = list(dict.fromkeys(v for place in self.places for v in place.look.versions)) or ["v1"]
+        versions.sort(key=lambda name: [int(t) if t.isdigit() else t for t in re.split(r"([0-9]+)", name)])
+        new = _next(versions[-1])
+        lines = ["# Where each key is: env:NAME or file:PATH. A key itself never stands in this file."]
+        for version in [*versions, *([new] if new not in versions else [])]:
+            variable = re.sub(r"[^A-Za-z0-9]", "_", version).upper()
+            made = "" if version in versions else "     # the new one: openssl rand -hex 32"
+            lines += [
+                f"[keys.versions.{version if re.fullmatch(r'[A-Za-z0-9_-]+', version) else quoted(version)}]",
+                f'material = "env:KEY_{variable}"{made}',
+                "",
+            ]
+        return "\n".join(lines)
+
+    def _targets(self) -> list[str]:
+        by_table: dict[str, list[Place]] = {}
+        for place in self.places:
+            by_table.setdefault(place.table.name, []).append(place)
+        live, quiet = [], []
+        for table, places in by_table.items():
+            fit = [place for place in places if self._layout_of(place) is not None and not place.refused]
+            for place in places:
+                if place not in fit:
+                    quiet.append(_commented(place))
+            if fit:
+                live.append(self._target(table, fit))
+        if not live:
+            live.append(
+                "# No column could be made a target: a job needs at least one. See the reasons below, and\n"
+                '# docs/layouts.md.\n# [[targets]]\n# table = "…"\n# fields = '
+                '[{ column = "…", layout = "…" }]\n'
+            )
+        if quiet:
+            quiet.insert(0, "# Left out; read why before you go on:\n")
+        return [*live, *quiet]
+
+    def _target(self, table: str, places: Sequence[Place]) -> str:
+        lines = [f"# {table}.{place.name}: {one_line(reason(place))}" for place in places]
+        fields = ",\n".join(f"  {field_of(place, self._layout_of(place) or '')}" for place in places)
+        return (
+            "\n".join(lines)
+            + f"\n[[targets]]\ntable = {quoted(table)}\n{key_of(places[0])}fields = [\n{fields},\n]\n"
+        )
+
+    def _layout_of(self, place: Place) -> str | None:
+        """The layout of a place: the one that opens it, one that fits, or one made from its looks."""
+        if place.opens:
+            best = place.opens[0]
+            if best.aad is None and not best.layout.startswith(_MADE):
+                return best.layout
+            cipher = best.layout.removeprefix(_MADE)
+            if best.layout.startswith(_MADE):
+                return self._made(place, descriptor(place, cipher, best.aad), "")
+            return self._made(place, {"like": best.layout, "aad": best.aad or ""}, "")
+        if len(place.fits) == 1 and place.look.family != "marker":
+            return place.fits[0]
+        if place.look.family in ("marker", "bare") and (place.look.marker or "version" in place.parts):
+            doubt = (
+                "the cipher is a guess, and associated data are not known: the application's code says both"
+            )
+            return self._made(place, descriptor(place), doubt)
+        return None
+
+    def _made(self, place: Place, fields: Mapping[str, str], doubt: str) -> str:
+        for name, draft in self.layouts.items():
+            if draft.fields == fields:
+                return name
+        base = re.sub(r"[^A-Za-z0-9_-]+", "-", place.table.name).strip("-") or "stored"
+        taken = {*self.layouts, *self.job_layouts}
+        name, number = base, 1
+        while name in taken:
+            number += 1
+            name = f"{base}-{number}"
+        self.layouts[name] = LayoutDraft(name, fields, doubt)
+        return name
+
+
+_MADE = "="
+"""Before a cipher's name: a layout that is made from a value's looks and this cipher."""
+
+
+def made_from(cipher: str) -> str:
+    return f"{_MADE}{cipher}"
+
+
+def shown_layout(opened: Opened) -> str:
+    """A layout that opened values, for people."""
+    name = opened.layout.removeprefix(_MADE)
+    return f"{name} bound to {opened.aad}" if opened.aad else name
+
+
+def reason(place: Place) -> str:
+    """Why a place is in the draft."""
+    look = place.look
+    told = [f"{look.share:.0%} of {look.sampled} sampled values are {described(place)}"]
+    if look.versions:
+        told.append(", ".join(f"{version} {n}" for version, n in sorted(look.versions.items())))
+    for opened in place.opens[:3]:
+        told.append(f"{shown_layout(opened)} opens {opened.opened} of {opened.tried} under {opened.version}")
+    return "; ".join(told)
+
+
+def described(place: Place) -> str:
+    """What a place's values look like, in a few words."""
+    look = place.look
+    if look.likeness is not Likeness.CIPHERTEXT:
+        return look.family
+    words = look.family
+    if look.family == "marker":
+        words = f"{look.marker or 'a head'} and {look.encoding or 'a payload'}"
+    elif look.family == "bare":
+        words = {"raw": "random bytes", "hex": "random bytes in hex"}.get(
+            look.encoding or "", f"random bytes in {look.encoding}"
+        )
+    beside = ", ".join(f"{role} in {name}" for role, name in place.parts.items())
+    return f"{words} ({beside})" if beside else words
+
+
+def _commented(place: Place) -> str:
+    why = place.refused or "no layout is known that opens it: see docs/layouts.md for how to declare one"
+    target = (
+        f"[[targets]]\ntable = {quoted(place.table.name)}\n{key_of(place)}"
+        f"fields = [{field_of(place, place.fits[0] if place.fits else '…')}]"
+    )
+    lines = [f"# {place.table.name}.{place.name}: {one_line(reason(place))}", f"# {one_line(why)}"]
+    return "\n".join([*lines, *(f"#   {line}" for line in target.splitlines())]) + "\n"
+
+
+def _next(version: str) -> str:
+    found = re.fullmatch(r"(.*?)([0-9]+)", version)
+    return f"{found.group(1)}{int(found.group(2)) + 1}" if found else f"{version}2"

@@ -1,0 +1,121 @@
+"""The JSON Schema of job files: what the sections check, with a sentence on every field for an editor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rewrap.job import Job
+
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+
+DESCRIPTIONS: dict[str, dict[str, str]] = {
+    "Job": {
+        "name": "Names the job and its ledger: letters, digits, `.`, `_`, `-`.",
+        "stores": "The database, under a name of your choice; exactly one.",
+        "keys": "The key versions.",
+        "layouts": "Stored formats, beside the built-in ones.",
+        "targets": "The tables, each once.",
+        "pace": "How hard a run works. May change at any time.",
+        "limits": "When a run gives up or waits. May change at any time.",
+        "probe": "Questions to the application, asked by check and after a run.",
+        "indexes": "How blind indexes are computed, by name.",
+    },
+    "PostgresStore": {
+        "kind": '"postgres".',
+        "url": "A URL of the primary itself; `${DATABASE_URL}` keeps the password out of the file.",
+        "password": "Where the password is, when the URL has none.",
+        "guard_schema": "The schema for rewrap's lock and checkpoints.",
+        "max_connections": "Connections of a run: two for each shard at work, and four more.",
+        "lock_timeout_ms": "Milliseconds that a batch waits for a lock on a row or table.",
+    },
+    "Keys": {
+        "provider": "Where keys come from.",
+        "versions": "One table for each version, by the name that stands in stored values.",
+    },
+    "KeyVersion": {
+        "material": "`env:NAME` or `file:PATH`; a key itself never stands in a job file.",
+        "encoding": "How the key is written there.",
+    },
+    "LayoutSection": {
+        "like": "A built-in layout that gives what is not said here.",
+        "marker": "What values begin with, with `{version}` in it; empty for values without one.",
+        "version": "A regular expression that versions match as a whole, without groups.",
+        "encoding": "How the payload is stored: as text in an encoding, or raw in a column of bytes.",
+        "cipher": "How it is sealed.",
+        "aad": "Associated data from columns of the row: `{tenant_id}`.",
+        "order": "The order of nonce, ciphertext and tag; `|` where the separator stands.",
+        "separator": "What stands between parts of a payload.",
+        "nonce_bytes": "The length of the nonce, where it is not the cipher's usual one.",
+        "kdf": "How the key is derived from the secret.",
+        "plaintext": "What plaintexts look like: required for ciphers that cannot tell a wrong key.",
+    },
+    "TargetSection": {
+        "table": "`notes`, or `schema.notes`.",
+        "key": "The column or columns that rows are found by; the primary key.",
+        "fields": "The encrypted values of a row.",
+        "store": "The store's name; since there is one only, leave it out.",
+        "unmarked": "What becomes of values without a marker that open under a known key.",
+        "acknowledge": "Hazards that were looked into and are harmless.",
+    },
+    "FieldSection": {
+        "column": "The column that holds the value.",
+        "layout": "A layout of this job, or a built-in one.",
+        "path": "Where in a column of jsonb the value is: `patient.ssn`, `cards[*].number`.",
+        "to_layout": "The layout that new values are stored in, when it is another one.",
+        "version": "Where the version is, when it is stored apart from the value.",
+        "nonce": "Where the nonce is, when it is stored apart.",
+        "tag": "Where the tag is, when it is stored apart.",
+        "indexes": "Blind indexes that are written with the value.",
+    },
+    "PartSection": {
+        "column": "The column that holds this part; that of the field, if only a path is named.",
+        "path": "Where in a column of jsonb the part is.",
+        "form": "How a version is written there, with `{version}` in it.",
+    },
+    "IndexSection": {
+        "column": "The column that holds the blind index.",
+        "index": "Which `[indexes.NAME]` computes it.",
+    },
+    "Pace": {
+        "batch_size": "Rows a batch at most.",
+        "batch_bytes": "Bytes a page holds at most, for each column.",
+        "shards": "Key ranges at work at a time, over all tables.",
+        "max_value_bytes": "A larger value in scope is put aside.",
+    },
+    "Limits": {
+        "max_quarantine": "Values of a version that may fail before its key is doubted.",
+        "max_quarantine_share": "The same as a share of those tried; the larger counts.",
+        "max_sweeps": "Sweeps of a table, the first included.",
+        "drain_s": "Seconds that a run waits, in all, for open write transactions.",
+        "lease_s": "Seconds that a table's lock outlives the last sign of life.",
+        "reconnect_s": "Seconds to keep trying when the database or the ledger is away.",
+    },
+    "ProbeSection": {
+        "name": "What reports call it.",
+        "kind": "Whom it asks: the database, a URL, or a program.",
+        "timeout_s": "Seconds after which it has failed.",
+        "query": "For `sql`: a query that reads one value.",
+        "expect": "For `sql`: what the value must be.",
+        "url": "For `http`: what is fetched, with GET.",
+        "status": "For `http`: the status that must come.",
+        "contains": "For `http`: text that must be in the answer.",
+        "argv": "For `command`: the program and its arguments; no shell.",
+        "exit_code": "For `command`: what it must exit with.",
+    },
+}
+"""By section and field: one sentence. A field without one is shown by its name alone."""
+
+
+def job_schema() -> dict[str, Any]:
+    """The schema of a job file as an editor takes it."""
+    found = Job.model_json_schema()
+    sections = {"Job": found, **found.get("$defs", {})}
+    for section, schema in sections.items():
+        # a docstring's first paragraph is what an editor has room for
+        if "description" in schema:
+            schema["description"] = " ".join(schema["description"].split("\n\n")[0].split())
+        for name, said in schema.get("properties", {}).items():
+            described = DESCRIPTIONS.get(section, {}).get(name)
+            if described:
+                said["description"] = described
+    return {"$schema": DRAFT, **found, "title": "rewrap job file"}

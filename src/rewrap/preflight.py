@@ -1,0 +1,220 @@
+"""The public functions of what comes before a run: they look, and leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from rewrap.api import open_keyring, password_of, rotation_of
+from rewrap.check import Check, Findings, check_keys, check_writes, report_probes
+from rewrap.discover import Discovery, discover
+from rewrap.engine.compile import Rotation
+from rewrap.errors import KeyAccessError, UnsafeTarget, UsageError
+from rewrap.interfaces import Row, SwapBatch
+from rewrap.job import Job
+from rewrap.keys.keyring import Keyring
+from rewrap.model import Table
+from rewrap.probes.ask import ask
+from rewrap.stores.postgres.canary import try_canary
+from rewrap.stores.postgres.columns import (
+    LOOK_MS,
+    StoredColumn,
+    StoredTable,
+    list_labels,
+    list_tables,
+    sample_column,
+)
+from rewrap.stores.postgres.connection import Address, Connection, address_of, close, connect
+from rewrap.stores.postgres.inspect import inspect_target, length_limits, longest_values, may_make_temporary
+from rewrap.stores.postgres.schema import identify, survey
+from rewrap.stores.postgres.server import inspect_server
+from rewrap.stores.postgres.store import PostgresStore
+from rewrap.trial import TRIED, try_layouts
+
+LENGTHS_ROWS_MAX = 500_000
+"""Rows of a table that are looked at for the longest value."""
+
+
+async def check(
+    job: Job,
+    *,
+    from_versions: str | None = None,
+    to_version: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Check:
+    """Everything that can be said before a run; with the versions, also what only they decide.
+
+    Reads, and writes one row of each table for trial, which is rolled back. Raises only when the database
+    cannot be reached or the command asks for what cannot be.
+    """
+    if (from_versions is None) != (to_version is None):
+        raise UsageError(
+            "--from and --to go together", hint="name both, or neither for what needs no versions"
+        )
+    out = Findings()
+    rotation, keyring = _keys(out, job, from_versions, to_version, environ)
+    address = address_of(job.store.url, password_of(job, environ))
+    tables: list[Table] = []
+    try:
+        async with _connected(address, "rewrap check") as connection:
+            tables = await _look(out, job, address, connection)
+            if rotation is not None or keyring is not None:
+                await _try(out, job, address, connection, tables, rotation, keyring or Keyring([]), environ)
+    except UnsafeTarget as exc:
+        # a pooler refuses the very connection
+        out.refused(exc, "pooler", f"database {address.shown}")
+    report_probes(out, await ask(job.probe, address, job.folder))
+    shown = {key.version: key.fingerprint for key in keyring} if keyring else {}
+    return Check(job, out.ordered(), shown)
+
+
+def _keys(
+    out: Findings, job: Job, from_versions: str | None, to_version: str | None, environ: Mapping[str, str]
+) -> tuple[Rotation | None, Keyring | None]:
+    """The rotation asked for, if its keys are at hand; each key that is not becomes a finding."""
+    wanted: Sequence[str] = ()
+    if from_versions is not None and to_version is not None:
+        if from_versions != "any":
+            wanted = [*job.resolve_from(from_versions, to_version), to_version]
+        missing = False
+        for version in wanted:
+            try:
+                open_keyring(job, [version], environ)
+            except KeyAccessError as exc:
+                out.refused(exc, "key-missing", f"key {version}")
+                missing = True
+        if not missing:
+            try:
+                rotation = rotation_of(job, from_versions, to_version, environ)
+                return rotation, rotation.keyring
+            except KeyAccessError as exc:
+                out.refused(exc, "key-missing", "keys")
+            except UsageError as exc:
+                out.refused(exc, "same-key", f"key {to_version}")
+    keyring = open_keyring(job, [], environ)
+    if from_versions is None:
+        for version in job.keys.versions:
+            if version not in keyring:
+                out.add(
+                    "info", "key-not-at-hand", f"key {version}",
+                    "is not set here, or is not a key; only the keys of a rotation must be",
+                )  # fmt: skip
+    return None, keyring
+
+
+async def _look(out: Findings, job: Job, address: Address, connection: Connection) -> list[Table]:
+    """The server, and each table on its own; the tables that a run would take."""
+    subject = f"database {address.shown}"
+    identity = None
+    try:
+        identity = await identify(connection, subject)
+    except UnsafeTarget as exc:
+        out.refused(exc, "unfit-server", subject)
+    out.found += await inspect_server(connection, job, identity, subject)
+    tables: list[Table] = []
+    for target in job.targets:
+        mine, found = await inspect_target(connection, job, target)
+        out.found += found
+        for table in mine:
+            twin = next((other.target for other in tables if other.oid == table.oid), None)
+            if twin is not None:
+                out.add(
+                    "error", "same-table", f"table {table.name}", f'is a table of target "{twin}" too',
+                    "list all its columns in one target",
+                )  # fmt: skip
+                continue
+            if table.estimated_rows == 0:
+                out.add("info", "empty", f"table {table.name}", "is empty")
+            tables.append(table)
+    return tables if identity is not None else []
+
+
+async def _try(
+    out: Findings,
+    job: Job,
+    address: Address,
+    connection: Connection,
+    tables: Sequence[Table],
+    rotation: Rotation | None,
+    keyring: Keyring,
+    environ: Mapping[str, str],
+) -> None:
+    """Keys on stored values, and new values in the tables."""
+    store = PostgresStore(job, password_of(job, environ))
+
+    async def canary(table: Table, batch: SwapBatch) -> bool:
+        return await try_canary(address, job, table, batch, store.lock_timeout_ms)
+
+    async def lengths(table: Table, columns: Sequence[str]) -> dict[str, tuple[int, int]]:
+        limits = await length_limits(connection, table, columns)
+        longest = await longest_values(connection, table, list(limits), LENGTHS_ROWS_MAX)
+        return {name: (limits[name], longest[name]) for name in limits}
+
+    try:
+        await store.identity()
+        proof = await check_keys(out, job, keyring, store, tables, rotation)
+        if rotation is not None:
+            may_write = canary if await may_make_temporary(connection) else None
+            await check_writes(out, rotation, store, tables, proof, may_write, lengths)
+    finally:
+        await store.close()
+
+
+async def find_columns(
+    address: Address, job: Job | None, *, sample: int, environ: Mapping[str, str] = os.environ
+) -> Discovery:
+    """Every column of a database whose values look like ciphertext. With a job, its keys are tried on them.
+
+    Reads only, each column for at most LOOK_MS.
+    """
+    keyring = open_keyring(job, [], environ) if job is not None else Keyring([])
+    schema = job.store.guard_schema if job is not None else "rewrap"
+    async with _connected(address, "rewrap discover", statement_timeout=f"{LOOK_MS}ms") as connection:
+        found = await discover(_Database(connection, address, schema), job, sample)
+
+        async def fetch(probe: Job) -> tuple[Table, list[Row]]:
+            tables = [one.table for one in await survey(connection, probe, writing=False)]
+            table = max(tables, key=lambda one: one.estimated_rows)
+            main = probe.store.model_copy(update={"url": address.url})
+            store = PostgresStore(probe.model_copy(update={"stores": {"main": main}}), address.password)
+            reader = store.reader(table, full=False)
+            try:
+                (entry,) = table.fields
+                return table, await reader.sample(TRIED, {entry.name: b"" if entry.binary else ""})
+            finally:
+                await reader.close()
+                await store.close()
+
+        for place in found.places:
+            await try_layouts(place, job, keyring, fetch)
+    return found
+
+
+class _Database:
+    """What discover asks of a database, on one connection."""
+
+    def __init__(self, connection: Connection, address: Address, guard_schema: str) -> None:
+        self._connection = connection
+        self._subject = f"database {address.shown}"
+        self._guard_schema = guard_schema
+
+    async def tables(self) -> list[StoredTable]:
+        return await list_tables(self._connection, self._subject, self._guard_schema)
+
+    async def sample(self, table: StoredTable, column: StoredColumn, count: int) -> list[Any]:
+        return await sample_column(self._connection, table, column, count)
+
+    async def labels(self, table: StoredTable, column: str) -> list[str]:
+        return await list_labels(self._connection, table, column)
+
+
+@asynccontextmanager
+async def _connected(address: Address, name: str, **settings: str) -> AsyncIterator[Connection]:
+    # a look that waits for somebody's lock says so instead of hanging
+    connection = await connect(address, application_name=name, lock_timeout="5s", **settings)
+    try:
+        yield connection
+    finally:
+        await close(connection)

@@ -1,0 +1,1 @@
+"""Probes: questions a job asks of the application, before a run and after it."""

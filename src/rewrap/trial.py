@@ -1,0 +1,167 @@
+"""Tries layouts and keys on sampled values: what opens is known, not guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+from rewrap.crypto.ciphers import CIPHERS
+from rewrap.crypto.layout import Layout, Malformed, Unopenable, Value, builtin_layouts, compiled
+from rewrap.discover import Opened, Place, candidates_for_aad
+from rewrap.draft import descriptor, field_of, key_of, made_from, quoted
+from rewrap.errors import RewrapError
+from rewrap.interfaces import Row
+from rewrap.job import Job
+from rewrap.keys.keyring import Key, Keyring
+from rewrap.model import Table
+
+TRIED_FIRST, TRIED = 4, 20
+"""Values that a layout is tried on, and on how many once one of them has opened."""
+
+Fetch = Callable[[Job], Awaitable[tuple[Table, list[Row]]]]
+"""The first table of a job, and some rows of it with a value; raises what a run would refuse it for."""
+
+_SEALING = (
+    "aes-256-gcm",
+    "secretbox",
+    "xchacha20-poly1305",
+    "chacha20-poly1305",
+    "aes-128-gcm",
+    "aes-192-gcm",
+)
+
+_FAMILIES = {
+    "47ng-cloak": "cloak",
+    "paseto-local": "paseto",
+    "sentry": "sentry",
+    "message-encryptor": "encryptor",
+}
+
+
+async def try_layouts(place: Place, job: Job | None, keyring: Keyring, fetch: Fetch) -> None:
+    """Fills in what opens a place's values, what fits them, and whether a run would take the table."""
+    place.fits = sorted(_fitting(place))
+    probe = _probe_job(place)
+    if probe is None:
+        return
+    try:
+        table, rows = await fetch(probe)
+    except RewrapError as exc:
+        place.refused = f"{exc.message}; {exc.hint}" if exc.hint else exc.message
+        return
+    named = dict(builtin_layouts())
+    if job is not None:
+        named |= {name: job.layout(name) for name in job.layouts}
+    tried = [*named.items(), *_made(place)]
+    entry = probe.targets[0].fields[0]
+    for name, layout in tried:
+        try:
+            joined = layout.joined(entry.apart, entry.version.form if entry.version else None)
+        except ValueError:
+            continue
+        for key in keyring:
+            place.opens += _opened(name, joined, key, place, table, rows)
+    # first what opens most; a layout with a name before one that was made up
+    place.opens.sort(key=lambda one: (-one.opened, one.layout.startswith(made_from(""))))
+    best = {one.version: one for one in reversed(place.opens)}
+    place.opens = [one for one in place.opens if best[one.version] is one]
+
+
+def _fitting(place: Place) -> Iterable[str]:
+    """Built-in layouts that a place's values could be in, by their looks."""
+    look = place.look
+    words = _FAMILIES.get(look.family, look.family)
+    for name, layout in builtin_layouts().items():
+        if look.family in ("marker", "bare"):
+            sample = [v for v in place.values[:TRIED] if isinstance(v, bytes) == layout.binary]
+            if layout.versioned and sample and all(layout.version_of(value) for value in sample):
+                yield name
+        elif words in name:
+            yield name
+
+
+def _made(place: Place) -> Iterable[tuple[str, Layout]]:
+    """Layouts made from a place's looks, with each cipher."""
+    if place.look.family not in ("marker", "bare"):
+        return
+    for cipher in _SEALING:
+        if cipher in CIPHERS:
+            try:
+                yield made_from(cipher), compiled("made", descriptor(place, cipher))
+            except ValueError:
+                continue
+
+
+def _probe_job(place: Place) -> Job | None:
+    """A job over this place alone, whose reading takes parts and associated data along."""
+    sealed = {place.column.name: None, **{name.partition(".")[0]: None for name in place.parts.values()}}
+    bound = candidates_for_aad(place, sealed)
+    told = descriptor(
+        place, aad="".join(f"{{{name}}}" for name in bound if "{" not in name and "}" not in name)
+    )
+    if isinstance(place.values[0] if place.values else None, bytes):
+        told["encoding"] = "raw"
+    layout = "\n".join(
+        f"{name} = {quoted(value)}" for name, value in told.items() if value or name == "marker"
+    )
+    text = (
+        'name = "discover"\n[stores.main]\nkind = "postgres"\nurl = "${REWRAP_DISCOVER}"\n'
+        f'[keys.versions.v1]\nmaterial = "env:NONE"\n[layouts.probe]\n{layout}\n'
+        f"[[targets]]\ntable = {quoted(place.table.name)}\n{key_of(place)}fields = "
+        f"[{field_of(place, 'probe')}]\n"
+    )
+    try:
+        return Job.parse(text, environ={"REWRAP_DISCOVER": "postgresql://"})
+    except RewrapError as exc:
+        place.refused = exc.message.partition(": ")[2] or exc.message
+        return None
+
+
+def _opened(
+    name: str, layout: Layout, key: Key, place: Place, table: Table, rows: Sequence[Row]
+) -> Iterable[Opened]:
+    """What one layout opens with one key: without associated data, or with those of one column."""
+    if layout.plaintext:
+        # without a tag a wrong key "opens" too: that proves nothing
+        return
+    values: list[tuple[Value, dict[str, str | None]]] = [
+        (row[1], dict(zip(table.aad_columns, row[1 + len(table.fields) :], strict=True)))
+        for row in rows
+        if isinstance(row[1], bytes if layout.binary else str)
+    ]
+    templates: list[str | None] = [None]
+    if layout.aad is not None:
+        if not set(layout.aad.columns) <= set(table.aad_columns):
+            return
+        templates = [layout.aad.text]
+    elif layout.cipher.binds_aad:
+        templates += [f"{{{column}}}" for column in table.aad_columns]
+    version = key.version
+    mine = [(value, texts) for value, texts in values if layout.version_of(value) in (version, None)]
+    for template in templates:
+
+        def count(
+            some: Sequence[tuple[Value, dict[str, str | None]]], template: str | None = template
+        ) -> int:
+            return sum(_opens(layout, key, place, value, _aad(template, texts)) for value, texts in some)
+
+        if count(mine[:TRIED_FIRST]):
+            shown = None if layout.aad is not None else template
+            yield Opened(name, version, shown, count(mine[:TRIED]), len(mine[:TRIED]))
+            break
+
+
+def _aad(template: str | None, texts: dict[str, str | None]) -> bytes | None:
+    if template is None:
+        return None
+    for name, text in texts.items():
+        template = template.replace(f"{{{name}}}", text or "")
+    return template.encode()
+
+
+def _opens(layout: Layout, key: Key, place: Place, value: Value, aad: bytes | None) -> bool:
+    try:
+        bound = layout.bind(key.version, key.secret, place.table.name, place.name)
+        bound.open_one(value, aad)
+    except (Malformed, Unopenable, ValueError, TypeError, OverflowError):
+        return False
+    return True
