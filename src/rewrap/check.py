@@ -93,12 +93,11 @@ async def check_keys(
         versions = [*rotation.from_versions, rotation.to_version]
     if not versions or not tables:
         return Proof()
-    bound = rotation or Rotation(job, keyring, tuple(versions), versions[0])
-    in_scope = frozenset(rotation.from_versions if rotation else ())
+    bound = rotation or Rotation(job, keyring, tuple(versions[1:]), versions[0])
     proof = Proof()
     for table in tables:
         try:
-            one = await gather_proof(store, [table], versions, in_scope, bound.bind)
+            one = await gather_proof(store, [table], bound)
         except StoreError as exc:
             out.refused(exc, "unreadable", f"table {table.name}")
             continue
@@ -106,6 +105,7 @@ async def check_keys(
             mine.update(its)
         proof.where = one.where | proof.where
         proof.rows |= one.rows
+        proof.unnamed |= one.unnamed
     for version in versions:
         _judge(out, proof, keyring, version, rotation)
     return proof

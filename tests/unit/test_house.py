@@ -11,7 +11,8 @@ ROOT = Path(rewrap.__file__).parent
 
 FLOORS = [
     ["errors", "model", "packed"],
-    ["crypto.ciphers", "crypto.encodings", "crypto.layout", "crypto.layouts", "crypto", "events", "recognise"],
+    ["crypto.ciphers", "crypto.encodings", "crypto.layout", "crypto.layouts", "crypto", "events"],
+    ["recognise"],
     ["interfaces", "targets", "forms", "probes.section"],
     ["formats", "job"],
     ["keys", "stores", "ledgers", "probes", "jobschema"],

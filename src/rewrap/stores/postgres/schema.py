@@ -105,7 +105,7 @@ async def same_leaves(connection: Connection, job: Job, tables: Sequence[Table])
     now: set[int] = set()
     for target in job.targets:
         with translated(f'table "{target.table}"'):
-            oid = await _find(connection, target.table)
+            oid = await find_table(connection, target.table)
             leaves = await find_leaves(connection, oid, target.table) if oid is not None else []
         now.update(leaf.oid for leaf in leaves)
     return now == {table.oid for table in tables}
