@@ -171,9 +171,9 @@ def test_rule_17_new_values_do_not_vouch_for_the_old_key(bench: Workbench) -> No
 
 def test_rule_17_a_rare_old_value_is_found_before_a_key_is_refused(bench: Workbench) -> None:
     """One broken value and few old ones in a table that is current: looked for everywhere, then resealed."""
-    values: list[str | None] = [bare(f"note {i}", "v2") for i in range(3_000)]
-    values += [damaged(bare("lost")), bare("rare")]
-    notes(bench, values)
+    values: list[str | None] = [damaged(bare("lost"))]
+    values += [bare(f"note {i}", "v2") for i in range(3_000)]
+    notes(bench, [*values, bare("rare")])
     ran = bench.run()
     assert ran.code == 3, ran.err
     assert outcomes(ran) == {"current": 3_000, "quarantined": 1, "resealed": 1}
@@ -187,6 +187,17 @@ def test_rule_17_a_key_that_turns_out_wrong_withdraws_what_it_put_aside(bench: W
     assert ran.code == 10
     assert "more than the 50" in ran.err
     assert bench.rewrap("quarantine", "list").out.strip() == "nothing is put aside"
+
+
+def test_rule_17_a_share_of_the_values_may_be_broken(bench: Workbench) -> None:
+    """Every value that opens under an old key counts in its favour, as it does where values name theirs."""
+    values: list[str | None] = [bare(f"note {i}", "v2") for i in range(10)]
+    for i in range(130):
+        values += [bare(f"note {i}"), bare("again"), damaged(bare("lost"))]
+    notes(bench, values, SMALL + "[limits]\nmax_quarantine = 0\nmax_quarantine_share = 0.45\n")
+    ran = bench.run()
+    assert ran.code == 3, ran.err
+    assert outcomes(ran) == {"current": 10, "resealed": 260, "quarantined": 130}
 
 
 def test_rule_16_a_wrong_new_key_is_noticed_by_what_is_under_the_right_one(bench: Workbench) -> None:
@@ -371,6 +382,9 @@ def test_a_late_old_value_is_swept(bench: Workbench) -> None:
     ended = ran.event("run_ended")
     assert (ended["resealed_late"], ended["sweeps"]) == (1, 2)
     assert ended["outcomes"]["notes"]["body"] == {"resealed": 30}
+    # it read all values again, and counts only what it settled
+    again = ran.event("sweep_done")
+    assert (again["rows_done"], again["outcomes"]) == (31, {"body": {"resealed": 1}})
 
 
 def test_a_late_broken_value_is_put_aside(bench: Workbench) -> None:
