@@ -134,6 +134,7 @@ class Verdict(Event):
     deferred: int
     unopenable: int
     undecided: int = 0
+    misindexed: int = 0
     reasons: list[str] = field(default_factory=list)
     log_position: str = ""
     origin: str = ""

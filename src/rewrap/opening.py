@@ -25,18 +25,20 @@ class Told:
 
     `kind` is "current", "stale" (under another version, or in the old layout), "ambiguous" (it opens under
     two keys), "unmarked" (it opens without the marker it should have), "sealed" (it looks so, and opens under
-    no key at hand) or "plaintext".
+    no key at hand) or "plaintext". `indexed` is False when its blind indexes are not those of its plaintext.
     """
 
     kind: str
     version: str | None = None
+    indexed: bool = True
 
 
 @dataclass(frozen=True)
 class Opening:
     """The keys at hand over the forms of one field.
 
-    `left` are the versions that values leave. `table` and `column` are what keys may be derived for.
+    `left` are the versions that values leave; `deep` looks at blind indexes too. `table` and `column` are
+    what keys may be derived for.
     """
 
     forms: Forms
@@ -44,6 +46,7 @@ class Opening:
     left: tuple[str, ...]
     table: str
     column: str
+    deep: bool = False
 
     @cached_property
     def _keys(self) -> list[Key]:
@@ -94,11 +97,19 @@ class Opening:
         if len(found) > 1:
             return Told("ambiguous")
         if found:
-            (bound,) = found.values()
-            return Told("current" if current else "stale", bound.version)
+            ((_, plain), bound) = next(iter(found.items()))
+            if not current:
+                return Told("stale", bound.version)
+            return Told("current", bound.version, self._indexed(bound, value, plain))
         if self.opens_bare(value, aads):
             return Told("unmarked")
         return Told("sealed" if sealed else "plaintext")
+
+    def _indexed(self, bound: BoundLayout, value: Value, plain: bytes) -> bool:
+        """Whether a value's blind indexes are its own, as far as that was asked."""
+        if not (self.deep and bound.layout.index_count) or isinstance(value, bytes):
+            return True
+        return bound.indexes_match(value, bytes(bound.layout.carry_bytes) + plain)
 
     def opens_bare(self, value: Value, aads: Mapping[str, bytes | None]) -> bool | None:
         """Whether a value opens though it has no marker; None when it is no payload of any layout.
@@ -134,11 +145,23 @@ def associated(table: Table, forms: Forms, row: Sequence[Any]) -> dict[str, byte
 
 def opens(bound: BoundLayout, value: Value, aad: bytes | None) -> bool:
     """Whether a marked value opens."""
+    return opened(bound, value, aad) is not None
+
+
+def opened(bound: BoundLayout, value: Value, aad: bytes | None) -> bytes | None:
+    """What a marked value opens to; None when it does not."""
     try:
-        bound.open_one(value, aad)
+        return bound.open_one(value, aad)
     except (Malformed, Unopenable):
-        return False
-    return True
+        return None
+
+
+def misindexed(bound: BoundLayout, values: Sequence[Any], plains: Sequence[bytes | None]) -> int:
+    """How many of some values that open have blind indexes that are not those of their plaintexts."""
+    if not bound.layout.index_count:
+        return 0
+    pairs = zip(values, plains, strict=True)
+    return sum(plain is not None and not bound.indexes_match(value, plain) for value, plain in pairs)
 
 
 @dataclass

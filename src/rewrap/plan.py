@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from rewrap.engine.compile import Rotation
 from rewrap.interfaces import Store
 from rewrap.model import Table
-from rewrap.verify import FieldCount, Verification
+from rewrap.verdict import FieldCount
+from rewrap.verify import Verification
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ bytes were compared with the digest under which they were put aside.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,15 +14,16 @@ from typing import Any, Protocol
 from rewrap.crypto.ciphers import OPEN_FAILURES
 from rewrap.crypto.layout import Layout, Value
 from rewrap.errors import FenceError
-from rewrap.events import FieldVerdict, Notice, Verdict
+from rewrap.events import Notice, Verdict
 from rewrap.forms import Forms
 from rewrap.interfaces import Sink
 from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
 from rewrap.ledgers.sql import ExceptionRecord, RelationRecord
 from rewrap.model import ServerIdentity, StoredValue, Table
-from rewrap.opening import Aside, Opening, associated, opens, opens_all
+from rewrap.opening import Aside, Opening, associated, misindexed, opened, opens_all
 from rewrap.targets import FieldSection
+from rewrap.verdict import MUST_BE_ZERO, FieldCount, verdict_of
 
 
 class Census(Protocol):
@@ -60,44 +60,6 @@ class Census(Protocol):
     async def add_fence(self, table: Table, column: str, prefix: Value) -> bool: ...
 
     async def close(self) -> None: ...
-
-
-@dataclass(slots=True)
-class FieldCount:
-    """One column's values by class, and by version where it is known.
-
-    `excused` are the quarantined and waived ones by version. `in_old_layout` are those under the new version
-    that have the old layout still, `adrift` those that name no version and open under no key or under two:
-    both only as far as they are neither quarantined nor waived.
-    """
-
-    target: str
-    declared: str
-    relation: str
-    column: str
-    values: int = 0
-    classes: Counter[str] = field(default_factory=Counter)
-    versions: Counter[str] = field(default_factory=Counter)
-    excused: Counter[str | None] = field(default_factory=Counter)
-    in_old_layout: int = 0
-    adrift: int = 0
-    unopenable: int = 0
-    undecided: int = 0
-
-    def left(self, from_versions: Sequence[str], *, unmarked: bool) -> int:
-        """Values that a further sweep from these versions would find: neither quarantined nor waived."""
-        left = sum(self.versions[version] - self.excused[version] for version in from_versions)
-        left += self.in_old_layout + self.adrift
-        return left + (self.classes["unmarked"] if unmarked else 0)
-
-    def event(self) -> FieldVerdict:
-        return FieldVerdict(
-            target=self.target,
-            field=self.column,
-            values=self.values,
-            classes=dict(+self.classes),
-            versions=dict(self.versions),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +116,13 @@ async def verify(
             rows, classes = await census.count(table, {entry.name: forms for entry, forms in fields})
             values[table.relation] = rows * len(table.fields)
             for entry, forms in fields:
-                opening = Opening(forms, keyring, look.left_versions, table.target, entry.name)
+                opening = Opening(forms, keyring, look.left_versions, table.target, entry.name, deep)
                 one = await look.at(table, entry.name, opening, classes[entry.name], deep=deep)
                 counted.append(one)
                 sink(one.event())
         reasons += await look.left_behind(tables, worked_on)
         position = await census.position()
-    verdict = _verdict(counted, reasons, look, deep, position, census.identity)
+    verdict = verdict_of(counted, reasons, to_version, look.missing, deep, position, census.identity)
     if fence:
         await _fence(job, census, tables, to_version, verdict, sink)
     sink(verdict)
@@ -250,7 +212,7 @@ class _Look:
             for entry, forms in fields:
                 opening = Opening(forms, self.keyring, self.left_versions, table.target, entry.name)
                 one = await self.at(table, entry.name, opening, classes[entry.name], deep=False)
-                left = sum(one.classes[name] for name in _MUST_BE_ZERO) + one.undecided
+                left = sum(one.classes[name] for name in MUST_BE_ZERO) + one.undecided
                 if left:
                     found.append(
                         f"{table.relation}.{entry.name}: {left} not at {self.to_version}; the table was "
@@ -279,6 +241,7 @@ class _Look:
             for row in page:
                 untold -= 1
                 told = opening.tell(row[1], associated(table, opening.forms, row))
+                out.misindexed += not told.indexed
                 if told.version is not None:
                     out.versions[told.version] += 1
                 entry = aside.take(row[1]) if told.kind != "current" else None
@@ -359,21 +322,23 @@ class _Look:
         place = table.target, opening.column
         bound = layout.bind(self.to_version, key.secret, *place, index_key=key.index)
         many = next(field.many for field in table.fields if field.name == column)
-        opened = 0
+        found = 0
         async for page in self.census.marked(table, column, opening.forms):
             if many:
-                opened += sum(opens_all(bound, row[1], _aad(table, layout, row)) for row in page)
+                found += sum(opens_all(bound, row[1], _aad(table, layout, row)) for row in page)
                 continue
             values = [row[1] for row in page]
             aads = [_aad(table, layout, row) for row in page] if layout.aad else None
+            plains: list[bytes | None]
             try:
-                opened += len(bound.open_values(values, aads))
+                plains = [*bound.open_values(values, aads)]
             except OPEN_FAILURES:
-                opened += sum(
-                    opens(bound, value, None if aads is None else aads[at]) for at, value in enumerate(values)
-                )
+                bounds = [None] * len(values) if aads is None else aads
+                plains = [opened(bound, value, aad) for value, aad in zip(values, bounds, strict=True)]
+            found += len(plains) - plains.count(None)
+            out.misindexed += misindexed(bound, values, plains)
         # what was counted as current and not opened does not open, or went missing: either is no proof
-        out.unopenable = max(0, marked - opened)
+        out.unopenable = max(0, marked - found)
 
 
 def _aad(table: Table, layout: Layout, row: Sequence[Any]) -> bytes | None:
@@ -384,60 +349,6 @@ def _aad(table: Table, layout: Layout, row: Sequence[Any]) -> bytes | None:
 
 _CLASS_OF = {"ambiguous": "stale", "sealed": "other_version"}
 """Where values are counted that no one key opens, as long as no run has put them aside."""
-
-_MUST_BE_ZERO = ("stale", "unmarked", "other_version", "deferred", "quarantined")
-
-_SAYS = {
-    "stale": "still under an old version",
-    "unmarked": "sealed but without a marker",
-    "other_version": "under a version that the job does not know, or under no key at hand",
-    "deferred": "put off because others held the row",
-    "quarantined": "in quarantine (see rewrap quarantine list)",
-}
-
-
-def _verdict(
-    counted: Sequence[FieldCount],
-    reasons: Sequence[str],
-    look: _Look,
-    deep: bool,
-    position: str,
-    identity: ServerIdentity | None,
-) -> Verdict:
-    total: Counter[str] = Counter()
-    why = list(reasons)
-    for one in counted:
-        total.update(one.classes)
-        for name in _MUST_BE_ZERO:
-            if one.classes[name]:
-                why.append(f"{one.target}.{one.column}: {one.classes[name]} {_SAYS[name]}")
-        if one.unopenable:
-            why.append(
-                f"{one.target}.{one.column}: {one.unopenable} marked {look.to_version} do not open under it"
-            )
-        if one.undecided:
-            why.append(
-                f"{one.target}.{one.column}: {one.undecided} that name no version look sealed, and the key "
-                f"of {', '.join(look.missing)} is not at hand to tell them from plaintext"
-            )
-    return Verdict(
-        complete=not why,
-        deep=deep,
-        to_version=look.to_version,
-        values=sum(one.values for one in counted),
-        stale=total["stale"],
-        unmarked=total["unmarked"],
-        other_version=total["other_version"],
-        plaintext=total["plaintext"],
-        quarantined=total["quarantined"],
-        waived=total["waived"],
-        deferred=total["deferred"],
-        unopenable=sum(one.unopenable for one in counted),
-        undecided=sum(one.undecided for one in counted),
-        reasons=why,
-        log_position=position,
-        origin=identity.origin if identity else "",
-    )
 
 
 async def _fence(

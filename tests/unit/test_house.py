@@ -30,7 +30,7 @@ FLOORS = [
         "engine.compile",
         "engine.proof",
     ],
-    ["engine", "verify", "opening", "report"],
+    ["engine", "verify", "opening", "verdict", "report"],
     ["plan", "check", "discover", "draft", "trial"],
     ["api"],
     ["preflight"],
@@ -88,7 +88,7 @@ def test_imports_go_downwards_only() -> None:
 def test_verify_shares_nothing_with_the_engine() -> None:
     """Verify and its census import no module of the engine, and none that reads or writes for it."""
     found = modules()
-    for module in ("rewrap.verify", "rewrap.opening", "rewrap.stores.postgres.census"):
+    for module in ("rewrap.verify", "rewrap.opening", "rewrap.verdict", "rewrap.stores.postgres.census"):
         shared = imports_of(found[module], set(found))
         assert not [name for name in shared if name.startswith("rewrap.engine")]
         assert "rewrap.stores.postgres.store" not in shared
