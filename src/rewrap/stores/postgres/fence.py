@@ -79,7 +79,7 @@ async def refuse_fenced(connection: Connection, table: Table, prefixes: dict[str
             relation = f"{quote(holder['nspname'])}.{quote(holder['relname'])}" if holder else table.relation
             raise UnsafeTarget(
                 f'table "{table.name}": the fence of an earlier rotation on column "{column}" refuses '
-                f'values that begin with "{shown(prefix)}"',
+                + (f'values that begin with "{shown(prefix)}"' if prefix else "values without a marker"),
                 hint="the application cannot write them either; drop it first: "
                 f"ALTER TABLE {relation} DROP CONSTRAINT {quote(name)}",
             )
