@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,6 +47,10 @@ version = "v[0-9]+"
 encoding = "base64"
 cipher = "aes-256-gcm"
 aad = "{account}"
+[layouts.cbc]
+encoding = "base64"
+cipher = "aes-256-cbc"
+plaintext = "pattern:.*"
 [layouts.boxed]
 encoding = "base64"
 cipher = "secretbox"
@@ -55,6 +62,7 @@ fields = [{ column = "a", layout = "OLD", to_layout = "NEW" }]
 KEYRING = Keyring([Key(version, key) for version, key in KEYS.items()])
 
 
+@cache
 def rotation(old: str, new: str, keyring: Keyring = KEYRING) -> tuple[Rotation, Table]:
     job = Job.parse(JOB.replace("OLD", old).replace("NEW", new), path=Path("rewrap.toml"), environ={})
     column = FieldColumn("a", "text", True, (Location(Role.PAYLOAD, "a", "text", "text"),), ("account",))
@@ -222,6 +230,38 @@ def test_a_third_key_at_hand_can_make_a_value_ambiguous() -> None:
     assert [fault.reason for fault in done.faults] == ["ambiguous_key"]
     alone = Keyring([Key("v1", KEY_V1), Key("v2", KEY_V2)])
     assert len(reseal("bare", "bare", alone)([(1, double, None)]).swap) == 1
+
+
+def cbc_for_two_keys(one: bytes, two: bytes) -> str:
+    """base64(iv16 ‖ block16) that both keys decrypt to 15 characters of ASCII and one byte of padding.
+
+    The iv is free: it makes the first plaintext anything. For the second one the two decryptions of the block
+    have to be equal in the last byte and differ in no high bit: one block in 2^23.
+    """
+    count = 2**20
+    wanted = int.from_bytes((b"\x80" * 15 + b"\xff") * count)
+    while True:
+        blocks = os.urandom(16 * count)
+        first, second = (
+            Cipher(algorithms.AES(k), modes.ECB()).decryptor().update(blocks) for k in (one, two)
+        )
+        masked = ((int.from_bytes(first) ^ int.from_bytes(second)) & wanted).to_bytes(16 * count)
+        at = masked.find(bytes(16))
+        while at >= 0 and at % 16:
+            at = masked.find(bytes(16), at + 1)
+        if at >= 0:
+            iv = bytes(a ^ b for a, b in zip(first[at : at + 16], b"fifteen letters\x01", strict=True))
+            return base64.b64encode(iv + blocks[at : at + 16]).decode()
+
+
+def test_two_keys_that_pass_the_validator_are_ambiguous() -> None:
+    """Without authentication a wrong key passes by chance: what passes under two is nobody's."""
+    iv = bytes(16)
+    encryptor = Cipher(algorithms.AES(KEY_V1), modes.CBC(iv)).encryptor()
+    sealed = base64.b64encode(iv + encryptor.update(b"fifteen letters\x01")).decode()
+    done = reseal("cbc", "cbc")(rows_of([sealed, cbc_for_two_keys(KEY_V1, KEY_V2)]))
+    assert done.swap.keys == [100]
+    assert [(fault.row_id, fault.reason) for fault in done.faults] == [("101", "ambiguous_key")]
 
 
 def test_what_opens_under_no_key_counts_for_no_version() -> None:
