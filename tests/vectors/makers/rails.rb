@@ -32,7 +32,8 @@ if ARGV[0] == "open"
 end
 
 vectors = []
-[{ "like" => "rails" }, { "like" => "rails", "kdf" => DERIVED }, { "like" => "rails-deterministic" }].each do |layout|
+names = [{ "like" => "rails" }, { "like" => "rails", "kdf" => DERIVED }, { "like" => "rails-deterministic" }]
+names.each do |layout|
   [false, true].each do |references|
     Encryption.config.store_key_references = references
     key = SecureRandom.bytes(32)
