@@ -171,6 +171,7 @@ SECTIONS = {
     "`[stores.NAME]`": "PostgresStore",
     "`[keys]` and `[keys.versions.NAME]`": "Keys KeyVersion",
     "`[layouts.NAME]`": "LayoutSection",
+    "`[indexes.NAME]`": "IndexKind",
     "`[[targets]]`": "TargetSection FieldSection",
     "`[pace]`": "Pace",
     "`[limits]`": "Limits",

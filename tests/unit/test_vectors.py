@@ -142,7 +142,7 @@ def reopened(command: list[str], name: str) -> None:
         (value,) = bound_to(vector, key).seal_values([whole], None)
         stored = value.hex() if isinstance(value, bytes) else value
         asked.append({**vector, "key": key.hex(), "value": stored})
-        plains.append(vector["plain"])
+        plains.append(vector.get("inflated", vector["plain"]))
     done = subprocess.run(
         [*command, "open"], input=json.dumps(asked), capture_output=True, text=True, check=False
     )
@@ -171,3 +171,13 @@ def test_ruby_opens_what_was_resealed() -> None:
     if subprocess.run(libraries, capture_output=True, check=False).returncode:
         require("Ruby's libraries", "ruby-lockbox, ruby-attr-encrypted, ruby-activesupport")
     reopened(["ruby", str(VECTORS / "makers" / "ruby.rb")], "ruby")
+
+
+def test_rails_opens_what_was_resealed() -> None:
+    """Active Record Encryption, references to keys included."""
+    require("Ruby", "ruby")
+    library = ["ruby", "-rstringio", "-ractive_record", "-e", "ActiveRecord::Encryption::Encryptor.new"]
+    if subprocess.run(library, capture_output=True, check=False).returncode:
+        # no distribution has it yet, so that it is not asked for where components are required
+        pytest.skip("Rails 7 or later is missing: gem install activerecord")
+    reopened(["ruby", str(VECTORS / "makers" / "rails.rb")], "rails")

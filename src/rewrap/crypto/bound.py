@@ -145,7 +145,7 @@ class BoundLayout:
             (raw,) = self._decode([payload])
         except ValueError:
             raise Malformed from None
-        if len(raw) < self.layout.least_bytes:
+        if len(raw) < self.layout.frame_bytes + self.layout.least_bytes:
             raise Malformed
         try:
             return self._open_batch([raw], None if aad is None else [aad], 0)[0]

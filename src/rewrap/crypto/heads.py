@@ -15,6 +15,7 @@ from rewrap.crypto.encodings import RAW, TEXT_ENCODINGS
 from rewrap.crypto.failures import LayoutError
 from rewrap.crypto.markers import MARKER_BYTES_MAX, Value
 from rewrap.crypto.parts import Codec
+from rewrap.packed import PART
 
 _TAG_BYTES_MAX = 64
 """Longest tag of Cloak's that is looked for; its own limit is higher, and its examples have 10."""
@@ -126,7 +127,8 @@ class HeadMarker:
     def version_of(self, value: Value) -> str | None:
         if isinstance(value, bytes):
             return self.head.read(value)
-        text = value[: min(len(value) // 4 * 4, MARKER_BYTES_MAX)]
+        text = value[:MARKER_BYTES_MAX].partition(PART)[0]
+        text = text[: len(text) // 4 * 4]
         try:
             (raw,) = TEXT_ENCODINGS[self.encoding].decode([text])
         except ValueError:

@@ -162,7 +162,8 @@ class Layout:
                 )
         elif self.encoding == RAW:
             raise LayoutError(f"framing {self.framing} is text, not bytes")
-        if self.framing in _DOCUMENTS and (self.order or GROUP in self.marker or self.nonce_bytes):
+        named = GROUP in self.marker and "version" not in self.apart
+        if self.framing in _DOCUMENTS and (self.order or named or self.nonce_bytes):
             raise LayoutError(f"values of framing {self.framing} have their own order, and no version")
         if self.framing == "jwe" and (self.aad or not self.cipher.binds_aad):
             raise LayoutError("a JWE's associated data are its header; leave aad out, and take AES-GCM")
@@ -224,8 +225,8 @@ class Layout:
 
     @property
     def least_bytes(self) -> int:
-        """Length in bytes of a sealed empty plaintext."""
-        return self.frame_bytes + self.cipher.least_bytes
+        """Length in bytes of a sealed empty plaintext, before it is encoded."""
+        return self.cipher.least_bytes
 
     @cached_property
     def _marker(self) -> Marker:
