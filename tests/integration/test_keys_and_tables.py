@@ -637,7 +637,7 @@ def test_names_of_any_kind(bench: Workbench, kind: str) -> None:
     spelled = f"{schema}.{table}" if schema != "public" else table
     bench.job(
         target(spelled, json.dumps([first, second], ensure_ascii=False), column),
-        SMALL + "batch_bytes = 65536\n[limits]\ndrain_s = 0.3\n",
+        SMALL + "batch_bytes = 65536\n[limits]\ndrain_s = 0.3\nmax_sweeps = 2\n",
     )
     bench.sql(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
     bench.sql(
@@ -645,8 +645,11 @@ def test_names_of_any_kind(bench: Workbench, kind: str) -> None:
         f"id int, PRIMARY KEY ({quoted(first)}, {quoted(second)}))"
     )
     plains = [f"note {n}" + "x" * (20_000 if n == 9 else 0) for n in range(30)]
-    for n, plain in enumerate(plains):
-        bench.sql(f"INSERT INTO {relation} VALUES ($1, $2, $3, 1) RETURNING 1", n % 4, f"k{n}", box(plain))
+    bench.sql(
+        f"INSERT INTO {relation} SELECT (n - 1) % 4, 'k' || n - 1, v, 1 "
+        "FROM unnest($1::text[]) WITH ORDINALITY AS u(v, n) RETURNING 1",
+        [box(plain) for plain in plains],
+    )
     with Holder(bench, f"SELECT 1 FROM {relation} WHERE {quoted(second)} = 'k5' FOR UPDATE"):
         ran = bench.run()
     assert ran.code == 3, ran.err
