@@ -521,6 +521,27 @@ def test_quarantine_of_a_composite_key(bench: Workbench) -> None:
     assert unbox(bench.value("SELECT body FROM notes WHERE id = 'key 000010'"), {"v2": KEY_V2}) == b"mended"
 
 
+@pytest.mark.parametrize(
+    "key", ["ADD PRIMARY KEY (org)", "ADD PRIMARY KEY (org, id)", "DROP COLUMN id, ADD id uuid PRIMARY KEY"]
+)
+def test_what_was_put_aside_under_another_key_excuses_nothing(bench: Workbench, key: str) -> None:
+    """The table got another key since: verify counts the broken value as stale, and drops the entry."""
+    bench.job(target())
+    bench.sql("CREATE TABLE notes (org uuid DEFAULT gen_random_uuid(), id text PRIMARY KEY, body text)")
+    bench.insert("notes", ["id", "body"], [("one", box("one")), ("two", "v1:AAAA")])
+    assert bench.run().code == 3
+    assert bench.rewrap("quarantine", "waive", "--row", "two", "--reason", "lost").code == 0
+    assert bench.rewrap("verify").code == 0
+    if "id uuid" in key:
+        key = key.replace("uuid", "uuid DEFAULT gen_random_uuid()")
+    bench.sql(f"ALTER TABLE notes DROP CONSTRAINT notes_pkey, {key}")
+    found = bench.rewrap("verify", "--json")
+    assert found.code == 3, found.err
+    verdict = found.event("verdict")
+    assert (verdict["stale"], verdict["waived"]) == (1, 0)
+    assert bench.run().event("quarantined")["reason"] == "malformed"
+
+
 @pytest.mark.parametrize("ledger", ["sqlite", "postgres"])
 def test_a_very_long_key_is_put_aside_whole(bench: Workbench, ledger: str) -> None:
     """Longer than a ledger's index can hold: known by its beginning and a hash, and found again whole."""
