@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -173,6 +174,27 @@ def key_parts(text: str, width: int) -> list[str]:
     if not isinstance(parts, list) or len(parts) != width or not all(isinstance(p, str) for p in parts):
         raise ValueError(f"not a key of {width} columns")
     return parts
+
+
+_NO_SECRET = re.compile(r"-?[0-9]+|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+MASK = "…"
+"""Stands on a screen for a key of text."""
+
+
+def shown_key(text: str) -> str:
+    """A key's text for a screen: numbers and uuids as they are, anything else masked.
+
+    Keys of text are names, addresses and the like: personal data.
+    """
+    try:
+        parts = json.loads(text) if text.startswith("[") else text
+    except ValueError:
+        return MASK
+    if isinstance(parts, str):
+        return parts if _NO_SECRET.fullmatch(parts) else MASK
+    shown = [part if isinstance(part, str) and _NO_SECRET.fullmatch(part) else MASK for part in parts]
+    return json.dumps(shown, ensure_ascii=False, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)

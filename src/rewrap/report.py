@@ -24,6 +24,7 @@ from rewrap.events import (
     SweepStarted,
     Verdict,
 )
+from rewrap.model import shown_key
 
 LINE_INTERVAL_S = 5.0
 """Seconds between two progress lines of one table where there is no terminal."""
@@ -96,7 +97,7 @@ class Lines:
                         Text.assemble(
                             (f"[{event.target}] ", "cyan"),
                             ("quarantined ", "yellow"),
-                            f"row {event.row}, {event.field}: {event.reason}",
+                            f"row {shown_key(event.row)}, {event.field}: {event.reason}",
                         )
                     )
             case Progress():

@@ -203,3 +203,50 @@ def test_what_is_no_ledger_is_refused(bench: Workbench) -> None:
     with pytest.raises(LedgerError, match="cannot be used"):
         with_ledger(bench, lambda ledger: ledger.latest())
     assert bench.ledger.read_bytes() == before
+
+
+def test_tables_of_a_run_are_remembered_by_their_oid(place: Workbench) -> None:
+    """For every run to a version, with the database it was in; a resumed run's are not there twice."""
+
+    async def work(ledger: Ledger) -> None:
+        assert await ledger.relations("v2") == []
+        await ledger.begin(record("one"))
+        await ledger.add_relations("one", [(7, TABLE, "notes"), (8, '"public"."p"', "notes")])
+        await ledger.add_relations("one", [(7, TABLE, "notes")])
+        await ledger.begin(record("two"))
+        await ledger.add_relations("two", [(9, TABLE, "notes")])
+        found = [(r.oid, r.relation, r.target, r.origin) for r in await ledger.relations("v2")]
+        assert sorted(found) == [
+            (7, TABLE, "notes", "sys/1/db"),
+            (8, '"public"."p"', "notes", "sys/1/db"),
+            (9, TABLE, "notes", "sys/1/db"),
+        ]
+        assert await ledger.relations("v1") == []
+
+    with_ledger(place, work)
+
+
+def test_an_older_ledger_is_brought_up_to_date(place: Workbench) -> None:
+    """One of schema number 1, as the first version made it: what it holds stays, and new things fit."""
+    import sqlalchemy as sa
+
+    from rewrap.ledgers.tables import exceptions, relations
+
+    async def older(ledger: Ledger) -> None:
+        await ledger.begin(record("one"))
+        await ledger.record("one", "v2", TABLE, [fault("4")])
+        async with ledger._writing() as connection:
+            await connection.run_sync(relations.drop)
+            await connection.execute(sa.text(f"ALTER TABLE {exceptions.name} DROP COLUMN row_key"))
+            await connection.execute(sa.text("UPDATE rewrap_meta SET value = '1' WHERE name = 'schema'"))
+
+    async def newer(ledger: Ledger) -> None:
+        assert [entry.row_id for entry in await ledger.exceptions("v2")] == ["4"]
+        await ledger.record("one", "v2", TABLE, [fault("k" * 5_000)])
+        assert {entry.row_id for entry in await ledger.exceptions("v2")} == {"4", "k" * 5_000}
+        await ledger.add_relations("one", [(7, TABLE, "notes")])
+        assert len(await ledger.relations("v2")) == 1
+
+    with_ledger(place, older)
+    with_ledger(place, newer)
+    with_ledger(place, newer)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from typing import Annotated
 
 import anyio
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from rewrap import api
 from rewrap.cli.run import finish
@@ -25,6 +27,7 @@ from rewrap.errors import UsageError
 from rewrap.events import SCHEMA
 from rewrap.job import Job
 from rewrap.ledgers.sql import ExceptionRecord
+from rewrap.model import shown_key
 
 app = typer.Typer(
     help="Values that could not be resealed: where they are and why, never what they hold.",
@@ -32,7 +35,10 @@ app = typer.Typer(
 )
 
 TableOption = Annotated[str | None, typer.Option("--table", help="Only this table.")]
-RowOption = Annotated[str | None, typer.Option("--row", help="Only the row with this key.")]
+RowOption = Annotated[str | None, typer.Option("--row", help="Only the row with this key, or this #mark.")]
+KeysOption = Annotated[
+    bool, typer.Option("--keys", help="Show keys of text in full; they may be personal data.")
+]
 FieldOption = Annotated[str | None, typer.Option("--field", help="Only this column.")]
 
 EXPLAINED = {
@@ -51,6 +57,7 @@ def list_(
     job: JobArgument = DEFAULT_JOB,
     table: TableOption = None,
     everything: Annotated[bool, typer.Option("--all", help="Also those that were resolved since.")] = False,
+    keys: KeysOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -69,7 +76,7 @@ def list_(
             drawn.add_column(name)
         for entry in found:
             drawn.add_row(
-                entry.relation.replace('"', ""), entry.row_id, entry.field, entry.reason,
+                entry.relation.replace('"', ""), Text(_row(entry, keys)), entry.field, entry.reason,
                 entry.version or "", str(entry.attempts), entry.state, entry.updated_at[:19],
             )  # fmt: skip
         stdout_console().print(drawn)
@@ -81,6 +88,7 @@ def show(
     row: RowOption = None,
     table: TableOption = None,
     field: FieldOption = None,
+    keys: KeysOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -92,12 +100,15 @@ def show(
                 typer.echo(json.dumps({"type": "quarantine", "schema": SCHEMA, **_shown(entry)}))
                 continue
             plain = entry.relation.replace('"', "")
-            typer.echo(f"{plain} row {entry.row_id}, column {entry.field}")
+            typer.echo(f"{plain} row {_row(entry, keys)}, column {entry.field}")
             typer.echo(f"  reason: {entry.reason}: it {EXPLAINED[entry.reason]}")
             typer.echo(f"  version in its marker: {entry.version or 'none'}")
             typer.echo(f"  state: {entry.state}{' — ' + entry.note if entry.note else ''}")
             typer.echo(f"  attempts: {entry.attempts}, last {entry.updated_at}")
-            chosen = f"--table {plain} --row {entry.row_id} --field {entry.field}"
+            named = entry.row_id if shown_key(entry.row_id) == entry.row_id else _mark(entry)
+            chosen = (
+                f"--table {shlex.quote(plain)} --row {shlex.quote(named)} --field {shlex.quote(entry.field)}"
+            )
             if entry.deferred:
                 typer.echo("  next: nothing; the next run takes it (rewrap run, or rewrap resume)")
                 continue
@@ -162,9 +173,20 @@ def _chosen(
         entry
         for entry in entries
         if (table is None or _names(entry.relation, table))
-        and (row is None or entry.row_id == row)
+        and (row is None or row in (entry.row_id, _mark(entry)))
         and (field is None or entry.field == field)
     ]
+
+
+def _row(entry: ExceptionRecord, keys: bool) -> str:
+    """A row as a screen shows it: by its key, or masked and with a mark that --row takes in its place."""
+    shown = shown_key(entry.row_id)
+    return entry.row_id if keys or shown == entry.row_id else f"{shown} {_mark(entry)}"
+
+
+def _mark(entry: ExceptionRecord) -> str:
+    # of the keyed digest: it says nothing about the key
+    return f"#{entry.digest[:10]}"
 
 
 def _names(relation: str, table: str) -> bool:

@@ -15,7 +15,7 @@ from rewrap.engine.judged import AadPair, Judged
 from rewrap.engine.reseal import FieldReseal
 from rewrap.interfaces import OversizeMark
 from rewrap.keys.keyring import Digester
-from rewrap.model import Fault, Outcome, Reason
+from rewrap.model import Fault, Outcome, Reason, key_text
 from rewrap.packed import ELEMENT, Column, listed
 
 _WORST_FIRST = (Outcome.OTHER_VERSION, Outcome.UNMARKED, Outcome.PLAINTEXT, Outcome.CURRENT)
@@ -95,5 +95,5 @@ class ElementsReseal:
 
     def _fault(self, out: Judged, row_id: Any, value: str, reason: Reason, version: str | None) -> None:
         out.counts[Outcome.QUARANTINED] += 1
-        digest = self.one.digester.digest(self.one.table, self.one.column, str(row_id), value)
-        out.faults.append(Fault(str(row_id), self.one.column, reason, digest, version))
+        digest = self.one.digester.digest(self.one.table, self.one.column, key_text(row_id), value)
+        out.faults.append(Fault(key_text(row_id), self.one.column, reason, digest, version))

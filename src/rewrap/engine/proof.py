@@ -17,7 +17,7 @@ from rewrap.engine.reseal import Form, Reseal, Resealed
 from rewrap.errors import KeyRefused
 from rewrap.interfaces import Page, Prefix, Row, Scope, ShardReader, Store
 from rewrap.keys.keyring import Key, Keyring
-from rewrap.model import Outcome, ShardRange, Table
+from rewrap.model import Outcome, ShardRange, Table, key_text, shown_key
 from rewrap.packed import ELEMENT
 
 SAMPLE_VALUES = 20
@@ -112,7 +112,7 @@ def _try(proof: Proof, table: Table, version: str, forms: dict[str, Form], row: 
                 proof.opened[table.relation, name, version] += 1
             except (Malformed, Unopenable):
                 proof.failed[table.relation, name, version] += 1
-                proof.where.setdefault(version, f"{table.relation} row {row[0]}")
+                proof.where.setdefault(version, f"{table.relation} row {shown_key(key_text(row[0]))}")
 
 
 async def _probe(proof: Proof, store: Store, table: Table, rotation: Rotation, vouched: Vouched) -> None:
@@ -172,7 +172,7 @@ async def _note(
         failed = [fault for fault in result.faults if fault.version == UNNAMED]
         proof.failed[relation, name, UNNAMED] += len(failed)
         if failed:
-            proof.where.setdefault(UNNAMED, f"{relation} row {failed[0].row_id}")
+            proof.where.setdefault(UNNAMED, f"{relation} row {shown_key(failed[0].row_id)}")
     kept = proof.rows.setdefault(relation, [])
     for at, key in enumerate(page.keys):
         if len(kept) < SAMPLE_VALUES and key in results[0].swap.keys:

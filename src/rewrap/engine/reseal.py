@@ -360,8 +360,8 @@ class Reseal:
         entry = next(entry for entry in self.fields if entry.column == column)
         if isinstance(value, OversizeMark):
             value = f"{value.size} bytes"
-        digest = self.digest(column, str(row_id), value)
-        return Fault(str(row_id), column, reason, digest, entry.version_of(value))
+        digest = self.digest(column, key_text(row_id), value)
+        return Fault(key_text(row_id), column, reason, digest, entry.version_of(value))
 
     def _gather(self, page: Page, judged: dict[str, Judged]) -> SwapBatch:
         names = [entry.column for entry in self.fields]

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from rewrap.crypto.layout import MARKER_BYTES_MAX, Layout
+from rewrap.errors import StoreError
 from rewrap.forms import Forms, Named
 from rewrap.interfaces import Prefix
 from rewrap.job import Job
@@ -167,20 +168,26 @@ class PostgresCensus:
         """What a column of one row holds; None when the row is gone. A very large value stays there."""
         connection = await self._connected()
         key = KeySql(table.key)
+        value = _value(table, column)
+        query = (
+            f"SELECT substring({_worst(table, column, forms)} from 1 for {MARKER_BYTES_MAX}) AS head, "
+            f"octet_length({value}) AS size, "
+            f"CASE WHEN octet_length({value}) <= {_VALUE_BYTES_MAX:d} THEN {value} END AS whole "
+            f"FROM {table.relation} AS t WHERE {key.compared('=', 1)}"
+        )
         try:
             parts = key_parts(row_id, key.width)
+            with translated(table.relation):
+                # within the snapshot's transaction, which a text that is no such key must not end
+                async with connection.transaction():
+                    row = await connection.fetchrow(query, *parts)
         except ValueError:
+            row = None
+        except StoreError as exc:
             # put aside when the table had another key: nothing is excused under that name any more
-            return None
-        value = _value(table, column)
-        with translated(table.relation):
-            row = await connection.fetchrow(
-                f"SELECT substring({_worst(table, column, forms)} from 1 for {MARKER_BYTES_MAX}) AS head, "
-                f"octet_length({value}) AS size, "
-                f"CASE WHEN octet_length({value}) <= {_VALUE_BYTES_MAX:d} THEN {value} END AS whole "
-                f"FROM {table.relation} AS t WHERE {key.compared('=', 1)}",
-                *parts,
-            )
+            if not exc.sqlstate.startswith("22"):
+                raise
+            row = None
         return (
             None
             if row is None

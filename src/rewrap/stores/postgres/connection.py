@@ -190,6 +190,7 @@ def _store_error(exc: asyncpg.PostgresError, subject: str) -> StoreError:
         "28P01": "the password was refused; check the variable the url or password comes from",
         "28000": "the server refuses this role or host; check pg_hba.conf and the url",
         "3D000": "the database does not exist; check the url",
+        "42P01": "it was dropped or renamed meanwhile; rewrap resume goes on with what is there",
         "42501": "the role lacks a privilege; rewrap needs SELECT and UPDATE on each target "
         "and a schema of its own (see docs/privileges.md)",
         "55P03": "somebody holds a lock on it (see pg_locks); try again when it is released",
