@@ -8,13 +8,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from tests.cases.sealing import AS, PIECES, Format, Sealed, key_of, nonce_bytes, seal
+from tests.cases.sealing import AS, NONCE_BYTES, ORDER, PIECES, Format, Sealed, key_of, seal
 
 _QUOTED = r'x?"(?:[^"\\]|\\.)*"|' + r"'[^']*'"
 _PLACEHOLDER = re.compile(r"\{\{\s*([a-z][^\"'}\s]*)((?:[^\"'}]|" + _QUOTED + r")*)\}\}")
 _WORD = re.compile(rf"\s*(?:([a-z]+)=)?({_QUOTED}|[^\s\"'=]+)")
-
-CIPHERS = ("box", "aead", "xchacha")
 
 SHORTEST_TEXT = 6
 """Characters: a shorter plaintext may stand in an output by chance, and is no canary."""
@@ -65,28 +63,39 @@ def _unquoted(word: str) -> bytes:
     return word.strip("'").encode()
 
 
-_FORMAT_OPTIONS = {"marker", "of", "as"}
+_FORMAT_OPTIONS = {"marker", "of", "as", "separator", "kdf", "time"}
 _SEALED_OPTIONS = {"aad", "key", "id", "size", "damage"}
 
 
 def stored_format(words: Words, allowed: set[str] = _FORMAT_OPTIONS) -> Format:
     """The format that words name: `aead v2 marker='enc:{version}:' as=hex`."""
-    if words.kind not in CIPHERS:
-        raise CaseError(f"there is no {words.kind}; there are {', '.join(CIPHERS)}")
+    if words.kind not in NONCE_BYTES:
+        raise CaseError(f"there is no {words.kind}; there are {', '.join(NONCE_BYTES)}")
     if len(words.bare) != 1:
         raise CaseError(f"{words.kind} is followed by one version, not by {words.bare}")
     unknown = set(words.options) - allowed
     if unknown:
         raise CaseError(f"{words.kind} has no option {', '.join(sorted(unknown))}")
-    order = words.options.get("of", "nonce ciphertext tag" if words.kind != "box" else "nonce tag ciphertext")
-    pieces = tuple(order.split())
-    if not pieces or not set(pieces) <= set(PIECES):
-        raise CaseError(f"of={order!r}: pieces are {', '.join(PIECES)}")
-    marker = words.options.get("marker", "{version}:" if set(pieces) == set(PIECES) else "")
-    encoding = words.options.get("as", "base64")
+    whole = ORDER.get(words.kind, "nonce ciphertext tag")
+    groups = tuple(tuple(group.split()) for group in words.options.get("of", whole).split("|"))
+    pieces = {piece for group in groups for piece in group}
+    if not all(groups) or not pieces <= set(PIECES):
+        raise CaseError(f"of={words.options['of']!r}: pieces are {', '.join(PIECES)}")
+    if (len(groups) > 1) != ("separator" in words.options):
+        raise CaseError("several groups of pieces have a separator between them")
+    encoding = words.options.get("as", "text" if words.kind == "fernet" else "base64")
     if encoding not in AS:
         raise CaseError(f"as={encoding}: it is one of {', '.join(AS)}")
-    return Format(words.kind, words.bare[0], marker, pieces, encoding)
+    return Format(
+        words.kind,
+        words.bare[0],
+        words.options.get("marker", "{version}:" if pieces == set(whole.split()) else ""),
+        groups,
+        encoding,
+        words.options.get("separator", ""),
+        words.options.get("kdf", ""),
+        int(words.options.get("time", 0)),
+    )
 
 
 @dataclass
@@ -139,8 +148,8 @@ class Notation:
         # the pieces of one value may stand in several columns: whatever does not change the value itself
         # (order, encoding, marker) does not change the nonce either
         same = [stored.kind, stored.version, key, aad, plain.hex(), words.options.get("id", "")]
-        nonce = hashlib.sha512(json.dumps(same).encode()).digest()[: nonce_bytes(stored.kind)]
-        sealed = seal(stored.kind, key_of(key, self.key_bytes), nonce, plain, aad.encode())
+        nonce = hashlib.sha512(json.dumps(same).encode()).digest()[: NONCE_BYTES[stored.kind]]
+        sealed = seal(stored, key_of(key, self.key_bytes), nonce, plain, aad.encode())
         return _damaged(sealed, words.options.get("damage"))
 
 

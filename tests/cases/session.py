@@ -7,13 +7,21 @@ from typing import Any
 
 import asyncpg
 
+_OWN_SETTINGS = {
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "default_transaction_read_only": "off",
+    "session_replication_role": "origin",
+}
+"""What a case may have set for its database is for the commands, not for the questions asked here."""
+
 
 class Session:
     """Runs SQL, all on one connection: a case asks some fifty questions."""
 
     def __init__(self, dsn: str) -> None:
         self._runner = asyncio.Runner()
-        self._connection = self._runner.run(asyncpg.connect(dsn))
+        self._connection = self._runner.run(asyncpg.connect(dsn, server_settings=_OWN_SETTINGS))
 
     def script(self, statements: str) -> None:
         """Runs several statements as one transaction."""

@@ -67,8 +67,9 @@ class Trial:
                 scheme, _, variable = section["material"].partition(":")
                 assert scheme == "env", "a case's keys come from the environment"
                 key = key_of(name, self.expected.key_bytes)
-                hexed = section.get("encoding", "hex") == "hex"
-                yield variable, key.hex() if hexed else base64.b64encode(key).decode()
+                as_base64 = base64.b64encode(key).decode()
+                encodings = {"hex": key.hex(), "base64": as_base64, "utf8": key.decode()}
+                yield variable, encodings[section.get("encoding", "hex")]
 
     def rewrap(self, name: str, *arguments: str) -> Result:
         """Runs a command; what it prints is looked through at the end."""
@@ -252,7 +253,7 @@ def check_plaintexts(trial: Trial, expected: Plaintexts) -> None:
             texts.append(None)
             continue
         sealed = read(stored, value, columns)
-        texts.append(opened(stored.kind, key, sealed, (aad or "").encode()).decode())
+        texts.append(opened(stored, key, sealed, (aad or "").encode()).decode())
     assert texts == expected.texts
 
 

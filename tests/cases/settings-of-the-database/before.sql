@@ -1,0 +1,13 @@
+ALTER DATABASE {{database}} SET standard_conforming_strings = off;
+ALTER DATABASE {{database}} SET backslash_quote = off;
+ALTER DATABASE {{database}} SET bytea_output = 'escape';
+ALTER DATABASE {{database}} SET default_transaction_isolation = 'serializable';
+ALTER DATABASE {{database}} SET statement_timeout = '1ms';
+ALTER DATABASE {{database}} SET idle_in_transaction_session_timeout = '1ms';
+ALTER DATABASE {{database}} SET enable_indexscan = off;
+ALTER DATABASE {{database}} SET client_encoding = 'LATIN1';
+ALTER DATABASE {{database}} SET synchronous_commit = off;
+ALTER DATABASE {{database}} SET row_security = off;
+ALTER DATABASE {{database}} SET session_replication_role = 'replica';
+CREATE TABLE notes (id bigint PRIMARY KEY, body text, since date, rate numeric, mark bytea);
+INSERT INTO notes VALUES (1, '{{aead v1 aad="2024-02-29 0.10 \\x00ff" "a note to keep"}}', '2024-02-29', 0.10, '\x00ff');
