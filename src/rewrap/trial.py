@@ -73,7 +73,7 @@ def _fitting(place: Place) -> Iterable[str]:
     family = _FAMILIES.get(look.family, look.family)
     sample = place.values[:TRIED]
     for name, layout in builtin_layouts().items():
-        if "nonce" not in place.parts and layout.binary != any(isinstance(value, bytes) for value in sample):
+        if layout.binary != any(isinstance(value, bytes) for value in sample):
             continue
         if look.family in ("marker", "bare"):
             if layout.versioned and sample and all(layout.version_of(value) for value in sample):
