@@ -216,7 +216,7 @@ async def plan(
             census = await _verified(
                 job, rotation.keyring, to_version, ledger, ignore, environ, drain_s=0.0, settle=False
             )
-        return await _plan(rotation, store, census)
+        return await _plan(rotation, store, census, store.shapes)
     finally:
         await store.close()
 

@@ -5,11 +5,13 @@ Nothing stops at the first error: each table, each key and each probe is asked o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rewrap.crypto.layout import LayoutError
 from rewrap.engine.compile import Rotation
+from rewrap.engine.health import UNNAMED, Place
 from rewrap.engine.proof import Proof, gather_proof, judge_sources, judge_target
 from rewrap.engine.rehearsal import REHEARSED_ROWS
 from rewrap.errors import KeyRefused, RewrapError, StoreError
@@ -93,22 +95,37 @@ async def check_keys(
         versions = [*rotation.from_versions, rotation.to_version]
     if not versions or not tables:
         return Proof()
-    bound = rotation or Rotation(job, keyring, tuple(versions[1:]), versions[0])
+    tried = rotation or Rotation(job, keyring, tuple(versions[1:]), versions[0])
     proof = Proof()
     for table in tables:
+        subject = f"table {table.name}"
         try:
-            one = await gather_proof(store, [table], bound)
+            one = await gather_proof(store, [table], tried)
         except StoreError as exc:
-            out.refused(exc, "unreadable", f"table {table.name}")
+            out.refused(exc, "unreadable", subject)
             continue
-        for mine, its in ((proof.opened, one.opened), (proof.failed, one.failed)):
-            mine.update(its)
+        except KeyRefused as exc:
+            out.refused(exc, "key-unfit", subject)
+            continue
+        proof.opened.update(one.opened)
+        proof.failed.update(one.failed)
         proof.where = one.where | proof.where
         proof.rows |= one.rows
         proof.unnamed |= one.unnamed
+    named = replace(proof, unnamed=set())
     for version in versions:
-        _judge(out, proof, keyring, version, rotation)
+        _judge(out, named, keyring, version, rotation)
+    left = list(rotation.from_versions) if rotation else versions
+    try:
+        # whose values name no version: one key among all has to open them
+        judge_sources(replace(proof, failed=_unnamed(proof)), left, keyring)
+    except KeyRefused as exc:
+        out.refused(exc, "key-refused", "keys")
     return proof
+
+
+def _unnamed(proof: Proof) -> Counter[Place]:
+    return Counter({place: n for place, n in proof.failed.items() if place[2] == UNNAMED})
 
 
 def _fits(job: Job, version: str) -> bool:
@@ -190,6 +207,8 @@ async def check_writes(
 
 
 def _resealed(rotation: Rotation, table: Table, proof: Proof) -> list[SwapBatch]:
+    if table.relation not in proof.rows:
+        return []
     reseal = rotation.reseal(table)
     batches = [reseal([row]).swap for row in proof.rows.get(table.relation, [])[:REHEARSED_ROWS]]
     return [batch for batch in batches if len(batch)]

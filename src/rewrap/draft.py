@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -26,6 +27,13 @@ def quoted(text: str) -> str:
 def one_line(text: str) -> str:
     """A text that cannot end the comment it stands in."""
     return re.sub(r"[\x00-\x1f\x7f]", " ", text)
+
+
+def commented(text: str) -> str:
+    """A text as comment lines of a file that people read."""
+    return textwrap.fill(
+        one_line(text), 108, initial_indent="# ", subsequent_indent="#   ", break_long_words=False
+    )
 
 
 def version_pattern(versions: Sequence[str]) -> str:
@@ -158,7 +166,12 @@ class Draft:
         return [*live, *quiet]
 
     def _target(self, table: str, places: Sequence[Place]) -> str:
-        lines = [f"# {table}.{place.name}: {one_line(reason(place))}" for place in places]
+        lines = [commented(f"{table}.{place.name}: {reason(place)}") for place in places]
+        lines += [
+            commented(f"{place.name} could also be {', '.join(place.fits)}: the application's code says")
+            for place in places
+            if len(place.fits) > 1 and not place.opens
+        ]
         fields = ",\n".join(f"  {field_of(place, self._layout_of(place) or '')}" for place in places)
         return (
             "\n".join(lines)
@@ -175,8 +188,8 @@ class Draft:
             if best.layout.startswith(_MADE):
                 return self._made(place, descriptor(place, cipher, best.aad), "")
             return self._made(place, {"like": best.layout, "aad": best.aad or ""}, "")
-        if len(place.fits) == 1 and place.look.family != "marker":
-            return place.fits[0]
+        if place.fits and place.look.family not in ("marker", "bare"):
+            return min(place.fits, key=len)
         if place.look.family in ("marker", "bare") and (place.look.marker or "version" in place.parts):
             doubt = (
                 "the cipher is a guess, and associated data are not known: the application's code says both"
@@ -188,7 +201,7 @@ class Draft:
         for name, draft in self.layouts.items():
             if draft.fields == fields:
                 return name
-        base = re.sub(r"[^A-Za-z0-9_-]+", "-", place.table.name).strip("-") or "stored"
+        base = re.sub(r"[^A-Za-z0-9_-]+", "-", f"{place.table.name}-{place.name}").strip("-") or "stored"
         taken = {*self.layouts, *self.job_layouts}
         name, number = base, 1
         while name in taken:
@@ -223,6 +236,9 @@ def reason(place: Place) -> str:
     return "; ".join(told)
 
 
+_DOUBTFUL = ("hash or random token", "short random text", "random token", "repeated random text")
+
+
 def described(place: Place) -> str:
     """What a place's values look like, in a few words."""
     look = place.look
@@ -230,8 +246,9 @@ def described(place: Place) -> str:
         return look.family
     words = look.family
     if look.family == "marker":
-        words = f"{look.marker or 'a head'} and {look.encoding or 'a payload'}"
-    elif look.family == "bare":
+        payload = "bytes" if look.encoding == "raw" else look.encoding
+        words = f"{look.marker or 'a head'} + {payload}"
+    elif look.encoding is not None and look.family in ("bare", *_DOUBTFUL):
         words = {"raw": "random bytes", "hex": "random bytes in hex"}.get(
             look.encoding or "", f"random bytes in {look.encoding}"
         )
@@ -245,7 +262,7 @@ def _commented(place: Place) -> str:
         f"[[targets]]\ntable = {quoted(place.table.name)}\n{key_of(place)}"
         f"fields = [{field_of(place, place.fits[0] if place.fits else '…')}]"
     )
-    lines = [f"# {place.table.name}.{place.name}: {one_line(reason(place))}", f"# {one_line(why)}"]
+    lines = [commented(f"{place.table.name}.{place.name}: {reason(place)}"), commented(why)]
     return "\n".join([*lines, *(f"#   {line}" for line in target.splitlines())]) + "\n"
 
 

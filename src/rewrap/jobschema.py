@@ -35,6 +35,20 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
     "KeyVersion": {
         "material": "`env:NAME` or `file:PATH`; a key itself never stands in a job file.",
         "encoding": "How the key is written there.",
+        "index": "Where the secret for blind indexes is, if it is another one.",
+    },
+    "IndexKind": {
+        "kind": "`ciphersweet`, `lockbox` or `hmac-sha256`.",
+        "name": "What the index's key is derived for.",
+        "bits": "How many bits of the digest are kept, from its beginning.",
+        "encoding": "How the digest is stored.",
+        "normalize": "What is done to a value before: `none`, `strip`, `lowercase`, `strip lowercase`.",
+        "slow": "Argon2id instead of BLAKE2b, for `ciphersweet`.",
+        "passes": "Passes of Argon2id.",
+        "memory_kib": "Memory of Argon2id, in KiB.",
+        "info": "What the key is derived for, besides its name.",
+        "table": "The table that the key is derived for, where it is not the target's.",
+        "column": "The column that the key is derived for, where it is not the field's.",
     },
     "LayoutSection": {
         "like": "A built-in layout that gives what is not said here.",
@@ -47,6 +61,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "separator": "What stands between parts of a payload.",
         "nonce_bytes": "The length of the nonce, where it is not the cipher's usual one.",
         "kdf": "How the key is derived from the secret.",
+        "framing": "A format that is more than a marker and a payload: JWE, a JSON document, and the like.",
         "plaintext": "What plaintexts look like: required for ciphers that cannot tell a wrong key.",
     },
     "TargetSection": {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 
 from rewrap.engine.compile import Rotation
+from rewrap.forecast import Forecast, Server, TableShape, forecast, whole
 from rewrap.interfaces import Store
+from rewrap.measure import measure, work_in
 from rewrap.model import Table
 from rewrap.verdict import FieldCount
 from rewrap.verify import Verification
@@ -20,21 +22,43 @@ class Plan:
     fields: tuple[FieldCount, ...]
     notices: tuple[str, ...]
     in_scope: int
+    forecasts: dict[str, Forecast] = field(default_factory=dict)
+
+    @property
+    def forecast(self) -> Forecast:
+        """The forecast of a whole run."""
+        return whole(list(self.forecasts.values()))
 
 
-async def plan(rotation: Rotation, store: Store, census: Verification) -> Plan:
-    """Puts the store's survey and a census side by side. Reads only."""
+Shapes = Callable[[Sequence[Table]], Awaitable[tuple[Server, list[TableShape]]]]
+"""The server's settings, and the shape of each of some tables."""
+
+
+async def plan(rotation: Rotation, store: Store, census: Verification, shapes: Shapes) -> Plan:
+    """Puts the store's survey, a census and a forecast side by side. Reads only."""
     tables = await store.tables()
     notices = list(store.notices)
     for table in tables:
         await store.refuse_fenced(table, rotation.target_markers(table))
         if table.estimated_rows == 0:
             notices.append(f'table "{table.name}" is empty')
+    server, found = await shapes(tables)
+    forecasts = {}
+    for table, shape in zip(tables, found, strict=True):
+        forecasts[table.name] = forecast(
+            shape,
+            server,
+            await measure(rotation, store, table),
+            work_in(rotation, table, census.fields),
+            batch_size=rotation.job.pace.batch_size,
+            shards=rotation.job.shards_at_once,
+        )
     return Plan(
         tuple(tables),
         census.fields,
         tuple(notices),
         _in_scope(census.fields, rotation.from_versions),
+        forecasts,
     )
 
 

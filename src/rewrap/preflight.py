@@ -27,7 +27,13 @@ from rewrap.stores.postgres.columns import (
     sample_column,
 )
 from rewrap.stores.postgres.connection import Address, Connection, address_of, close, connect
-from rewrap.stores.postgres.inspect import inspect_target, length_limits, longest_values, may_make_temporary
+from rewrap.stores.postgres.inspect import (
+    inspect_target,
+    length_limits,
+    longest_values,
+    may_make_temporary,
+    readable_tables,
+)
 from rewrap.stores.postgres.schema import identify, survey
 from rewrap.stores.postgres.server import inspect_server
 from rewrap.stores.postgres.store import PostgresStore
@@ -56,12 +62,12 @@ async def check(
     out = Findings()
     rotation, keyring = _keys(out, job, from_versions, to_version, environ)
     address = address_of(job.store.url, password_of(job, environ))
-    tables: list[Table] = []
     try:
         async with _connected(address, "rewrap check") as connection:
-            tables = await _look(out, job, address, connection)
+            tables, readable = await _look(out, job, address, connection)
             if rotation is not None or keyring is not None:
-                await _try(out, job, address, connection, tables, rotation, keyring or Keyring([]), environ)
+                keys = keyring or Keyring([])
+                await _try(out, job, address, connection, tables, readable, rotation, keys, environ)
     except UnsafeTarget as exc:
         # a pooler refuses the very connection
         out.refused(exc, "pooler", f"database {address.shown}")
@@ -104,8 +110,10 @@ def _keys(
     return None, keyring
 
 
-async def _look(out: Findings, job: Job, address: Address, connection: Connection) -> list[Table]:
-    """The server, and each table on its own; the tables that a run would take."""
+async def _look(
+    out: Findings, job: Job, address: Address, connection: Connection
+) -> tuple[list[Table], list[Table]]:
+    """The server, and each table on its own; the tables that a run would take, and those it could read."""
     subject = f"database {address.shown}"
     identity = None
     try:
@@ -114,9 +122,11 @@ async def _look(out: Findings, job: Job, address: Address, connection: Connectio
         out.refused(exc, "unfit-server", subject)
     out.found += await inspect_server(connection, job, identity, subject)
     tables: list[Table] = []
+    readable: list[Table] = []
     for target in job.targets:
         mine, found = await inspect_target(connection, job, target)
         out.found += found
+        readable += mine or await readable_tables(connection, job, target)
         for table in mine:
             twin = next((other.target for other in tables if other.oid == table.oid), None)
             if twin is not None:
@@ -128,7 +138,7 @@ async def _look(out: Findings, job: Job, address: Address, connection: Connectio
             if table.estimated_rows == 0:
                 out.add("info", "empty", f"table {table.name}", "is empty")
             tables.append(table)
-    return tables if identity is not None else []
+    return (tables, readable) if identity is not None else ([], [])
 
 
 async def _try(
@@ -137,6 +147,7 @@ async def _try(
     address: Address,
     connection: Connection,
     tables: Sequence[Table],
+    readable: Sequence[Table],
     rotation: Rotation | None,
     keyring: Keyring,
     environ: Mapping[str, str],
@@ -154,7 +165,7 @@ async def _try(
 
     try:
         await store.identity()
-        proof = await check_keys(out, job, keyring, store, tables, rotation)
+        proof = await check_keys(out, job, keyring, store, readable, rotation)
         if rotation is not None:
             may_write = canary if await may_make_temporary(connection) else None
             await check_writes(out, rotation, store, tables, proof, may_write, lengths)

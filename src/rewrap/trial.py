@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 
 from rewrap.crypto.ciphers import CIPHERS
 from rewrap.crypto.layout import Layout, Malformed, Unopenable, Value, builtin_layouts, compiled
@@ -13,6 +14,7 @@ from rewrap.interfaces import Row
 from rewrap.job import Job
 from rewrap.keys.keyring import Key, Keyring
 from rewrap.model import Table
+from rewrap.recognise import Likeness
 
 TRIED_FIRST, TRIED = 4, 20
 """Values that a layout is tried on, and on how many once one of them has opened."""
@@ -29,12 +31,8 @@ _SEALING = (
     "aes-192-gcm",
 )
 
-_FAMILIES = {
-    "47ng-cloak": "cloak",
-    "paseto-local": "paseto",
-    "sentry": "sentry",
-    "message-encryptor": "encryptor",
-}
+_FAMILIES = {"cloak": "elixir-cloak", "paseto-local": "paseto"}
+"""What built-in layouts call a family, where they call it something else."""
 
 
 async def try_layouts(place: Place, job: Job | None, keyring: Keyring, fetch: Fetch) -> None:
@@ -62,6 +60,9 @@ async def try_layouts(place: Place, job: Job | None, keyring: Keyring, fetch: Fe
             place.opens += _opened(name, joined, key, place, table, rows)
     # first what opens most; a layout with a name before one that was made up
     place.opens.sort(key=lambda one: (-one.opened, one.layout.startswith(made_from(""))))
+    if place.opens:
+        # as long as a hash, and yet it opens
+        place.look = replace(place.look, likeness=Likeness.CIPHERTEXT)
     best = {one.version: one for one in reversed(place.opens)}
     place.opens = [one for one in place.opens if best[one.version] is one]
 
@@ -69,19 +70,21 @@ async def try_layouts(place: Place, job: Job | None, keyring: Keyring, fetch: Fe
 def _fitting(place: Place) -> Iterable[str]:
     """Built-in layouts that a place's values could be in, by their looks."""
     look = place.look
-    words = _FAMILIES.get(look.family, look.family)
+    family = _FAMILIES.get(look.family, look.family)
+    sample = place.values[:TRIED]
     for name, layout in builtin_layouts().items():
+        if layout.binary != any(isinstance(value, bytes) for value in sample):
+            continue
         if look.family in ("marker", "bare"):
-            sample = [v for v in place.values[:TRIED] if isinstance(v, bytes) == layout.binary]
             if layout.versioned and sample and all(layout.version_of(value) for value in sample):
                 yield name
-        elif words in name:
+        elif name == family or name.startswith(f"{family}-"):
             yield name
 
 
 def _made(place: Place) -> Iterable[tuple[str, Layout]]:
     """Layouts made from a place's looks, with each cipher."""
-    if place.look.family not in ("marker", "bare"):
+    if place.look.encoding is None:
         return
     for cipher in _SEALING:
         if cipher in CIPHERS:

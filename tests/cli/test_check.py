@@ -180,6 +180,16 @@ def test_trigger_that_changes_the_value_is_found_by_the_canary(bench: Workbench)
     assert codes(checked(bench, *VERSIONS)[1], "error") == {"canary-refused"}
 
 
+def test_keys_are_tried_on_a_table_that_is_refused(bench: Workbench) -> None:
+    """A reason against the table is no reason not to look at its keys; nothing is written to it."""
+    bench.notes([box("one"), box("two", "v2")])
+    bench.sql("CREATE RULE quiet AS ON UPDATE TO notes DO ALSO NOTIFY updated")
+    _, found = checked(bench, *VERSIONS)
+    assert codes(found, "error") == {"update-rule"}
+    assert "key-proven" in codes(found, "info")
+    assert not any(one["code"].startswith("canary") for one in found)
+
+
 def test_column_too_short_for_new_values(bench: Workbench) -> None:
     """A longer marker does not fit: how long the column must be is said."""
     values = [box(f"n{i:04}") for i in range(20)]

@@ -346,6 +346,19 @@ def test_keys_of_a_job_are_tried_on_everything(bench: Workbench) -> None:
         assert not any(key.hex() in result.out + result.err for key in KEYS.values())
 
 
+def test_what_opens_is_ciphertext_though_it_is_as_long_as_a_hash(bench: Workbench) -> None:
+    """Four digits sealed are 32 bytes, as SHA-256 is: only a key tells, and is asked."""
+    bench.sql("CREATE TABLE cards (id int PRIMARY KEY, pin text)")
+    nonces = [os.urandom(12) for _ in range(20)]
+    pins = [b64(nonce + AESGCM(KEY_V1).encrypt(nonce, b"1234", None)) for nonce in nonces]
+    bench.insert("cards", ["id", "pin"], list(enumerate(pins)))
+    bench.notes([box("one")])
+    assert found(bench.rewrap("discover", bench.dsn, "--json"))["pin"]["likeness"] == "hash"
+    seen = found(bench.rewrap("discover", "--json"))
+    assert seen["pin"]["likeness"] == "ciphertext"
+    assert seen["pin"]["opens"][0]["opened"] == 20
+
+
 def test_associated_data_are_found_by_trying(bench: Workbench) -> None:
     """Without a layout in the job, the cipher and the column that values are bound to are found."""
     filled(bench)

@@ -12,7 +12,7 @@ ROOT = Path(rewrap.__file__).parent
 FLOORS = [
     ["errors", "model", "packed"],
     ["crypto.ciphers", "crypto.encodings", "crypto.layout", "crypto.layouts", "crypto", "events"],
-    ["recognise"],
+    ["recognise", "forecast"],
     ["interfaces", "targets", "forms", "probes.section"],
     ["formats", "job"],
     ["keys", "stores", "ledgers", "probes", "jobschema"],
@@ -31,7 +31,7 @@ FLOORS = [
         "engine.proof",
     ],
     ["engine", "verify", "opening", "verdict", "report"],
-    ["plan", "check", "discover", "draft", "trial"],
+    ["plan", "measure", "check", "discover", "draft", "trial"],
     ["api"],
     ["preflight"],
     ["__init__", "__main__", "cli", "demo"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -107,7 +108,8 @@ def _toml(tables: Mapping[str, Any], path: str = "") -> str:
     """Nested tables of a job file, as TOML."""
     out = ""
     for name, value in tables.items():
-        here = f"{path}.{quoted(name)}" if path else name
+        bare = name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else quoted(name)
+        here = f"{path}.{bare}" if path else bare
         scalars = {key: one for key, one in value.items() if not isinstance(one, dict)}
         if scalars:
             out += f"\n[{here}]\n" + "".join(f"{key} = {_scalar(one)}\n" for key, one in scalars.items())
@@ -153,7 +155,7 @@ def show(console: Console, found: Discovery) -> None:
         console.print(drawn)
     doubtful = found.of(Likeness.HASH, Likeness.TOKEN)
     if doubtful:
-        console.print("look like hashes or tokens, which nothing opens:")
+        console.print("look like hashes or tokens, and stay out of a job:")
         for place in doubtful:
             console.print(Text(f"  {place.table.name}.{place.name}: {place.look.family}"))
     if found.skipped:

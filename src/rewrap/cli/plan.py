@@ -7,6 +7,7 @@ from typing import Annotated
 
 import anyio
 import typer
+from rich.table import Table
 
 from rewrap import api
 from rewrap.cli.terminal import (
@@ -19,8 +20,9 @@ from rewrap.cli.terminal import (
     stdout_console,
 )
 from rewrap.events import SCHEMA, FieldVerdict
+from rewrap.forecast import Forecast, Range
 from rewrap.plan import Plan
-from rewrap.report import field_lines
+from rewrap.report import duration, field_lines
 
 
 def plan(
@@ -56,6 +58,11 @@ def plan(
             shown = {
                 "type": "plan", "schema": SCHEMA, "in_scope": found.in_scope,
                 "notices": list(found.notices), "fields": [one.as_json() for one in fields],
+                "forecast": {
+                    **_as_json(found.forecast),
+                    "tables": {name: _as_json(one) for name, one in found.forecasts.items()},
+                    "derived_from": dict(DERIVED),
+                },
             }  # fmt: skip
             typer.echo(json.dumps(shown, ensure_ascii=False))
             return
@@ -64,3 +71,56 @@ def plan(
         for notice in found.notices:
             console.print(f"note: {notice}")
         console.print(f"in scope of {from_versions} → {to_version}: {found.in_scope:,} values")
+        if found.in_scope:
+            console.print()
+            console.print(_drawn(found.forecast))
+
+
+DERIVED = {
+    "seconds": "measured on sampled rows: reading, opening, sealing; assumed: 3 to 120 µs a row to write",
+    "wal_bytes": "row width and indexes; high: whole pages after checkpoints, split index pages, vacuum",
+    "growth_bytes": "rows that leave their page, index entries; until vacuum clears the old ones",
+    "dead_rows": "rows in scope; low: what autovacuum and room on pages clear on the way",
+    "opens": "each value, and each new one before it is sent; high: batches repeated after a stop",
+    "seals": "each value; high: batches repeated after a stop",
+    "remote_calls": "the local provider makes none",
+}
+"""Where each figure of a forecast comes from."""
+
+_NAMES = {
+    "seconds": "time",
+    "wal_bytes": "WAL",
+    "growth_bytes": "growth on disk",
+    "dead_rows": "dead rows",
+    "opens": "key opens",
+    "seals": "key seals",
+    "remote_calls": "remote key calls",
+}
+
+
+def _as_json(forecast: Forecast) -> dict[str, dict[str, int | float]]:
+    return {name: getattr(forecast, name).as_json() for name in _NAMES}
+
+
+def _drawn(forecast: Forecast) -> Table:
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    drawn.add_column("forecast", style="cyan")
+    for name in ("low", "high"):
+        drawn.add_column(name, justify="right")
+    drawn.add_column("derived from", style="dim")
+    for name, shown in _NAMES.items():
+        one: Range = getattr(forecast, name)
+        low, high = (_amount(name, value) for value in (one.low, one.high))
+        drawn.add_row(shown, low, high, DERIVED[name])
+    return drawn
+
+
+def _amount(name: str, value: float) -> str:
+    if name == "seconds":
+        return duration(value)
+    if not name.endswith("_bytes"):
+        return f"{value:,.0f}"
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if value >= size:
+            return f"{value / size:,.1f} {unit}"
+    return f"{value:,.0f} B"

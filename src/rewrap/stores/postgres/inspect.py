@@ -38,6 +38,17 @@ _TOPICS = {
 """What the survey's refusals speak of, the most telling words first. A code here names the finding."""
 
 
+async def readable_tables(connection: Connection, job: Job, target: TargetSection) -> list[Table]:
+    """The tables of a target that can at least be read; none where not."""
+    try:
+        one = job.model_copy(update={"targets": [target]})
+        return [found.table for found in await survey(connection, one, writing=False)]
+    except StoreError as exc:
+        if not _answered(exc):
+            raise
+        return []
+
+
 async def inspect_target(
     connection: Connection, job: Job, target: TargetSection
 ) -> tuple[list[Table], list[Finding]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from rewrap.errors import StoreError
+from rewrap.forecast import Server, TableShape
 from rewrap.interfaces import Checkpoint, Prefix, SwapBatch
 from rewrap.job import Job
 from rewrap.model import Activity, ServerIdentity, ShardLease, ShardRange, Table, key_text
@@ -21,6 +23,7 @@ from rewrap.stores.postgres.fence import refuse_fenced
 from rewrap.stores.postgres.guard import PostgresGuard
 from rewrap.stores.postgres.reader import SAMPLE_ROWS, PostgresReader
 from rewrap.stores.postgres.schema import identify, survey
+from rewrap.stores.postgres.shape import server_settings, table_shape
 from rewrap.stores.postgres.statements import Statements
 from rewrap.stores.postgres.writer import PostgresWriter
 
@@ -142,6 +145,11 @@ class PostgresStore:
                 await connection.execute("SELECT pg_logical_emit_message(true, 'rewrap', '')")
             position = await connection.fetchval("SELECT pg_current_wal_flush_lsn()::text")
         return str(position)
+
+    async def shapes(self, tables: Sequence[Table]) -> tuple[Server, list[TableShape]]:
+        """What a forecast asks of the catalog."""
+        connection = await self._connected()
+        return await server_settings(connection), [await table_shape(connection, table) for table in tables]
 
     def reader(self, table: Table, *, full: bool = True) -> PostgresReader:
         return PostgresReader(

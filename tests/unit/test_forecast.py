@@ -1,0 +1,146 @@
+"""The arithmetic of a forecast: what makes it dearer makes it dearer, and low is never above high."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rewrap.forecast import (
+    PAGE,
+    Forecast,
+    IndexShape,
+    Range,
+    Sampled,
+    Server,
+    TableShape,
+    Work,
+    forecast,
+    hot_share,
+    whole,
+)
+
+ROWS = 100_000
+TABLE = TableShape(
+    rows=ROWS, pages=1_500, row_bytes=116.0, indexes=(IndexShape("pkey", 2_260_992, False),),
+    spread=False, autovacuum=None, logical=False, identity_full=False,
+)  # fmt: skip
+SERVER = Server(max_wal_bytes=2**30, checkpoint_s=300.0, full_page_writes=True)
+SAMPLED = Sampled(rows=1_000, read_s=2e-6, reseal_s=5e-6, new_bytes=80.0)
+WORK = Work(values=ROWS, rows=ROWS, rows_most=ROWS)
+
+
+def of(
+    table: TableShape = TABLE, server: Server = SERVER, sampled: Sampled = SAMPLED, work: Work = WORK
+) -> Forecast:
+    return forecast(table, server, sampled, work, batch_size=1_000, shards=4)
+
+
+def test_every_new_version_of_a_row_goes_to_the_log() -> None:
+    """At least the new values' bytes, and with whole pages at most some multiple of the table."""
+    found = of()
+    assert found.wal_bytes.low > ROWS * SAMPLED.new_bytes * 0.5
+    assert found.wal_bytes.high < 10 * TABLE.pages * PAGE
+
+
+def test_index_on_an_encrypted_column_costs_more() -> None:
+    """No row stays on its page, and each index gets an entry for each row."""
+    roomy = replace(TABLE, pages=4_000)
+    indexed = replace(roomy, indexes=(*roomy.indexes, IndexShape("by_body", 12_000_000, True)))
+    assert hot_share(roomy).high > 0.9
+    assert hot_share(indexed) == Range(0, 0)
+    assert of(indexed).wal_bytes.low > of(roomy).wal_bytes.low
+    assert of(indexed).growth_bytes.high > of(roomy).growth_bytes.high
+
+
+def test_full_pages_leave_no_room() -> None:
+    """A packed table moves all of its rows, and doubles; one with room keeps its size."""
+    assert hot_share(TABLE).low == 0
+    assert of().growth_bytes.low > 0.5 * ROWS * 116
+    assert of(replace(TABLE, pages=4_000)).growth_bytes.low == 0
+
+
+def test_pages_after_checkpoints_are_only_in_the_high_end() -> None:
+    """Without full_page_writes the high end is lower, and the low end the same."""
+    without = of(server=replace(SERVER, full_page_writes=False))
+    assert without.wal_bytes.low == of().wal_bytes.low
+    assert without.wal_bytes.high < of().wal_bytes.high - TABLE.pages * PAGE
+
+
+def test_keys_in_no_order_touch_pages_after_each_checkpoint() -> None:
+    """A table that is walked in another order than it lies in has its pages logged again and again."""
+    small = replace(SERVER, max_wal_bytes=2**24)
+    assert of(replace(TABLE, spread=True), small).wal_bytes.high > 2 * of(server=small).wal_bytes.high
+
+
+def test_autovacuum_may_clear_on_the_way() -> None:
+    """The low end of dead rows is where the server begins to clear them."""
+    assert of(replace(TABLE, autovacuum=20_050.0)).dead_rows.low <= 20_050
+    assert of().dead_rows.low > 0.8 * ROWS
+
+
+def test_subscribers_get_whole_rows() -> None:
+    """Logical decoding takes the whole row; REPLICA IDENTITY FULL the old one too."""
+    roomy = replace(TABLE, pages=4_000)
+    logical = replace(roomy, logical=True)
+    assert of(logical).wal_bytes.low > of(roomy).wal_bytes.low
+    assert of(replace(logical, identity_full=True)).wal_bytes.high > of(logical).wal_bytes.high
+
+
+def test_large_values_are_stored_in_chunks() -> None:
+    """What is not stored in the row is written once more beside it."""
+    found = of(sampled=replace(SAMPLED, new_bytes=12_000.0))
+    assert ROWS * 12_000 * 0.8 < found.wal_bytes.low < ROWS * 12_000 * 1.3
+    assert found.growth_bytes.high > ROWS * 12_000
+
+
+def test_key_operations() -> None:
+    """Each value is opened, sealed, and opened again; what names no version is opened to find out."""
+    found = of(work=Work(values=500, rows=500, rows_most=500, probed=700))
+    assert (found.seals.low, found.opens.low) == (500, 2 * 500 + 700)
+    assert found.seals.high == 500 + 4 * 1_000
+    assert found.remote_calls == Range(0, 0)
+
+
+def test_nothing_in_scope_costs_nothing() -> None:
+    """A table that is done already is read, and no more."""
+    found = of(work=Work(0, 0, 0))
+    assert found.wal_bytes == found.growth_bytes == Range(0, 0)
+    assert found.seals.low == 0
+    assert whole([found]).wal_bytes == Range(0, 0)
+
+
+def test_whole_run_is_the_sum_and_what_it_costs_once() -> None:
+    one = of()
+    total = whole([one, one])
+    assert total.wal_bytes.low == 2 * one.wal_bytes.low
+    assert total.wal_bytes.high > 2 * one.wal_bytes.high
+    assert total.seconds.low > 2 * one.seconds.low
+
+
+@given(
+    rows=st.integers(0, 10**9),
+    pages=st.integers(0, 10**8),
+    row_bytes=st.floats(24, 8_000),
+    new_bytes=st.floats(0, 10**7),
+    share=st.floats(0, 1),
+    spread=st.booleans(),
+    holds=st.booleans(),
+    index_bytes=st.integers(0, 10**11),
+    autovacuum=st.none() | st.floats(0, 10**9),
+)
+def test_low_is_never_above_high(
+    rows: int, pages: int, row_bytes: float, new_bytes: float, share: float, spread: bool, holds: bool,
+    index_bytes: int, autovacuum: float | None,
+) -> None:  # fmt: skip
+    """Whatever the catalog says, each figure is a range of numbers that are not negative."""
+    table = replace(
+        TABLE, rows=rows, pages=pages, row_bytes=row_bytes, spread=spread, autovacuum=autovacuum,
+        indexes=(IndexShape("i", index_bytes, holds),),
+    )  # fmt: skip
+    busy = int(rows * share)
+    found = of(table, sampled=replace(SAMPLED, new_bytes=new_bytes), work=Work(busy, busy, rows))
+    for entry in fields(Forecast):
+        one = getattr(found, entry.name)
+        assert 0 <= one.low <= one.high, (entry.name, one)
