@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from rewrap.crypto.layout import LayoutError
 from rewrap.engine.compile import Rotation
-from rewrap.engine.proof import Proof, gather_proof, judge_sources, judge_target
+from rewrap.engine.proof import Proof, gather_proof, judge_sources, judge_target, judge_unnamed
 from rewrap.engine.rehearsal import REHEARSED_ROWS
 from rewrap.errors import KeyRefused, RewrapError, StoreError
 from rewrap.events import Checked, Finding
@@ -108,6 +108,10 @@ async def check_keys(
         proof.unnamed |= one.unnamed
     for version in versions:
         _judge(out, proof, keyring, version, rotation)
+    try:
+        judge_unnamed(proof, bound.from_versions if rotation else versions, keyring)
+    except KeyRefused as exc:
+        out.refused(exc, "key-refused", f"keys {', '.join(versions)}")
     return proof
 
 
