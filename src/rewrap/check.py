@@ -5,14 +5,12 @@ Nothing stops at the first error: each table, each key and each probe is asked o
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from rewrap.crypto.layout import LayoutError
 from rewrap.engine.compile import Rotation
-from rewrap.engine.health import UNNAMED, Place
-from rewrap.engine.proof import Proof, gather_proof, judge_sources, judge_target
+from rewrap.engine.proof import Proof, gather_proof, judge_sources, judge_target, judge_unnamed
 from rewrap.engine.rehearsal import REHEARSED_ROWS
 from rewrap.errors import KeyRefused, RewrapError, StoreError
 from rewrap.events import Checked, Finding
@@ -112,20 +110,13 @@ async def check_keys(
         proof.where = one.where | proof.where
         proof.rows |= one.rows
         proof.unnamed |= one.unnamed
-    named = replace(proof, unnamed=set())
     for version in versions:
-        _judge(out, named, keyring, version, rotation)
-    left = list(rotation.from_versions) if rotation else versions
+        _judge(out, proof, keyring, version, rotation)
     try:
-        # whose values name no version: one key among all has to open them
-        judge_sources(replace(proof, failed=_unnamed(proof)), left, keyring)
+        judge_unnamed(proof, rotation.from_versions if rotation else versions, keyring)
     except KeyRefused as exc:
-        out.refused(exc, "key-refused", "keys")
+        out.refused(exc, "key-refused", f"keys {', '.join(versions)}")
     return proof
-
-
-def _unnamed(proof: Proof) -> Counter[Place]:
-    return Counter({place: n for place, n in proof.failed.items() if place[2] == UNNAMED})
 
 
 def _fits(job: Job, version: str) -> bool:

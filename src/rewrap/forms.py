@@ -99,6 +99,12 @@ def refused_change(old: Layout, new: Layout, versions: Sequence[str]) -> tuple[s
             f'layout "{old.name}" stores {_kind(old)}, and layout "{new.name}" {_kind(new)}',
             "a change of layout does not change a column's type; choose an encoding for the same type",
         )
+    if old.frame_bytes and old.carry != new.carry:
+        return (
+            f'values in layout "{old.name}" have headers that say how to read them (compressed, for one), '
+            f'and layout "{new.name}" has no room for them',
+            "have the application write them anew; rewrap does not read what it opens",
+        )
     reason = _mistakable(old, new, versions)
     if reason is None:
         return None

@@ -221,6 +221,19 @@ def test_rule_16_an_unseen_new_key_has_to_be_vouched_for(bench: Workbench) -> No
     assert bench.rewrap("run", "--from", "v1", "--to", "v2").code == 0
 
 
+def test_check_proves_the_keys_of_values_that_name_no_version(bench: Workbench) -> None:
+    """A version that no value is under is no finding as long as another opens some; a wrong key is one."""
+    notes(bench, [*(bare(f"note {i}") for i in range(30)), damaged(bare("lost"))])
+    arguments = ("check", "--from", "v1,v3", "--to", "v2", "--json")
+    found = bench.rewrap(*arguments)
+    assert [e["code"] for e in found.events if e.get("severity") == "error"] == []
+    found = bench.rewrap(*arguments, KEY_V1=os.urandom(32).hex())
+    refused = [e for e in found.events if e.get("severity") == "error"]
+    # none of the old keys is right, and then the new one is in doubt as well
+    assert [e["code"] for e in refused] == ["key-refused", "key-refused"]
+    assert any("look sealed" in e["reason"] for e in refused)
+
+
 # what verify may say
 
 

@@ -11,7 +11,7 @@ from rewrap.engine.compile import Rotation
 from rewrap.engine.course import Course
 from rewrap.engine.health import Place
 from rewrap.engine.options import RunOptions
-from rewrap.engine.proof import Proof, gather_proof, judge_sources, judge_target
+from rewrap.engine.proof import Proof, gather_proof, judge_sources, judge_target, judge_unnamed
 from rewrap.errors import KeyRefused, LedgerError, UsageError
 from rewrap.events import Notice, RunStarted
 from rewrap.interfaces import Claim, Guard, Sink, Store
@@ -131,6 +131,7 @@ class Admission:
                 if not proof.opened[place]:
                     proof.opened[place] = await vouched(place)
         judge_sources(proof, rotation.from_versions, rotation.keyring)
+        judge_unnamed(proof, rotation.from_versions, rotation.keyring)
         judge_target(
             proof,
             rotation.keyring.get(rotation.to_version),

@@ -9,7 +9,7 @@ from rewrap.engine.compile import Rotation
 from rewrap.engine.health import KeyHealth
 from rewrap.engine.options import RunOptions
 from rewrap.engine.pipeline import Budget, StopFlag
-from rewrap.engine.proof import gather_proof, judge_sources, judge_target
+from rewrap.engine.proof import gather_proof, judge_sources, judge_target, judge_unnamed
 from rewrap.errors import KeyRefused
 from rewrap.events import Notice, Progress, RunEnded, RunStarted, SweepDone, SweepStarted
 from rewrap.interfaces import Scope, Sink, Store
@@ -80,6 +80,7 @@ async def _prove(
 ) -> KeyHealth:
     proof = await gather_proof(store, tables, rotation)
     judge_sources(proof, rotation.from_versions, rotation.keyring)
+    judge_unnamed(proof, rotation.from_versions, rotation.keyring)
     key = rotation.keyring.get(rotation.to_version)
     try:
         judge_target(

@@ -201,6 +201,10 @@ def judge_sources(proof: Proof, from_versions: Sequence[str], keyring: Keyring) 
                     hint="check the layout of this column, its aad above all; nothing was written or "
                     "quarantined",
                 )
+
+
+def judge_unnamed(proof: Proof, from_versions: Sequence[str], keyring: Keyring) -> None:
+    """Raises KeyRefused when values that name no version look sealed, and none opens under any of these."""
     for relation, name in sorted(proof.unnamed):
         failed = proof.failed[relation, name, UNNAMED]
         if failed and not proof.opened_under(relation, name, from_versions):
