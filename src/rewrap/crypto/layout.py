@@ -205,6 +205,11 @@ class Layout:
         return self.frame_bytes + self.cipher.carry_bytes
 
     @property
+    def carry_kind(self) -> tuple[str, str]:
+        """What the carry is: layouts with the same kind keep each other's; the empty kind is none at all."""
+        return (self.framing if self.frame_bytes else "", self.cipher.name if self.cipher.carry_bytes else "")
+
+    @property
     def frame_bytes(self) -> int:
         """How many bytes of the carry are the framing's, before the cipher's."""
         return RAILS_CARRY_BYTES if self.framing == "rails" else 0
