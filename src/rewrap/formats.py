@@ -53,8 +53,8 @@ class LayoutSection(Section):
     encoding: Name | None = None
     cipher: Name | None = None
     aad: Name | None = None
-    order: Name | None = None
-    separator: Name | None = None
+    order: Text | None = None
+    separator: Text | None = None
     nonce_bytes: int | None = None
     kdf: dict[str, str | int] | None = None
     plaintext: Text | None = None

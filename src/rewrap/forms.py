@@ -99,11 +99,11 @@ def refused_change(old: Layout, new: Layout, versions: Sequence[str]) -> tuple[s
             f'layout "{old.name}" stores {_kind(old)}, and layout "{new.name}" {_kind(new)}',
             "a change of layout does not change a column's type; choose an encoding for the same type",
         )
-    if old.frame_bytes and old.carry != new.carry:
+    if old.frame_bytes and not new.frame_bytes:
         return (
-            f'values in layout "{old.name}" have headers that say how to read them (compressed, for one), '
-            f'and layout "{new.name}" has no room for them',
-            "have the application write them anew; rewrap does not read what it opens",
+            f'values in layout "{old.name}" say beside the ciphertext how their plaintext was packed, and '
+            f'layout "{new.name}" has no place for it',
+            "keep to a layout of the same framing; the application has to write such values anew itself",
         )
     reason = _mistakable(old, new, versions)
     if reason is None:

@@ -308,6 +308,7 @@ def test_index_has_the_declared_form(fields: str, index: int) -> None:
         ('kind = "lockbox"', 'kind = "lockbox"\nencoding = "x"', "indexes.email: encoding"),
         ('kind = "lockbox"', 'kind = "lockbox"\nnormalize = "upper"', "indexes.email: normalize"),
         ('kind = "lockbox"', 'kind = "lockbox"\nmemory_kib = 1', "indexes.email: Argon2id"),
+        ('kind = "lockbox"', 'kind = "lockbox"\npasses = 101', "indexes.email: passes"),
         ('kind = "lockbox"', 'kind = "lockbox"\nkey = 1', "indexes.email.key"),
         ('index = "email"', 'index = "mail"', 'there is no index "mail"'),
         ('like = "lockbox"', 'like = "lockbox"\nkdf = { kind = "x" }', "layouts.mine: kdf.kind"),

@@ -107,7 +107,7 @@ def test_layouts_that_can_be_told_apart_may_change(old: str, new: str) -> None:
         ("longer", "token", 'values under "v1" in layout "longer" begin like those under "v1"'),
         ("bare", "lookalike", 'values in layout "bare", which name no version, may begin like those'),
         ("lookalike", "bare", 'values in layout "bare", which name no version, may begin like those'),
-        ("rails", "token", 'values in layout "rails" have headers that say how to read them'),
+        ("rails", "token", 'values in layout "rails" say beside the ciphertext how'),
         ("raw", "raw-marked", 'values in layout "raw", which name no version, may begin like those'),
         ("token", "raw", 'layout "token" stores text, and layout "raw" bytes'),
     ],

@@ -188,6 +188,7 @@ def test_commitment_recognises_a_key_and_is_not_its_fingerprint() -> None:
     """The ledger keeps it; it is a hash for this purpose alone."""
     assert Key("v1", KEY).commitment == Key("v2", KEY).commitment
     assert Key("v1", KEY).commitment != Key("v1", KEY[::-1]).commitment
+    assert Key("v1", KEY).commitment != Key("v1", KEY, b"index").commitment
     assert not Key("v1", KEY).commitment.startswith(Key("v1", KEY).fingerprint.removeprefix("sha256:"))
 
 

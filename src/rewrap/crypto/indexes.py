@@ -41,6 +41,9 @@ _CIPHERSWEET_COST = (2, 65_536)
 _LOCKBOX_COST = (3, 4_096)
 """Passes and KiB of blind_index, unless it is told otherwise."""
 
+_COST_MAX = (100, 2**22)
+"""Passes and KiB: 4 GiB are what blind_index takes at most."""
+
 Compute = Callable[[bytes], str]
 
 
@@ -83,6 +86,8 @@ class BlindIndex:
             raise LayoutError("a fast index has at most 64 bits, or 256: its programs differ in between")
         if self.slow and self.kind != "ciphersweet":
             raise LayoutError("slow is for ciphersweet; lockbox is never fast")
+        if self.passes > _COST_MAX[0] or self.memory_kib > _COST_MAX[1]:
+            raise LayoutError(f"passes are at most {_COST_MAX[0]}, memory_kib is at most {_COST_MAX[1]}")
         try:
             if self._cost:
                 _argon2id(bytes(16), *self._cost, 16)

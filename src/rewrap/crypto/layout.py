@@ -205,9 +205,9 @@ class Layout:
         return self.frame_bytes + self.cipher.carry_bytes
 
     @property
-    def carry(self) -> tuple[str, str]:
-        """What kind of carry it is; empty where there is none. Another kind means nothing to this layout."""
-        return (self.framing if self.frame_bytes else "", self.cipher_name if self.cipher.carry_bytes else "")
+    def carry_kind(self) -> tuple[str, str]:
+        """What the carry is: layouts with the same kind keep each other's; the empty kind is none at all."""
+        return (self.framing if self.frame_bytes else "", self.cipher.name if self.cipher.carry_bytes else "")
 
     @property
     def frame_bytes(self) -> int:

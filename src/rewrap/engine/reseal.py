@@ -185,7 +185,7 @@ class FieldReseal:
     def _converted(self, form: Form, plain: Batch) -> Batch:
         """Plaintexts with what the new layout carries in front of them, where the old one carries another."""
         old, new = form.bound.layout, self.new
-        if old is new or old.carry == new.carry:
+        if old is new or old.carry_kind == new.carry_kind:
             return plain
         drop = old.carry_bytes
         return [new.fresh_carry() + text[drop:] for text in plain]

@@ -36,7 +36,8 @@ class Key:
     @property
     def commitment(self) -> str:
         """What a ledger keeps to recognise this key again: a hash for this purpose alone, in hex."""
-        return hashlib.sha256(b"rewrap key commitment\x00" + self.secret).hexdigest()
+        apart = b"" if self.index is None else b"\x00" + hashlib.sha256(self.index).digest()
+        return hashlib.sha256(b"rewrap key commitment\x00" + self.secret + apart).hexdigest()
 
     def digester(self) -> Digester:
         """Digests of stored values, keyed so that whoever has only the ledger cannot test guesses."""
