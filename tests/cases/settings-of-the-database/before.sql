@@ -10,4 +10,4 @@ ALTER DATABASE {{database}} SET synchronous_commit = off;
 ALTER DATABASE {{database}} SET row_security = off;
 ALTER DATABASE {{database}} SET session_replication_role = 'replica';
 CREATE TABLE notes (id bigint PRIMARY KEY, body text, since date, rate numeric, mark bytea);
-INSERT INTO notes VALUES (1, '{{aead v1 aad="2024-02-29 0.10 \\x00ff" "a note to keep"}}', '2024-02-29', 0.10, '\x00ff');
+INSERT INTO notes VALUES (1, '{{aead v1 aad="2024-02-29 0.10 \\x00ff" "a note to keep"}}', '2024-02-29', 0.10, decode('00ff', 'hex'));

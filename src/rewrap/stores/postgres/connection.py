@@ -38,6 +38,8 @@ BASE_SETTINGS = {
     "row_security": "off",
     "default_transaction_isolation": "read committed",
     "statement_timeout": "0",
+    # a shorter one ends a verification in the middle; none would let a frozen process keep its locks
+    "idle_in_transaction_session_timeout": "10min",
     "jit": "off",
     # these decide the text of keys and of associated data, whatever the role's own settings are
     "timezone": "UTC",

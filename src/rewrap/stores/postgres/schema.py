@@ -9,7 +9,7 @@ from rewrap.errors import SchemaMismatch, StoreError, UnsafeTarget
 from rewrap.job import Job
 from rewrap.model import Partitioned, ServerIdentity, Table
 from rewrap.stores.postgres.connection import Connection, translated
-from rewrap.stores.postgres.fields import find_fields, written_columns
+from rewrap.stores.postgres.fields import find_fields, no_privilege, written_columns
 from rewrap.stores.postgres.partitions import Leaf, find_leaves, partition_columns
 from rewrap.stores.postgres.places import quote
 from rewrap.stores.postgres.uniques import find_key
@@ -142,9 +142,18 @@ async def _survey_leaf(
         relation = await connection.fetchrow(_RELATION, leaf.oid)
         columns = {row["attname"]: row for row in await connection.fetch(_COLUMNS, leaf.oid)}
         decisive = await partition_columns(connection, leaf.oid)
+        generated = await connection.fetch(_GENERATED, leaf.oid, written_columns(target))
+        follows = {row["attname"] for row in generated}
     _check_kind(relation, subject, writing=writing)
     key = await find_key(connection, leaf.oid, columns, target, subject)
     fields, aad_columns = find_fields(job, columns, target, subject, writing=writing)
+    if moving := follows.intersection([*(column.name for column in key), *aad_columns]):
+        raise UnsafeTarget(
+            f'{subject}: column "{min(moving)}" is generated from an encrypted one, and changes with it',
+            hint="rows are found, and values bound, by columns that a rotation leaves as they are",
+        )
+    if writing and not relation["may_stamp"]:
+        raise no_privilege(subject, "xmin", "SELECT")
     if clash := set(decisive).intersection(written_columns(target)):
         raise UnsafeTarget(
             f'{subject}: encrypted column "{min(clash)}" decides in which partition a row is',
@@ -257,6 +266,7 @@ _RELATION = """
 SELECT c.oid::int8 AS oid, n.nspname, c.relname, c.relkind::text AS relkind,
        c.relispartition, CASE WHEN c.reltuples < 0 THEN 0 ELSE c.reltuples END AS reltuples,
        pg_table_size(c.oid) AS bytes,
+       CASE c.relkind WHEN 'r' THEN has_column_privilege(c.oid, 'xmin', 'SELECT') END AS may_stamp,
        EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid) AS has_children,
        (c.relrowsecurity AND row_security_active(c.oid)) AS rls_active,
        EXISTS (SELECT FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.ev_type = '2') AS update_rules,
@@ -285,6 +295,18 @@ SELECT a.attname::text AS attname, a.attnum::int2 AS attnum, t.typname::text AS 
   FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
  WHERE a.attrelid = $1::int8::oid AND a.attnum > 0 AND NOT a.attisdropped
  ORDER BY a.attnum
+"""
+
+# what a generated column depends on is recorded for the column itself, or from Postgres 15 for its expression
+_GENERATED = """
+SELECT DISTINCT a.attname::text AS attname
+  FROM pg_attribute a
+  LEFT JOIN pg_attrdef f ON f.adrelid = a.attrelid AND f.adnum = a.attnum
+  JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = a.attrelid
+   AND ((d.classid = 'pg_class'::regclass AND d.objid = a.attrelid AND d.objsubid = a.attnum)
+        OR (d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid))
+  JOIN pg_attribute b ON b.attrelid = a.attrelid AND b.attnum = d.refobjsubid
+ WHERE a.attrelid = $1::int8::oid AND a.attgenerated <> '' AND b.attname = ANY ($2::text[])
 """
 
 _TRIGGERS = """

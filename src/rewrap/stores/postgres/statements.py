@@ -209,6 +209,16 @@ class Statements:
             f"LEFT JOIN {self.table.relation} AS t ON {key.joined()}{bounds} WHERE {' OR '.join(differs)}"
         )
 
+    def bound(self) -> str:
+        """What the values of a batch's rows are bound to now; keys as in `unsettled`, from $1 on."""
+        key = self.key
+        texts = ", ".join(f"t.{quote(name)}::text" for name in self.table.aad_columns)
+        return (
+            f"SELECT {texts} FROM unnest({', '.join(key.arrays(1))}) WITH ORDINALITY "
+            f"AS d({', '.join(key.names)}, place) JOIN {self.table.relation} AS t ON {key.joined()} "
+            "ORDER BY d.place"
+        )
+
     def checkpoint(self) -> str:
         """Saves a shard's place. $1 to $7 as in `swap`, $8 whether the shard is done."""
         return f"{self._advance(', done = $8')} RETURNING fence"

@@ -107,8 +107,11 @@ class PostgresStore:
                 transaction = connection.transaction()
                 await transaction.start()
                 try:
+                    bound = await writer.bound(batch)
                     written = await writer.swap(replace(lease), batch, checkpoint, skip_locked=True)
                     changed = await writer.unsettled(batch) if written else []
+                    # a new value is sealed with what the row held before: it would never open again
+                    moved = written == len(batch) and await writer.bound(batch) != bound
                 finally:
                     await transaction.rollback()
         finally:
@@ -117,6 +120,13 @@ class PostgresStore:
             raise StoreError(
                 f"table {table.relation} keeps something else than was written",
                 hint="a trigger changes the encrypted column; disable it for the run, or leave the table out",
+            )
+        if moved:
+            raise StoreError(
+                f"table {table.relation} changes {', '.join(table.aad_columns)} with every write: what "
+                "encrypted values are bound to",
+                hint="a trigger does that, and no new value would open; disable it for the run, or leave the "
+                "table out",
             )
         return written > 0
 

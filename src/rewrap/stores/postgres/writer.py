@@ -127,6 +127,17 @@ class PostgresWriter:
             )
         return [(row[0] - 1, self._key.folded(row, 1) if row[1] is not None else None) for row in rows]
 
+    async def bound(self, batch: SwapBatch) -> list[tuple[str | None, ...]]:
+        """The associated data's columns of a batch's rows, as they are now."""
+        if not self._table.aad_columns:
+            return []
+        connection = await self.connected()
+        with translated(self._table.relation):
+            rows = await connection.fetch(
+                self._statements.bound(), *self._key.batch(batch.keys), timeout=STATEMENT_TIMEOUT_S
+            )
+        return [tuple(row) for row in rows]
+
     async def table_locked(self) -> bool:
         connection = await self.connected()
         with translated(self._table.relation):
