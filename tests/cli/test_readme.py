@@ -175,6 +175,7 @@ SECTIONS = {
     "`[[targets]]`": "TargetSection FieldSection",
     "`[pace]`": "Pace",
     "`[limits]`": "Limits",
+    "`[[probe]]`": "ProbeSection",
 }
 
 

@@ -171,7 +171,8 @@ def show(console: Console, found: Discovery) -> None:
         )
     fresh = len(found.fresh)
     console.print(
-        f"looked at {found.columns:,} columns of {found.tables:,} tables: {fresh:,} "
+        f"looked at {found.columns:,} column{'' if found.columns == 1 else 's'} of {found.tables:,} "
+        f"table{'' if found.tables == 1 else 's'}: {fresh:,} "
         f"look{'s' if fresh == 1 else ''} like ciphertext and {'is' if fresh == 1 else 'are'} in no job"
     )
 

@@ -77,11 +77,11 @@ def plan(
 
 
 DERIVED = {
-    "seconds": "measured on sampled rows: reading, opening, sealing; assumed: 3 to 120 µs a row to write",
-    "wal_bytes": "row width and indexes; high: whole pages after checkpoints, split index pages, vacuum",
-    "growth_bytes": "rows that leave their page, index entries; until vacuum clears the old ones",
-    "dead_rows": "rows in scope; low: what autovacuum and room on pages clear on the way",
-    "opens": "each value, and each new one before it is sent; high: batches repeated after a stop",
+    "seconds": "measured: reading, opening, sealing; assumed: 3 to 120 µs a row to write",
+    "wal_bytes": "row width, indexes; high: pages after checkpoints, index splits, vacuum",
+    "growth_bytes": "rows that leave their page, index entries; until vacuum",
+    "dead_rows": "rows in scope; low: what is cleared on the way",
+    "opens": "each value, and each new one before it is sent; high: batches repeated",
     "seals": "each value; high: batches repeated after a stop",
     "remote_calls": "the local provider makes none",
 }
