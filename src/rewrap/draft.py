@@ -149,7 +149,7 @@ class Draft:
             by_table.setdefault(place.table.name, []).append(place)
         live, quiet = [], []
         for table, places in by_table.items():
-            fit = [place for place in places if self._layout_of(place) is not None and not place.refused]
+            fit = [place for place in places if not place.refused and self._layout_of(place) is not None]
             for place in places:
                 if place not in fit:
                     quiet.append(_commented(place))
@@ -163,6 +163,16 @@ class Draft:
             )
         if quiet:
             quiet.insert(0, "# Left out; read why before you go on:\n")
+        named = {version_pattern([v]): v for place in self.places for v in place.look.versions}
+        if len(named) > 1:
+            live.insert(
+                0,
+                commented(
+                    f"Versions are named in more than one way here ({', '.join(named.values())}). A rotation "
+                    "goes from one name to another in all its columns: make a job for each way."
+                )
+                + "\n",
+            )
         return [*live, *quiet]
 
     def _target(self, table: str, places: Sequence[Place]) -> str:
@@ -188,7 +198,8 @@ class Draft:
             if best.layout.startswith(_MADE):
                 return self._made(place, descriptor(place, cipher, best.aad), "")
             return self._made(place, {"like": best.layout, "aad": best.aad or ""}, "")
-        if place.fits and place.look.family not in ("marker", "bare"):
+        telling = place.look.family not in ("marker", "bare") or place.look.marker not in (None, _PLAIN)
+        if place.fits and telling:
             return min(place.fits, key=len)
         if place.look.family in ("marker", "bare") and (place.look.marker or "version" in place.parts):
             doubt = (
@@ -210,6 +221,9 @@ class Draft:
         self.layouts[name] = LayoutDraft(name, fields, doubt)
         return name
 
+
+_PLAIN = "{version}:"
+"""A marker that many formats have: it does not say which of them it is."""
 
 _MADE = "="
 """Before a cipher's name: a layout that is made from a value's looks and this cipher."""

@@ -6,7 +6,16 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 
 from rewrap.crypto.ciphers import CIPHERS
-from rewrap.crypto.layout import Layout, Malformed, Unopenable, Value, builtin_layouts, compiled
+from rewrap.crypto.layout import (
+    AadTemplate,
+    BoundLayout,
+    Layout,
+    Malformed,
+    Unopenable,
+    Value,
+    builtin_layouts,
+    compiled,
+)
 from rewrap.discover import Opened, Place, candidates_for_aad
 from rewrap.draft import descriptor, field_of, key_of, made_from, quoted
 from rewrap.errors import RewrapError
@@ -14,6 +23,7 @@ from rewrap.interfaces import Row
 from rewrap.job import Job
 from rewrap.keys.keyring import Key, Keyring
 from rewrap.model import Table
+from rewrap.packed import ELEMENT
 from rewrap.recognise import Likeness
 
 TRIED_FIRST, TRIED = 4, 20
@@ -33,6 +43,13 @@ _SEALING = (
 
 _FAMILIES = {"cloak": "elixir-cloak", "paseto-local": "paseto"}
 """What built-in layouts call a family, where they call it something else."""
+
+
+_UNFIT = (ValueError, TypeError, OverflowError)
+"""What libraries raise for a key of another length, or a value of another kind."""
+
+Tried = tuple[Value, dict[str, str | None]]
+"""A value, and the texts of its row that it may be bound to."""
 
 
 async def try_layouts(place: Place, job: Job | None, keyring: Keyring, fetch: Fetch) -> None:
@@ -126,45 +143,67 @@ def _opened(
     if layout.plaintext:
         # without a tag a wrong key "opens" too: that proves nothing
         return
-    values: list[tuple[Value, dict[str, str | None]]] = [
-        (row[1], dict(zip(table.aad_columns, row[1 + len(table.fields) :], strict=True)))
-        for row in rows
-        if isinstance(row[1], bytes if layout.binary else str)
-    ]
-    templates: list[str | None] = [None]
+    values = [one for one in _values(layout, table, rows) if layout.version_of(one[0]) in (key.version, None)]
+    bound = _bound(layout, key, place, values)
+    if bound is None:
+        return
+    templates: list[AadTemplate | None] = [None]
     if layout.aad is not None:
-        if not set(layout.aad.columns) <= set(table.aad_columns):
-            return
-        templates = [layout.aad.text]
+        templates = [layout.aad] if set(layout.aad.columns) <= set(table.aad_columns) else []
     elif layout.cipher.binds_aad:
-        templates += [f"{{{column}}}" for column in table.aad_columns]
-    version = key.version
-    mine = [(value, texts) for value, texts in values if layout.version_of(value) in (version, None)]
+        templates += [AadTemplate.parse(f"{{{column}}}") for column in table.aad_columns]
     for template in templates:
-
-        def count(
-            some: Sequence[tuple[Value, dict[str, str | None]]], template: str | None = template
-        ) -> int:
-            return sum(_opens(layout, key, place, value, _aad(template, texts)) for value, texts in some)
-
-        if count(mine[:TRIED_FIRST]):
-            shown = None if layout.aad is not None else template
-            yield Opened(name, version, shown, count(mine[:TRIED]), len(mine[:TRIED]))
+        if _count(bound, template, values[:TRIED_FIRST]):
+            shown = template.text if template is not None and layout.aad is None else None
+            tried = values[:TRIED]
+            yield Opened(name, key.version, shown, _count(bound, template, tried), len(tried))
             break
 
 
-def _aad(template: str | None, texts: dict[str, str | None]) -> bytes | None:
-    if template is None:
-        return None
-    for name, text in texts.items():
-        template = template.replace(f"{{{name}}}", text or "")
-    return template.encode()
+def _values(layout: Layout, table: Table, rows: Sequence[Row]) -> list[Tried]:
+    """The values of some rows, those of array elements each, with the texts that they may be bound to."""
+    found: list[Tried] = []
+    for row in rows:
+        texts = dict(zip(table.aad_columns, row[1 + len(table.fields) :], strict=True))
+        value = row[1]
+        if isinstance(value, bytes if layout.binary else str):
+            each = value.split(ELEMENT) if isinstance(value, str) and table.fields[0].many else [value]
+            found += [(one, texts) for one in each]
+    return found
 
 
-def _opens(layout: Layout, key: Key, place: Place, value: Value, aad: bytes | None) -> bool:
+def _bound(layout: Layout, key: Key, place: Place, values: Sequence[Tried]) -> BoundLayout | None:
+    """The layout with a key; None where no value is in it, or the key does not fit it."""
     try:
-        bound = layout.bind(key.version, key.secret, place.table.name, place.name)
+        if layout.kdf is not None:
+            # deriving a key may be slow: first see whether anything is in this format at all
+            bare = replace(layout, kdf=None).bind(key.version, bytes(layout.cipher.key_bytes))
+            if not any(_parses(bare, value) for value, _ in values[:TRIED_FIRST]):
+                return None
+        return layout.bind(key.version, key.secret, place.table.name, place.name)
+    except ValueError:
+        return None
+
+
+def _parses(bound: BoundLayout, value: Value) -> bool:
+    try:
+        bound.open_one(value, None)
+    except Unopenable:
+        return True
+    except (Malformed, *_UNFIT):
+        return False
+    return True
+
+
+def _count(bound: BoundLayout, template: AadTemplate | None, values: Sequence[Tried]) -> int:
+    return sum(
+        _opens(bound, value, None if template is None else template.render(texts)) for value, texts in values
+    )
+
+
+def _opens(bound: BoundLayout, value: Value, aad: bytes | None) -> bool:
+    try:
         bound.open_one(value, aad)
-    except (Malformed, Unopenable, ValueError, TypeError, OverflowError):
+    except (Malformed, Unopenable, *_UNFIT):
         return False
     return True

@@ -136,6 +136,25 @@ def test_dry_run_says_nothing_secret(guarded: Guarded) -> None:
 
 
 @FLAGS
+def test_looking_says_nothing_secret(guarded: Guarded, flags: tuple[str, ...]) -> None:
+    """Check, plan, discover and what it writes: forms, counts and fingerprints, and never a value."""
+    guarded.notes([*(sealed(i) for i in range(50)), sealed(51, "v2"), PLAINTEXT, f"v1:{PLAINTEXT}"])
+    bench = guarded.bench
+    versions = ("--from", "v1", "--to", "v2")
+    assert guarded.rewrap("check", *versions, *flags).code == 0
+    assert guarded.rewrap("plan", *versions, *flags).code == 0
+    assert guarded.rewrap("discover", "--write", "found.toml", *flags).code == 0
+    assert guarded.rewrap("discover", bench.environ["DATABASE_URL"], *flags).code == 0
+    assert guarded.rewrap("job", "init", "--write", "first.toml", *flags).code == 0
+    bench.sql(
+        "ALTER TABLE notes ADD CONSTRAINT only_old CHECK (id < 0 OR starts_with(body, 'v1:')) NOT VALID"
+    )
+    assert guarded.rewrap("check", *versions, *flags).code == 1
+    for name in ("found.toml", "first.toml"):
+        guarded.said.append(Result(0, (bench.folder / name).read_text(), ""))
+
+
+@FLAGS
 def test_quarantine_says_where_and_never_what(guarded: Guarded, flags: tuple[str, ...]) -> None:
     """Values that do not open, parse or are nobody's are named by row; their bytes stay where they are."""
     broken = sealed(2)[:-6] + "AAAA=="
