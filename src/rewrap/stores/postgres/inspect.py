@@ -162,7 +162,8 @@ async def _privileges(
         for layout in (job.layout(entry.layout), job.layout(entry.to_layout or entry.layout))
         for name in (layout.aad.columns if layout.aad else ())
     ]
-    read = [*(target.key or ("id",)), *written, *bound]
+    # xmin says whether a row is still the one that was read; a grant of columns does not include it
+    read = [*(target.key or ("id",)), *written, *bound, "xmin"]
     found = []
     for row in await connection.fetch(_PRIVILEGES, oid, list(dict.fromkeys(read)), written):
         found.append(
@@ -378,7 +379,7 @@ SELECT n.nspname::text, c.relname::text, c.relkind::text AS relkind, c.relrowsec
 _PRIVILEGES = """
 SELECT a.attname::text, p.privilege
   FROM pg_attribute a, (VALUES ('SELECT', $2::text[]), ('UPDATE', $3::text[])) AS p(privilege, wanted)
- WHERE a.attrelid = $1::int8::oid AND a.attnum > 0 AND a.attname = ANY (p.wanted)
+ WHERE a.attrelid = $1::int8::oid AND a.attname = ANY (p.wanted)
    AND NOT has_column_privilege(a.attrelid, a.attnum, p.privilege)
  ORDER BY a.attnum, 2
 """
