@@ -19,6 +19,7 @@ import pytest
 
 from rewrap.demo.account import Account
 from rewrap.demo.postgres import EmbeddedPostgres
+from rewrap.ledgers.tables import SCHEMA_NUMBER
 from tests.conftest import require
 from tests.support.values import KEY_V1, KEY_V3, box, unbox
 from tests.support.workbench import Result, Workbench, wait_for
@@ -546,7 +547,7 @@ def test_second_run_at_the_same_time_is_refused(bench: Workbench) -> None:
 def test_ledger_of_a_newer_rewrap_is_left_alone(bench: Workbench) -> None:
     """A ledger with a higher schema number is not guessed at."""
     bench.notes([box("note")])
-    make_ledger(bench, schema="2", job="test")
+    make_ledger(bench, schema=str(SCHEMA_NUMBER + 1), job="test")
     refused(bench, *RUN, code=2, error="written by a newer rewrap", hint="use that version")
 
 

@@ -248,5 +248,9 @@ def test_an_older_ledger_is_brought_up_to_date(place: Workbench) -> None:
         assert len(await ledger.relations("v2")) == 1
 
     with_ledger(place, older)
+
+    async def once_more(ledger: Ledger) -> None:
+        assert {entry.row_id for entry in await ledger.exceptions("v2")} == {"4", "k" * 5_000}
+
     with_ledger(place, newer)
-    with_ledger(place, newer)
+    with_ledger(place, once_more)
