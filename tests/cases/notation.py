@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from tests.cases.sealing import AS, NONCE_BYTES, ORDER, PIECES, Format, Sealed, key_of, seal
+from tests.cases.sealing import AS, NONCE_BYTES, ORDER, PIECES, Format, Sealed, blind_index, key_of, seal
 
 _QUOTED = r'x?"(?:[^"\\]|\\.)*"|' + r"'[^']*'"
 _PLACEHOLDER = re.compile(r"\{\{\s*([a-z][^\"'}\s]*)((?:[^\"'}]|" + _QUOTED + r")*)\}\}")
@@ -123,6 +123,7 @@ class Notation:
         plain: dict[str, Callable[[], str]] = {
             "database": lambda: self.database,
             "role": lambda: self.role(*words.bare),
+            "index": lambda: self._index(words),
         }
         if words.kind in plain:
             return plain[words.kind]()
@@ -132,6 +133,13 @@ class Notation:
         if len(payload) >= 2 * SHORTEST_TEXT:
             self.stored.add(payload)
         return value
+
+    def _index(self, words: Words) -> str:
+        if words.text is None or len(words.bare) != 1 or not set(words.options) <= {"bits"}:
+            raise CaseError('an index is {{index v1 bits=64 "plain text"}}')
+        self.plaintexts.add(words.text)
+        digest = blind_index(key_of(words.bare[0], self.key_bytes), words.text)
+        return digest[: int(words.options.get("bits", 256)) // 8].hex()
 
     def _sealed(self, words: Words, stored: Format) -> Sealed:
         if words.text is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -115,6 +116,11 @@ def derived(secret: bytes, kdf: str) -> bytes:
         algorithm, salt, iterations = words
         return hashlib.pbkdf2_hmac(algorithm, secret, salt.encode(), int(iterations), 32)
     return hashlib.sha256(secret).digest() if kind == "sha256" else secret
+
+
+def blind_index(secret: bytes, plain: bytes) -> bytes:
+    """HMAC-SHA256 under a key of its own."""
+    return hmac.digest(derived(secret, "hkdf:sha256::blind index"), plain, "sha256")
 
 
 def read(stored: Format, value: str | bytes, apart: Mapping[str, str | bytes]) -> Sealed:

@@ -61,15 +61,14 @@ class Trial:
             self.bench.sql(f"DROP ROLE IF EXISTS {role}")
 
     def _keys(self) -> Iterator[tuple[str, str]]:
-        """An environment variable for each version of the job (and each of its indexes)."""
-        for sections in (self.job["keys"]["versions"], self.job.get("indexes", {})):
-            for name, section in sections.items():
-                scheme, _, variable = section["material"].partition(":")
-                assert scheme == "env", "a case's keys come from the environment"
-                key = key_of(name, self.expected.key_bytes)
-                as_base64 = base64.b64encode(key).decode()
-                encodings = {"hex": key.hex(), "base64": as_base64, "utf8": key.decode()}
-                yield variable, encodings[section.get("encoding", "hex")]
+        """An environment variable for each version of the job."""
+        for name, section in self.job["keys"]["versions"].items():
+            scheme, _, variable = section["material"].partition(":")
+            assert scheme == "env", "a case's keys come from the environment"
+            key = key_of(name, self.expected.key_bytes)
+            as_base64 = base64.b64encode(key).decode()
+            encodings = {"hex": key.hex(), "base64": as_base64, "utf8": key.decode()}
+            yield variable, encodings[section.get("encoding", "hex")]
 
     def rewrap(self, name: str, *arguments: str) -> Result:
         """Runs a command; what it prints is looked through at the end."""
@@ -109,7 +108,7 @@ class Trial:
         for text in self.notation.plaintexts:
             found |= {f"plaintext {text!r}": text, f"plaintext {text!r} in hex": text.hex().encode()}
             found[f"plaintext {text!r} in base64"] = base64.b64encode(text)[:-4] or text
-        for name in [*self.job["keys"]["versions"], *self.job.get("indexes", {})]:
+        for name in self.job["keys"]["versions"]:
             key = key_of(name, self.expected.key_bytes)
             found |= {
                 f"key {name}": key,
@@ -136,7 +135,8 @@ def check(trial: Trial) -> None:
     else:
         check_rotation(trial)
     for answer in trial.expected.sql:
-        assert rows_of(trial.session, answer.sql) == answer.rows, answer.sql
+        asked = trial.notation.replaced(answer.sql)
+        assert rows_of(trial.session, asked) == answer.rows, answer.sql
     for plain in trial.expected.plain:
         check_plaintexts(trial, plain)
     trial.check_silence()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rewrap.errors import StoreError
 from rewrap.forecast import PAGE, IndexShape, Server, TableShape
 from rewrap.model import FieldColumn, Table
 from rewrap.stores.postgres.connection import Connection, translated
@@ -11,6 +12,9 @@ from rewrap.stores.postgres.places import columns_of
 
 SAMPLE_ROWS = 2_000
 """Rows whose width is averaged."""
+
+EMPTY_ROW = 64.0
+"""Bytes of a row where there is none to measure."""
 
 ORDERED = 0.9
 """Correlation of keys and places on disk from which a walk by key is one along the table."""
@@ -34,14 +38,21 @@ async def table_shape(connection: Connection, table: Table) -> TableShape:
     with translated(table.relation):
         row = await connection.fetchrow(_TABLE, table.oid, table.key[0].name)
         indexes = await connection.fetch(_INDEXES, table.oid, written)
-        width = await connection.fetchval(
-            f"SELECT avg(pg_column_size(t.*)) FROM (SELECT * FROM {table.relation}{sampled} "
-            f"LIMIT {SAMPLE_ROWS:d}) AS t"
-        )
+    try:
+        with translated(table.relation):
+            width = await connection.fetchval(
+                f"SELECT avg(pg_column_size(t.*)) FROM (SELECT * FROM {table.relation}{sampled} "
+                f"LIMIT {SAMPLE_ROWS:d}) AS t"
+            )
+    except StoreError as exc:
+        if exc.sqlstate != "42501":
+            raise
+        # a role that may read some columns only: then the table's size has to tell
+        width = None
     return TableShape(
         rows=table.estimated_rows,
         pages=row["pages"],
-        row_bytes=_inline(float(width or 64), row["pages"], table.estimated_rows),
+        row_bytes=_inline(width, row["pages"], table.estimated_rows),
         indexes=tuple(IndexShape(one["name"], one["bytes"], one["holds"]) for one in indexes),
         spread=row["correlation"] is None or abs(row["correlation"]) < ORDERED,
         autovacuum=row["vacuum_at"] if row["autovacuum"] else None,
@@ -50,9 +61,12 @@ async def table_shape(connection: Connection, table: Table) -> TableShape:
     )
 
 
-def _inline(width: float, pages: int, rows: int) -> float:
+def _inline(width: float | None, pages: int, rows: int) -> float:
     """Bytes of a row in the heap: the server counts what is stored outside of it to its width."""
-    return min(width, pages * PAGE / rows) if rows and pages else width
+    share = pages * PAGE / rows if rows and pages else None
+    if width is None:
+        return share or EMPTY_ROW
+    return min(float(width), share or float(width))
 
 
 def _written(fields: Sequence[FieldColumn]) -> list[str]:
