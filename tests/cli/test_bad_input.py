@@ -384,7 +384,7 @@ HAZARDS = {
     "key type": (TABLE.replace("bigint", "float8"), 'key column "id" is double', "finds each row again"),
     "view": (f"{TABLE.replace('notes', 'n')}; CREATE VIEW notes AS TABLE n", "is a view", "stores the rows"),
     "inheritance": (f"{TABLE}; CREATE TABLE more () INHERITS (notes)", "has child tables", "child tables"),
-    "column type": (TABLE.replace("text", "jsonb"), 'column "body" is jsonb', "column types are bytea"),
+    "column type": (TABLE.replace("text", "point"), 'column "body" is point', "column types are bytea"),
     "generated column": (
         "CREATE TABLE notes (id bigint PRIMARY KEY, raw text, "
         "body text GENERATED ALWAYS AS (raw || '') STORED)",
@@ -628,7 +628,7 @@ MISTAKES = {
         "libsodium-token",
         "sodium",
         'job file rewrap.toml: targets[0].fields[0].layout: there is no layout "sodium"',
-        "known: aead, libsodium-token",
+        "known: aead, and the built-in ones of docs/layouts.md",
     ),
 }
 
