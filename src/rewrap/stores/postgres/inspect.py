@@ -63,11 +63,13 @@ async def inspect_target(
         columns = written_columns(target)
         said = {one.code for one in refused}
         reasons = [one.reason for one in refused]
-        for leaf, about in [(t.oid, f"table {t.name}") for t in tables] or [(oid, subject)]:
+        here = [(t.oid, f"table {t.name}", tuple(column.name for column in t.key)) for t in tables]
+        # what a table's own key is, where the job names none, the survey has said if it may not be read
+        for leaf, about, key in here or [(oid, subject, target.key or ())]:
             facts = await connection.fetchrow(_FACTS, leaf)
             # what the survey said already is not said twice
             found += [one for one in _hazards(facts, target, about) if one.code not in said]
-            lacking = await _privileges(connection, leaf, target, job, about)
+            lacking = await _privileges(connection, leaf, key, target, job, about)
             found += [one for one in lacking if not any(one.reason in reason for reason in reasons)]
             found += await _triggers(connection, leaf, target, columns, about, said)
             if facts["relkind"] == "r":
@@ -153,7 +155,7 @@ def _hazards(facts: Connection, target: TargetSection, subject: str) -> Iterable
 
 
 async def _privileges(
-    connection: Connection, oid: int, target: TargetSection, job: Job, subject: str
+    connection: Connection, oid: int, key: Sequence[str], target: TargetSection, job: Job, subject: str
 ) -> list[Finding]:
     written = written_columns(target)
     bound = [
@@ -163,7 +165,7 @@ async def _privileges(
         for name in (layout.aad.columns if layout.aad else ())
     ]
     # xmin says whether a row is still the one that was read; a grant of columns does not include it
-    read = [*(target.key or ("id",)), *written, *bound, "xmin"]
+    read = [*key, *written, *bound, "xmin"]
     found = []
     for row in await connection.fetch(_PRIVILEGES, oid, list(dict.fromkeys(read)), written):
         found.append(
