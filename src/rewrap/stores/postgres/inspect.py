@@ -65,7 +65,7 @@ async def inspect_target(
         reasons = [one.reason for one in refused]
         here = [(t.oid, f"table {t.name}", tuple(column.name for column in t.key)) for t in tables]
         # what a table's own key is, where the job names none, the survey has said if it may not be read
-        for leaf, about, key in here or [(oid, subject, target.key or ())]:
+        for leaf, about, key in here or [(oid, subject, tuple(target.key or ()))]:
             facts = await connection.fetchrow(_FACTS, leaf)
             # what the survey said already is not said twice
             found += [one for one in _hazards(facts, target, about) if one.code not in said]
