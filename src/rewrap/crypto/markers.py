@@ -100,6 +100,29 @@ class TemplateMarker:
         return found.group(1) if found else None
 
 
+@dataclass(frozen=True)
+class ApartMarker(TemplateMarker):
+    """A version that is stored apart, and joined in front of the payload.
+
+    Whatever stands there names a version, though it be none that the job could write: only nothing at all is
+    no version.
+    """
+
+    @property
+    def regex(self) -> str:
+        # the beginning that is searched may be shorter than what stands there
+        return f"^([^{PART}]+)(?:{PART}|$)"
+
+    @cached_property
+    def _form(self) -> re.Pattern[str]:
+        return re.compile(super().regex, re.ASCII)
+
+    def version_of(self, value: Value) -> str | None:
+        assert isinstance(value, str)
+        formed = self._form.match(value[:MARKER_BYTES_MAX])
+        return formed.group(1) if formed else super().version_of(value)
+
+
 def text_marker(layout: str, marker: str, pattern: str, *, binary: bool, apart: bool) -> Marker:
     """The marker that a template declares; `apart` when the version is stored apart, and joined to it.
 
@@ -126,7 +149,7 @@ def text_marker(layout: str, marker: str, pattern: str, *, binary: bool, apart: 
         # any text up to what follows the version where it is stored
         pattern = "[^" + "".join(dict.fromkeys((escape(after[0]), PART))) + "]+"
     check_pattern(pattern, after)
-    return TemplateMarker(layout, marker, pattern, binary)
+    return (ApartMarker if apart else TemplateMarker)(layout, marker, pattern, binary)
 
 
 def check_pattern(pattern: str, after: str) -> None:

@@ -196,6 +196,8 @@ def _store_error(exc: asyncpg.PostgresError, subject: str) -> StoreError:
         "42501": "the role lacks a privilege; rewrap needs SELECT and UPDATE on each target "
         "and a schema of its own (see docs/privileges.md)",
         "55P03": "somebody holds a lock on it (see pg_locks); try again when it is released",
+        "25006": "the role or the database is read-only by default (default_transaction_read_only); use a "
+        "role that may write, or say for this one: ALTER ROLE … SET default_transaction_read_only = off",
         "53100": "the server's disk is full; free some of it, then rewrap resume",
         "53300": "the server has no free connections; lower stores.*.max_connections or pace.shards",
     }.get(state)

@@ -15,7 +15,7 @@ from typing import Any
 
 import anyio
 
-from rewrap.errors import LeaseHeld, LeaseLost, StoreError, UsageError
+from rewrap.errors import LeaseHeld, LeaseLost, StoreError, UnsafeTarget, UsageError
 from rewrap.interfaces import Claim
 from rewrap.model import ServerIdentity, ShardLease, ShardRange, Tally
 from rewrap.stores.postgres.connection import Address, Connection, close, connect, translated
@@ -71,8 +71,13 @@ class PostgresGuard:
         """Whether the guard's table is there; looks, and changes nothing."""
         connection = await self._connected()
         with translated(self._subject):
-            found = await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", self.table)
-        return bool(found)
+            found = await connection.fetchrow(_EXISTING, self.table)
+        if found["there"] and not found["ours"]:
+            raise UnsafeTarget(
+                f"{self._subject} has a table {self.table} that is not rewrap's",
+                hint="name another schema in stores.*.guard_schema; rewrap makes it, and its one table in it",
+            )
+        return bool(found["there"])
 
     async def create(self) -> None:
         """Makes the schema and its one table, unless they are there."""
@@ -253,6 +258,12 @@ def _lease(row: Connection) -> ShardLease:
         seq=row["seq"],
     )
 
+
+_EXISTING = """
+SELECT to_regclass($1) IS NOT NULL AS there,
+       (SELECT count(*) = 4 FROM pg_attribute a WHERE a.attrelid = to_regclass($1)
+           AND a.attname IN ('relation', 'fence', 'cursor_key', 'lease_until')) AS ours
+"""
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS {} (
