@@ -202,3 +202,47 @@ def test_elements_that_cannot_be_told_are_refused(bench: Workbench, field: str, 
     refused = bench.run()
     assert refused.code == 2
     assert message in refused.err
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        [{"n": 1}, "ENC"],
+        [{"number": None}, "ENC"],
+        ["ENC", None],
+        [None, 7, "text", [], {}, "ENC", [1], None, "ENC", {"number": {"deep": 1}}],
+    ],
+)
+def test_elements_without_a_value_stay_as_they_are(bench: Workbench, elements: list[Any]) -> None:
+    """Objects without the key, nulls and scalars among the elements, first, last or between."""
+    cards = [
+        {"number": box(f"card {at}"), "holder": box(f"holder {at}")} if one == "ENC" else one
+        for at, one in enumerate(elements)
+    ]
+    people(bench, [{"cards": cards, "tokens": []} for _ in range(3)])
+    ran = bench.run()
+    assert ran.code == 0, ran.err
+    for doc in documents(bench):
+        for at, (one, card) in enumerate(zip(elements, doc["cards"], strict=True)):
+            if one == "ENC":
+                assert unbox(card["number"], NEW) == f"card {at}".encode()
+                assert unbox(card["holder"], NEW) == f"holder {at}".encode()
+            else:
+                assert card == one
+    assert bench.rewrap("verify", "--deep").code == 0
+
+
+def test_an_array_that_is_the_document(bench: Workbench) -> None:
+    """`[*].number`: the document itself is the array."""
+    target = """
+[[targets]]
+table = "people"
+fields = [{ column = "doc", path = "[*].number", layout = "libsodium-token" }]
+"""
+    people(bench, [[{"n": 1}, {"number": box("a")}], [], {}, None], target)
+    ran = bench.run()
+    assert ran.code == 0, ran.err
+    (first, *rest) = documents(bench)
+    assert first[0] == {"n": 1}
+    assert unbox(first[1]["number"], NEW) == b"a"
+    assert rest == [[], {}, None]

@@ -131,12 +131,16 @@ def _changed_elements(array: str, fields: Sequence[tuple[str, FieldColumn]]) -> 
     for at, (new, field) in enumerate(fields):
         value = _of_element(field)
         columns += [f"{value} AS old{at}", f"count({value}) OVER (ORDER BY e.n) AS at{at}"]
-        mine = f"split_part({new}, {_ELEMENT_SQL}, x.at{at}::int)"
+        # before the first element with a value there is none, and split_part has no part 0
+        mine = f"split_part({new}, {_ELEMENT_SQL}, greatest(x.at{at}, 1)::int)"
         fresh = f'CASE WHEN x.old{at} <> {mine} COLLATE "C" THEN {mine} END'
         for part, text in _taken_apart([_in_element(part) for part in field.parts], fresh):
             news.setdefault(part.path, (part, []))[1].append(text)
+    # an element without any value stays as it is: it may be a scalar, which nothing can be set in
+    given = f"coalesce({', '.join(f'x.old{at}' for at in range(len(fields)))}) IS NOT NULL"
+    changed = f"CASE WHEN {given} THEN {_changed('x.v', 'x.v', news)} ELSE x.v END"
     return (
-        f"(SELECT jsonb_agg({_changed('x.v', 'x.v', news)} ORDER BY x.n) "
+        f"(SELECT jsonb_agg({changed} ORDER BY x.n) "
         f"FROM (SELECT e.v, e.n, {', '.join(columns)} FROM {_elements(array)}) AS x)"
     )
 
