@@ -36,10 +36,16 @@ A value is None (SQL NULL), text, bytes, or `OversizeMark`: the store held it ba
 
 @dataclass(frozen=True, slots=True)
 class OversizeMark:
-    """Stands in a row for a value over the limit: its length in bytes, and its first characters."""
+    """Stands in a row for a value over the limit: its length in bytes, its beginning, its SHA-256 in hex."""
 
     size: int
     head: str | bytes = field(repr=False)
+    sha256: str = field(default="", repr=False)
+
+    @property
+    def stands_for(self) -> str:
+        """What is digested in the value's place: another value of the same length is another value."""
+        return f"{self.size} bytes {self.sha256}"
 
 
 @dataclass(frozen=True, slots=True)

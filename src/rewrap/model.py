@@ -308,3 +308,4 @@ class StoredValue:
     head: str | bytes = field(repr=False)
     whole: str | bytes | None = field(repr=False)
     size: int
+    sha256: str = field(default="", repr=False)

@@ -191,5 +191,15 @@ def overlap(one: Place, other: Place) -> bool:
     """Whether writing one place would write the other too."""
     if one.column != other.column:
         return False
-    steps = zip(one.path, other.path, strict=False)
-    return all(a == b or (None in (a, b) and not isinstance(a or b, str)) for a, b in steps)
+    for a, b in zip(one.path, other.path, strict=False):
+        if (a is None) != (b is None):
+            # an array is written as a whole, and what another path changes in it would be lost
+            return True
+        if a != b and not (_is_index(a) and _is_index(b) and (str(a) == str(b) or "-" in f"{a}{b}")):
+            return False
+    return True
+
+
+def _is_index(step: str | int | None) -> bool:
+    """Whether a step may be taken for an array's index; from its end, if it is negative."""
+    return isinstance(step, int) or (isinstance(step, str) and re.fullmatch("-?[0-9]+", step) is not None)

@@ -275,8 +275,8 @@ class _Look:
             stored = await self.census.value(table, column, forms, entry.row_id)
             same = stored is not None and entry.digest in {
                 digester.digest(table.relation, column, entry.row_id, text)
-                # a value too large to read was put aside by its size
-                for text in (stored.whole or "", f"{stored.size} bytes")
+                # a value too large to read was put aside by its size and hash
+                for text in (stored.whole or "", f"{stored.size} bytes {stored.sha256}")
             }
             if not same or stored is None:
                 self.healed.append(entry)

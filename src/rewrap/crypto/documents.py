@@ -39,7 +39,7 @@ def rails(cipher: Cipher, key: bytes, removed: str) -> Codec:
 
 
 def _rails_sealed(text: str) -> bytes:
-    document = _object(json.loads(text))
+    document = _parsed(text)
     headers = _object(document.get("h"))
     iv, tag = _bytes(headers.pop("iv", None)), _bytes(headers.pop("at", None))
     if "k" in headers:
@@ -91,7 +91,7 @@ def laravel(cipher: Cipher, removed: str) -> Codec:
 
 
 def _laravel_sealed(text: str, signed: bool) -> bytes:
-    document = _object(json.loads(b64decode(text, None, True)))
+    document = _parsed(b64decode(text, None, True))
     mac = document.get("mac")
     if not isinstance(mac, str):
         raise ValueError("the value has no MAC")
@@ -100,6 +100,13 @@ def _laravel_sealed(text: str, signed: bool) -> bytes:
     if (len(iv), len(tag)) != ((16, 32) if signed else (12, 16)):
         raise ValueError("not a document of Laravel's encrypter")
     return iv + _bytes(document.get("value")) + tag
+
+
+def _parsed(text: str | bytes) -> dict[str, Any]:
+    try:
+        return _object(json.loads(text))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _object(found: Any) -> dict[str, Any]:

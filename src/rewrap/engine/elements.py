@@ -77,7 +77,7 @@ class ElementsReseal:
             out.counts[Outcome.NULL] += 1
             return None
         if isinstance(value, OversizeMark):
-            self._fault(out, row_id, f"{value.size} bytes", Reason.TOO_LARGE, None)
+            self._fault(out, row_id, value.stands_for, Reason.TOO_LARGE, None)
             return None
         parts = value.split(ELEMENT)
         old, new = (None if each is None else [each[place]] * len(parts) for each in aads)

@@ -109,7 +109,7 @@ class ProbedReseal(FieldReseal):
 
     def _classify_large_unmarked(self, value: OversizeMark, row_id: Any, out: Judged) -> None:
         # without a marker nothing tells it from what would have to be resealed
-        self._fault(out, row_id, f"{value.size} bytes", Reason.TOO_LARGE, None)
+        self._fault(out, row_id, value.stands_for, Reason.TOO_LARGE, None)
 
 
 def _opened_each(form: Form, values: list[Any], aads: Aads) -> Sequence[bytes | None]:

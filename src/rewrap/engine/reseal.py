@@ -249,14 +249,18 @@ class FieldReseal:
         if self._is_current(head):
             out.counts[Outcome.CURRENT] += 1
         elif any(head.startswith(form.bound.prefix) for form in self.sources):
-            self._fault(out, row_id, f"{value.size} bytes", Reason.TOO_LARGE, None)
+            self._fault(out, row_id, value.stands_for, Reason.TOO_LARGE, None)
         elif self.version_of(head) is not None:
             out.counts[Outcome.OTHER_VERSION] += 1
         else:
             self._classify_large_unmarked(value, row_id, out)
 
     def _classify_large_unmarked(self, value: OversizeMark, row_id: Any, out: Judged) -> None:
-        out.counts[Outcome.PLAINTEXT] += 1
+        if self.adopt:
+            # it may be sealed: nobody can tell without reading it
+            self._fault(out, row_id, value.stands_for, Reason.TOO_LARGE, None)
+        else:
+            out.counts[Outcome.PLAINTEXT] += 1
 
     def _open_bare(self, value: Value, aads: AadPair, at: int) -> list[tuple[bytes, bytes]]:
         """What a value without a marker opens to: key and plaintext, for each probe that opens it."""
@@ -359,7 +363,7 @@ class Reseal:
     def _blamed(self, column: str, row_id: Any, value: Any, reason: Reason) -> Fault:
         entry = next(entry for entry in self.fields if entry.column == column)
         if isinstance(value, OversizeMark):
-            value = f"{value.size} bytes"
+            value = value.stands_for
         digest = self.digest(column, key_text(row_id), value)
         return Fault(key_text(row_id), column, reason, digest, entry.version_of(value))
 

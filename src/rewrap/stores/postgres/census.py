@@ -19,7 +19,7 @@ from rewrap.stores.postgres.connection import Address, Connection, close, connec
 from rewrap.stores.postgres.drain import drain
 from rewrap.stores.postgres.fence import add_fence
 from rewrap.stores.postgres.keys import KeySql
-from rewrap.stores.postgres.places import literal, quote, value_of
+from rewrap.stores.postgres.places import literal, quote, sha256_of, value_of
 from rewrap.stores.postgres.schema import former_table, identify, same_leaves, survey
 from rewrap.stores.postgres.statements import byte_literal
 
@@ -172,7 +172,9 @@ class PostgresCensus:
         query = (
             f"SELECT substring({_worst(table, column, forms)} from 1 for {MARKER_BYTES_MAX}) AS head, "
             f"octet_length({value}) AS size, "
-            f"CASE WHEN octet_length({value}) <= {_VALUE_BYTES_MAX:d} THEN {value} END AS whole "
+            f"CASE WHEN octet_length({value}) <= {_VALUE_BYTES_MAX:d} THEN {value} END AS whole, "
+            f"CASE WHEN octet_length({value}) > {self._job.pace.max_value_bytes:d} "
+            f"THEN {sha256_of(_field(table, column))} END AS sha256 "
             f"FROM {table.relation} AS t WHERE {key.compared('=', 1)}"
         )
         try:
@@ -191,7 +193,9 @@ class PostgresCensus:
         return (
             None
             if row is None
-            else StoredValue(row["head"] or row["whole"] or "", row["whole"], row["size"] or 0)
+            else StoredValue(
+                row["head"] or row["whole"] or "", row["whole"], row["size"] or 0, row["sha256"] or ""
+            )
         )
 
     async def position(self) -> str:

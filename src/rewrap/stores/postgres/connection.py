@@ -41,6 +41,8 @@ BASE_SETTINGS = {
     # a shorter one ends a verification in the middle; none would let a frozen process keep its locks
     "idle_in_transaction_session_timeout": "10min",
     "jit": "off",
+    # what a literal means must not depend on the role
+    "standard_conforming_strings": "on",
     # these decide the text of keys and of associated data, whatever the role's own settings are
     "timezone": "UTC",
     "datestyle": "ISO, YMD",

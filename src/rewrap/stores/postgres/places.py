@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rewrap.model import FieldColumn, Location, Path, Role
-from rewrap.packed import ELEMENT, PART
+from rewrap.packed import ELEMENT, PART, SEPARATOR
 
 
 def quote(identifier: str) -> str:
@@ -32,7 +32,11 @@ def literal(text: str) -> str:
     return f"E'{escaped}'"
 
 
-_PART_SQL, _ELEMENT_SQL = f"chr({ord(PART)})", f"chr({ord(ELEMENT)})"
+_PART_SQL, _ELEMENT_SQL, _SEPARATOR_SQL = (f"chr({ord(char)})" for char in (PART, ELEMENT, SEPARATOR))
+
+_ODD_SQL = "chr(2)"
+"""Stands where a value cannot be what it should be: no layout has it in a marker or in a payload."""
+
 
 _TEXT_TYPES = ("text", "varchar", "jsonb")
 
@@ -48,6 +52,13 @@ def value_of(field: FieldColumn, alias: str = "") -> str:
         f"(SELECT string_agg(v, {_ELEMENT_SQL} ORDER BY n) FROM (SELECT {_of_element(field)} AS v, e.n "
         f"FROM {_elements(elements)}) AS x)"
     )
+
+
+def sha256_of(field: FieldColumn, alias: str = "") -> str:
+    """The expression of the SHA-256 of a field's value, in hex."""
+    value = value_of(field, alias)
+    raw = value if field.binary else f"convert_to({value}, getdatabaseencoding())"
+    return f"encode(sha256({raw}), 'hex')"
 
 
 def columns_of(field: FieldColumn) -> tuple[str, ...]:
@@ -115,25 +126,29 @@ def _changed(document: str, current: str, news: _News) -> str:
         if part.role is Role.VERSION:
             # a number stays a number; and a value that had no version gets one
             text = f"CASE jsonb_typeof{stored} WHEN 'number' THEN to_jsonb(({new})::numeric) ELSE {text} END"
-            make = f"{new} IS NOT NULL"
-        document = (
-            f"jsonb_set({document}, {path}, coalesce({text}, {stored}, 'null'), {make})"
-            if part.path
-            else f"coalesce({text}, {current})"
-        )
+            make = "true"
+        if not part.path:
+            document = f"coalesce({text}, {current})"
+            continue
+        # without a new value there is nothing to set, and an empty path sets nothing: along the path there
+        # may be what cannot be gone through
+        where = f"CASE WHEN {new} IS NOT NULL THEN {path} ELSE '{{}}' END"
+        document = f"jsonb_set({document}, {where}, coalesce({text}, 'null'), {make})"
     return document
 
 
 def _changed_elements(array: str, fields: Sequence[tuple[str, FieldColumn]]) -> str:
     """An array in which each element that has a new value holds it; the others stay as they are."""
     columns: list[str] = []
+    joins: list[str] = []
     news: _News = {}
     for at, (new, field) in enumerate(fields):
         value = _of_element(field)
         columns += [f"{value} AS old{at}", f"count({value}) OVER (ORDER BY e.n) AS at{at}"]
-        # before the first element with a value there is none, and split_part has no part 0
-        mine = f"split_part({new}, {_ELEMENT_SQL}, greatest(x.at{at}, 1)::int)"
-        fresh = f'CASE WHEN x.old{at} <> {mine} COLLATE "C" THEN {mine} END'
+        # taken apart once, and not once for each element
+        texts = f"unnest(string_to_array({new}, {_ELEMENT_SQL})) WITH ORDINALITY AS m{at}(v, n)"
+        joins.append(f" LEFT JOIN {texts} ON m{at}.n = x.at{at} AND x.old{at} IS NOT NULL")
+        fresh = f'CASE WHEN x.old{at} <> m{at}.v COLLATE "C" THEN m{at}.v END'
         for part, text in _taken_apart([_in_element(part) for part in field.parts], fresh):
             news.setdefault(part.path, (part, []))[1].append(text)
     # an element without any value stays as it is: it may be a scalar, which nothing can be set in
@@ -141,7 +156,7 @@ def _changed_elements(array: str, fields: Sequence[tuple[str, FieldColumn]]) -> 
     changed = f"CASE WHEN {given} THEN {_changed('x.v', 'x.v', news)} ELSE x.v END"
     return (
         f"(SELECT jsonb_agg({changed} ORDER BY x.n) "
-        f"FROM (SELECT e.v, e.n, {', '.join(columns)} FROM {_elements(array)}) AS x)"
+        f"FROM (SELECT e.v, e.n, {', '.join(columns)} FROM {_elements(array)}) AS x{''.join(joins)})"
     )
 
 
@@ -154,7 +169,7 @@ def _elements(array: str) -> str:
 def _of_element(field: FieldColumn) -> str:
     """The value of one element `e.v`; a text that would come apart is one that is never written."""
     value = _joined([_in_element(part) for part in field.parts], "e.")
-    return f"translate({value}, {_ELEMENT_SQL}, chr(2))"
+    return f"translate({value}, {_ELEMENT_SQL} || {_SEPARATOR_SQL}, {_ODD_SQL} || {_ODD_SQL})"
 
 
 def _array_of(part: Location) -> Path:
@@ -179,7 +194,21 @@ def _joined(parts: Sequence[Location], before: str) -> str:
 
 def _read(part: Location, before: str) -> str:
     column = before + quote(part.column)
-    return f"({column} #>> {_path(part.path)})" if part.base == "jsonb" else column
+    if part.base != "jsonb":
+        return column
+    stored, text = f"({column} #> {_path(part.path)})", f"({column} #>> {_path(part.path)})"
+    if part.role is Role.VERSION:
+        return f"CASE WHEN {_can_stand(part, column)} THEN {text} ELSE {_ODD_SQL} END"
+    # what is no text is no sealed value, though its text might look like one
+    return f"CASE jsonb_typeof{stored} WHEN 'string' THEN {text} ELSE {_ODD_SQL} || {text} END"
+
+
+def _can_stand(part: Location, column: str) -> str:
+    """The condition that a version can be written at its path: it is there, or its object is."""
+    *parent, last = part.path
+    if isinstance(last, int):
+        return f"({column} #> {_path(part.path)}) IS NOT NULL"
+    return f"jsonb_typeof({column} #> {_path(tuple(parent))}) = 'object'"
 
 
 def _as_text(part: Location, before: str) -> str:

@@ -146,15 +146,15 @@ class PostgresReader:
         async with self._turn:
             connection = await self.connected()
             with translated(self._table.relation):
-                heads = await connection.fetchrow(self._statements.heads(), *self._key.one(key))
+                heads = await connection.fetchrow(self._statements.heads(), *self._key.one(key), limit)
                 row = await connection.fetchrow(self._statements.fetch_large(), *self._key.one(key), limit)
         if row is None or heads is None:
             return None
         whole = list(self._key.folded(row))
         for at in range(len(self._table.fields)):
-            size, head = heads[2 * at], heads[2 * at + 1]
+            size, head, sha256 = heads[3 * at : 3 * at + 3]
             if size is not None and size > limit:
-                whole[1 + at] = OversizeMark(size, head)
+                whole[1 + at] = OversizeMark(size, head, sha256)
         return whole
 
     async def sample(self, count: int, prefixes: dict[str, Prefix]) -> list[Row]:

@@ -12,7 +12,7 @@ from rewrap.interfaces import Prefix, Scope
 from rewrap.model import FieldColumn, ShardRange, Table
 from rewrap.packed import ABSENT, ELEMENT, HELD_BACK, SEPARATOR
 from rewrap.stores.postgres.keys import KeySql
-from rewrap.stores.postgres.places import assignments, literal, quote, value_of
+from rewrap.stores.postgres.places import assignments, literal, quote, sha256_of, value_of
 
 _HELD_BACK_SQL = f"chr({ord(HELD_BACK)})"
 _HELD_BACK_BYTES_SQL = f"'\\x{HELD_BACK.encode().hex()}'::bytea"
@@ -85,8 +85,16 @@ class Statements:
         return f"SELECT {', '.join(values)} FROM {self.table.relation} AS t WHERE {self.key.equal(1)}"
 
     def heads(self) -> str:
-        """The length in bytes and the first characters of each of one row's values, by its key."""
-        heads = ", ".join(f"octet_length({value_of(field)}), {head(field)}" for field in self.table.fields)
+        """Of each value of one row, by its key: its length in bytes, its first characters, and its SHA-256.
+
+        The last parameter is the length above which the hash is wanted.
+        """
+        limit = f"${self.key.width + 1:d}::int8"
+        heads = ", ".join(
+            f"octet_length({value_of(field)}), {head(field)}, "
+            f"CASE WHEN octet_length({value_of(field)}) > {limit} THEN {sha256_of(field)} END"
+            for field in self.table.fields
+        )
         return f"SELECT {heads} FROM {self.table.relation} AS t WHERE {self.key.equal(1)}"
 
     def sample(self, prefixes: dict[str, Prefix], *, percent: float | None, limit: int) -> str:
