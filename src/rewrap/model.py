@@ -212,6 +212,7 @@ class Table:
 
     `relation` is the schema-qualified, quoted name; it is what statements use. `name` is what people read:
     the job's name for it, or a partition's own. `partition_of` is what the job names in place of it.
+    `attributes` are the columns in use with their numbers, which stay theirs when names change.
     """
 
     name: str
@@ -223,6 +224,7 @@ class Table:
     estimated_rows: int
     estimated_bytes: int
     partition_of: Partitioned | None = None
+    attributes: tuple[tuple[str, int], ...] = ()
 
     @property
     def target(self) -> str:

@@ -301,7 +301,10 @@ class Conductor:
         outcomes: dict[str, dict[str, dict[str, int]]] = {}
         for course in self._courses:
             tally = course.later if self.options.sweeps_only else course.base or course.tally
-            outcomes[course.table.name] = {name: dict(+counts) for name, counts in tally.items()}
+            final = {name: counts.copy() for name, counts in tally.items()}
+            if not self.options.sweeps_only:
+                course.settle_elements(final)
+            outcomes[course.table.name] = {name: dict(+counts) for name, counts in final.items()}
         return RunEnded(
             run_id=self.run_id,
             state=state,

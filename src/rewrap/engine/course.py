@@ -79,6 +79,15 @@ class Course:
             self.gauge.quarantined += counts.get(Outcome.QUARANTINED, 0)
         self.rate, self._seen = 0.0, (0.0, 0)
 
+    def settle_elements(self, tally: Tally) -> None:
+        """Counts lists that were resealed in part, and put aside by a later sweep, as what they ended as."""
+        for column in self.table.fields:
+            if column.many and column.name in tally and column.name in self.later:
+                counts = tally[column.name]
+                moved = min(counts[Outcome.RESEALED], self.later[column.name][Outcome.QUARANTINED])
+                counts[Outcome.RESEALED] -= moved
+                counts[Outcome.QUARANTINED] += moved
+
     def observe(self) -> None:
         """Updates the rate: an average that leans to the last few seconds."""
         at, rows = time.monotonic(), self.gauge.rows

@@ -127,7 +127,11 @@ async def _table(
             for result in results:
                 merge_tally(tally, result.tally)
                 for column in result.swap.news:
-                    merge_tally(tally, {column: {Outcome.RESEALED.value: result.swap.written(column)}})
+                    kept = result.postponed[column]
+                    resealed = result.swap.written(column) - kept
+                    merge_tally(
+                        tally, {column: {Outcome.RESEALED.value: resealed, Outcome.QUARANTINED.value: kept}}
+                    )
                 health.opened(table.relation, result.opened)
                 health.failed(table.relation, result.faults)
             health.check()

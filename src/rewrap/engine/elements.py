@@ -85,6 +85,7 @@ class ElementsReseal:
         out.opened += judged.opened
         fresh = dict(zip(judged.every(len(parts)), listed(judged.news), strict=True))
         if fresh:
+            out.postponed += bool(judged.faults)
             return ELEMENT.join([fresh.get(at, part) for at, part in enumerate(parts)])
         if judged.faults:
             first = judged.faults[0]

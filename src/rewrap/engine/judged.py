@@ -22,7 +22,8 @@ AadPair = tuple[Aads, Aads]
 class Judged:
     """One column of a batch: new values and the places they belong to, and everything else by class.
 
-    `places` None is every row of the batch, in order.
+    `places` None is every row of the batch, in order. `postponed` counts rows that are resealed in part, and
+    put aside for the rest by the next sweep.
     """
 
     places: list[int] | None
@@ -31,6 +32,7 @@ class Judged:
     counts: Counter[str] = field(default_factory=Counter)
     opened: Counter[tuple[str, str]] = field(default_factory=Counter)
     faults: list[Fault] = field(default_factory=list)
+    postponed: int = 0
 
     def every(self, count: int) -> Sequence[int]:
         """The places of the new values, in a batch of `count` rows."""

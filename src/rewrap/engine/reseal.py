@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -32,6 +32,7 @@ class Resealed:
 
     `swap` holds the rows with at least one new value; `tally` the outcomes that need no write; `large` the
     keys of rows that must be fetched whole and judged alone (nothing of them is in `swap` or `tally`).
+    `postponed` counts, by field, what is in `swap` and will be put aside by the next sweep nevertheless.
     """
 
     swap: SwapBatch
@@ -39,6 +40,7 @@ class Resealed:
     faults: list[Fault]
     large: list[Any]
     opened: Counter[tuple[str, str]]
+    postponed: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -358,6 +360,7 @@ class Reseal:
             faults=[fault for column in judged.values() for fault in column.faults],
             large=[],
             opened=sum((column.opened for column in judged.values()), Counter()),
+            postponed=Counter({name: column.postponed for name, column in judged.items()}),
         )
 
     def _blamed(self, column: str, row_id: Any, value: Any, reason: Reason) -> Fault:

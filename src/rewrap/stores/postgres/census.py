@@ -306,10 +306,11 @@ def _worst(table: Table, column: str, forms: Forms) -> str:
 def _begins(value: str, prefix: Prefix) -> str:
     if isinstance(prefix, bytes):
         return f"substring({value} from 1 for {len(prefix):d}) = {byte_literal(prefix)}"
-    return f"starts_with({value}, {literal(prefix)})"
+    return f'pg_catalog.starts_with({value} COLLATE "C", {literal(prefix)})'
 
 
 def _head_text(value: str, layout: Layout) -> str:
     """The beginning of a value as text; bytes outside ASCII come out as an octal escape."""
-    start = f"substring({value} from 1 for {MARKER_BYTES_MAX:d})"
+    bytewise = "" if layout.binary else ' COLLATE "C"'
+    start = f"substring({value}{bytewise} from 1 for {MARKER_BYTES_MAX:d})"
     return f"encode({start}, 'escape')" if layout.binary else start

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rewrap.crypto.encodings import RAW
 from rewrap.errors import SchemaMismatch, StoreError, UnsafeTarget
 from rewrap.job import Job
-from rewrap.model import FieldColumn, Location, Place, Role
+from rewrap.model import FieldColumn, KeyColumn, Location, Place, Role
 from rewrap.stores.postgres.connection import Connection
 from rewrap.stores.postgres.places import quote
 from rewrap.targets import FieldSection, TargetSection
@@ -48,6 +48,14 @@ def find_fields(
             )
         )
     return tuple(fields), tuple(bound)
+
+
+def attributes_of(
+    columns: Columns, key: Sequence[KeyColumn], fields: Sequence[FieldColumn], aad_columns: Sequence[str]
+) -> tuple[tuple[str, int], ...]:
+    """The columns that statements name, with their numbers in the catalog."""
+    names = [*(column.name for column in key), *(p.column for f in fields for p in f.parts), *aad_columns]
+    return tuple((name, columns[name]["attnum"]) for name in dict.fromkeys(names))
 
 
 def written_columns(target: TargetSection) -> list[str]:

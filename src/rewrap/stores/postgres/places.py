@@ -195,7 +195,10 @@ def _joined(parts: Sequence[Location], before: str) -> str:
 def _read(part: Location, before: str) -> str:
     column = before + quote(part.column)
     if part.base != "jsonb":
-        return column
+        # as a type that the catalog itself has functions and operators for: for any other somebody may have
+        # made a better match
+        exact = part.type_name == "text" or part.base == "bytea"
+        return column if exact else f"{column}::text"
     stored, text = f"({column} #> {_path(part.path)})", f"({column} #>> {_path(part.path)})"
     if part.role is Role.VERSION:
         return f"CASE WHEN {_can_stand(part, column)} THEN {text} ELSE {_ODD_SQL} END"

@@ -9,7 +9,7 @@ from rewrap.errors import SchemaMismatch, StoreError, UnsafeTarget
 from rewrap.job import Job
 from rewrap.model import Partitioned, ServerIdentity, Table
 from rewrap.stores.postgres.connection import Connection, translated
-from rewrap.stores.postgres.fields import find_fields, no_privilege, written_columns
+from rewrap.stores.postgres.fields import attributes_of, find_fields, no_privilege, written_columns
 from rewrap.stores.postgres.partitions import Leaf, find_leaves, partition_columns
 from rewrap.stores.postgres.places import quote
 from rewrap.stores.postgres.uniques import find_key
@@ -178,6 +178,7 @@ async def _survey_leaf(
             estimated_rows=rows,
             estimated_bytes=relation["bytes"],
             partition_of=leaf.partition_of,
+            attributes=attributes_of(columns, key, fields, aad_columns),
         ),
         notices,
     )

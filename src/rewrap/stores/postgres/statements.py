@@ -176,7 +176,28 @@ class Statements:
             f"UPDATE {self.table.relation} AS t SET {', '.join(assignments(self.table.fields))} "
             f"FROM unnest({', '.join(arrays)}) AS d({', '.join(names)}) "
             f"WHERE {key.joined()} AND {' AND '.join(compares)} AND ({' OR '.join(some)}) "
-            f"AND (SELECT count(*) FROM held) = 1{join}"
+            f"AND (SELECT count(*) FROM held) = 1 AND {self._as_it_was()}{join}"
+        )
+
+    def _as_it_was(self) -> str:
+        """The condition that the table's name and its columns' still mean what they meant when it was read.
+
+        A rename touches no row: every stamp would hold, and the values would go to another column.
+        """
+        return f"t.tableoid = {self.table.oid:d}::oid AND ({self._named_still()})"
+
+    def _named_still(self) -> str:
+        named = ", ".join(f"({literal(name)}, {number:d})" for name, number in self.table.attributes)
+        return (
+            f"SELECT count(*) = {len(self.table.attributes):d} FROM pg_catalog.pg_attribute AS a "
+            f"WHERE a.attrelid = {self.table.oid:d}::oid AND (a.attname, a.attnum) IN ({named})"
+        )
+
+    def unchanged(self) -> str:
+        """Whether the table and its columns are still called what they were."""
+        return (
+            f"SELECT coalesce(to_regclass({literal(self.table.relation)})::oid = {self.table.oid:d}::oid, "
+            f"false) AND ({self._named_still()})"
         )
 
     def _free(self, bounds: str) -> str:
@@ -317,13 +338,14 @@ def begins(field: FieldColumn, prefix: Prefix) -> str:
         return f"strpos({literal(ELEMENT)} || {value}, {literal(ELEMENT + prefix)}) > 0"
     if isinstance(prefix, bytes):
         return f"substring({value} from 1 for {len(prefix):d}) = {byte_literal(prefix)}"
-    # starts_with, not LIKE: an opaque version may hold _ or %
-    return f"starts_with({value}, {literal(prefix)})"
+    # starts_with, not LIKE: an opaque version may hold _ or %; and byte by byte, whatever the collation says
+    return f'pg_catalog.starts_with({value} COLLATE "C", {literal(prefix)})'
 
 
 def head(field: FieldColumn) -> str:
     """A value's first characters, or bytes: enough for any marker."""
-    return f"substring({value_of(field)} from 1 for {MARKER_BYTES_MAX:d})"
+    bytewise = "" if field.binary else ' COLLATE "C"'
+    return f"substring({value_of(field)}{bytewise} from 1 for {MARKER_BYTES_MAX:d})"
 
 
 def as_text(field: FieldColumn) -> str:

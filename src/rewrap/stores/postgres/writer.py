@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rewrap.errors import Rewound
+from rewrap.errors import Rewound, UnsafeTarget
 from rewrap.interfaces import Checkpoint, Row, SwapBatch
 from rewrap.job import Job
 from rewrap.model import ShardLease, Table
@@ -111,6 +111,7 @@ class PostgresWriter:
         written = int(status.rpartition(" ")[2])
         if written == 0:
             await self._check_fence(lease)
+            await self._check_names()
         lease.seq += 1
         return written
 
@@ -179,6 +180,18 @@ class PostgresWriter:
             kept = await connection.fetchrow(self._statements.fence(), lease.relation, lease.range.shard)
         if kept is None or kept["fence"] != lease.fence:
             raise lease_lost(f"table {self._table.relation}")
+
+    async def _check_names(self) -> None:
+        connection = await self.connected()
+        with translated(self._table.relation):
+            unchanged = await connection.fetchval(self._statements.unchanged())
+        if not unchanged:
+            raise UnsafeTarget(
+                f"table {self._table.relation}: the table or its columns were renamed, dropped or made anew "
+                "while the run was at work",
+                hint="what was written before went to the columns of then; compare the job file's names with "
+                "the table, then run again",
+            )
 
 
 def _sent(column: Column, count: int, *, packs: bool) -> Any:
