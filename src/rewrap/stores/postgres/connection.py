@@ -200,6 +200,9 @@ def _store_error(exc: asyncpg.PostgresError, subject: str) -> StoreError:
         "55P03": "somebody holds a lock on it (see pg_locks); try again when it is released",
         "25006": "the role or the database is read-only by default (default_transaction_read_only); use a "
         "role that may write, or say for this one: ALTER ROLE … SET default_transaction_read_only = off",
+        "42703": "a column was renamed or dropped meanwhile; compare the job file's names with the table",
+        "42883": "a type was changed meanwhile, or cannot be compared; see rewrap check, then run again",
+        "42804": "a column's type was changed while rewrap was at work; run again",
         "53100": "the server's disk is full; free some of it, then rewrap resume",
         "53300": "the server has no free connections; lower stores.*.max_connections or pace.shards",
     }.get(state)

@@ -37,6 +37,9 @@ _PART_SQL, _ELEMENT_SQL, _SEPARATOR_SQL = (f"chr({ord(char)})" for char in (PART
 _ODD_SQL = "chr(2)"
 """Stands where a value cannot be what it should be: no layout has it in a marker or in a payload."""
 
+_NOWHERE_SQL = literal("(no place for it)")
+"""Stands for the version of a value in a document that has no object to write a version to."""
+
 
 _TEXT_TYPES = ("text", "varchar", "jsonb")
 
@@ -201,7 +204,7 @@ def _read(part: Location, before: str) -> str:
         return column if exact else f"{column}::text"
     stored, text = f"({column} #> {_path(part.path)})", f"({column} #>> {_path(part.path)})"
     if part.role is Role.VERSION:
-        return f"CASE WHEN {_can_stand(part, column)} THEN {text} ELSE {_ODD_SQL} END"
+        return f"CASE WHEN {_can_stand(part, column)} THEN {text} ELSE {_NOWHERE_SQL} END"
     # what is no text is no sealed value, though its text might look like one
     return f"CASE jsonb_typeof{stored} WHEN 'string' THEN {text} ELSE {_ODD_SQL} || {text} END"
 

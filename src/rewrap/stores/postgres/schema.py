@@ -289,7 +289,9 @@ SELECT a.attname::text AS attname, a.attnum::int2 AS attnum, t.typname::text AS 
           UNION ALL SELECT b.oid, b.typname, b.typbasetype
             FROM pg_type b JOIN beneath d ON b.oid = d.typbasetype)
         SELECT typname::text FROM beneath WHERE typbasetype = 0) AS base,
-       format_type(a.atttypid, a.atttypmod) AS declared, a.attnotnull,
+       format_type(a.atttypid, a.atttypmod) AS declared,
+       a.attnotnull AND NOT EXISTS (SELECT FROM pg_constraint n WHERE n.conrelid = a.attrelid
+         AND n.contype = 'n' AND NOT n.convalidated AND n.conkey = ARRAY[a.attnum]) AS attnotnull,
        a.attgenerated::text AS attgenerated, a.attidentity::text AS attidentity,
        has_column_privilege(a.attrelid, a.attnum, 'SELECT') AS may_select,
        has_column_privilege(a.attrelid, a.attnum, 'UPDATE') AS may_update

@@ -122,6 +122,8 @@ def _column_flaw(column: Connection) -> str | None:
         return ", whose values are not exact: a row is not safely found again by one"
     if not column["has_order"]:
         return ", a type without an order that rows could be paged in"
+    if not column["order_usual"]:
+        return ", a type that cannot be compared by = and >"
     if not column["order_visible"]:
         return ", whose comparison is in a schema outside this role's search path"
     return None
@@ -168,7 +170,13 @@ SELECT d.attname::text AS attname, t.typname::text AS base_name,
        format_type(t.oid, -1) AS base,
        d.oid = a.atttypid AND t.typname = ANY (ARRAY['int2', 'int4', 'int8', 'uuid']) AS native,
        c.opfamily IS NOT NULL AS has_order,
-       coalesce(pg_operator_is_visible(c.equal), false) AS order_visible,
+       -- statements compare by = and >, which have to mean this order; a domain over an enum, a range or an
+       -- array has neither
+       coalesce(pg_operator_is_visible(c.equal) AND pg_operator_is_visible(c.greater), false)
+         AS order_visible,
+       coalesce((SELECT count(*) = 2 FROM pg_operator o
+                  WHERE (o.oid, o.oprname) IN ((c.equal, '='), (c.greater, '>'))), false)
+         AND NOT (d.oid <> a.atttypid AND (t.typtype IN ('e', 'r') OR t.typcategory = 'A')) AS order_usual,
        CASE WHEN a.attcollation = 0 THEN ''
             ELSE format('%s %s', l.collname, coalesce(
               CASE WHEN l.collprovider <> 'd' THEN pg_collation_actual_version(l.oid)
@@ -181,7 +189,10 @@ SELECT d.attname::text AS attname, t.typname::text AS base_name,
     SELECT o.opcfamily AS opfamily,
            (SELECT m.amopopr FROM pg_amop m
              WHERE m.amopfamily = o.opcfamily AND m.amopstrategy = 3 AND m.amoplefttype = o.opcintype
-               AND m.amoprighttype = o.opcintype) AS equal
+               AND m.amoprighttype = o.opcintype) AS equal,
+           (SELECT m.amopopr FROM pg_amop m
+             WHERE m.amopfamily = o.opcfamily AND m.amopstrategy = 5 AND m.amoplefttype = o.opcintype
+               AND m.amoprighttype = o.opcintype) AS greater
       FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod
      WHERE m.amname = 'btree' AND o.opcdefault
        AND (o.opcintype = t.oid
