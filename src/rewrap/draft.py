@@ -82,16 +82,21 @@ def field_of(place: Place, layout: str) -> str:
         told.append(f"path = {quoted(place.path)}")
     told.append(f"layout = {quoted(layout)}")
     for role, name in place.parts.items():
-        column, path = name, None
-        if place.path is not None and name.startswith(place.column.name + "."):
-            column, path = place.column.name, name.removeprefix(place.column.name + ".")
-        part = [f"column = {quoted(column)}"]
-        if path is not None:
-            part.append(f"path = {quoted(path)}")
-        if role == "version" and place.form:
-            part.append(f"form = {quoted(place.form)}")
-        told.append(f"{role} = {{ {', '.join(part)} }}")
+        told.append(f"{role} = {_part(place, name, place.form if role == 'version' else None)}")
     return f"{{ {', '.join(told)} }}"
+
+
+def _part(place: Place, name: str, form: str | None = None) -> str:
+    """Where a part of a place's values is, as an inline table."""
+    column, path = name, None
+    if place.path is not None and name.startswith(place.column.name + "."):
+        column, path = place.column.name, name.removeprefix(place.column.name + ".")
+    part = [f"column = {quoted(column)}"]
+    if path is not None:
+        part.append(f"path = {quoted(path)}")
+    if form:
+        part.append(f"form = {quoted(form)}")
+    return f"{{ {', '.join(part)} }}"
 
 
 def key_of(place: Place) -> str:
@@ -182,6 +187,7 @@ class Draft:
             for place in places
             if len(place.fits) > 1 and not place.opens
         ]
+        lines += [_decide(place) for place in places if place.undecided]
         fields = ",\n".join(f"  {field_of(place, self._layout_of(place) or '')}" for place in places)
         return (
             "\n".join(lines)
@@ -277,7 +283,23 @@ def _commented(place: Place) -> str:
         f"fields = [{field_of(place, place.fits[0] if place.fits else '…')}]"
     )
     lines = [commented(f"{place.table.name}.{place.name}: {reason(place)}"), commented(why)]
+    if place.undecided:
+        lines.append(_decide(place))
     return "\n".join([*lines, *(f"#   {line}" for line in target.splitlines())]) + "\n"
+
+
+def _decide(place: Place) -> str:
+    """What a person has to say before a run: a version that stays behind makes values unreadable."""
+    told = " or ".join(f"version = {_part(place, name)}" for name in place.undecided)
+    if place.look.family == "marker":
+        return commented(
+            f"DECIDE, before you run: {place.name} has a marker, and {' or '.join(place.undecided)} may name "
+            f"its key as well. If the application looks there, add to the field: {told}"
+        )
+    return commented(
+        f"DECIDE, before you run: {' or '.join(place.undecided)} may name the key that {place.name} is "
+        f"under. If it does, add to the field: {told}. Without it the application would look for the old key"
+    )
 
 
 def _next(version: str) -> str:

@@ -217,8 +217,8 @@ class _Database:
     async def sample(self, table: StoredTable, column: StoredColumn, count: int) -> list[Any]:
         return await sample_column(self._connection, table, column, count)
 
-    async def labels(self, table: StoredTable, column: str) -> list[str]:
-        return await list_labels(self._connection, table, column)
+    async def labels(self, table: StoredTable, column: str, count: int) -> dict[str, int]:
+        return await list_labels(self._connection, table, column, count)
 
 
 @asynccontextmanager

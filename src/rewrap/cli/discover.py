@@ -164,6 +164,14 @@ def show(console: Console, found: Discovery) -> None:
             console.print(Text(f"  {one.table}.{one.column}: {one.reason}"))
         if len(found.skipped) > SKIPPED_LINES:
             console.print(f"  … and {len(found.skipped) - SKIPPED_LINES:,} more (--json names them)")
+    for place in sealed:
+        if place.undecided and not place.in_job:
+            console.print(
+                Text(
+                    f"note: {place.table.name}.{place.name}: {' or '.join(place.undecided)} may name its "
+                    "key; decide, and name it as its version, before you run"
+                )
+            )
     refused = [place for place in sealed if place.refused]
     for place in refused:
         console.print(
