@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from rewrap.errors import StoreError
+from rewrap.errors import KeyAccessError, StoreError
 from rewrap.events import ColumnFound, ColumnSkipped, Discovered
 from rewrap.job import Job
 from rewrap.labels import names_a_key, parse_labels
@@ -24,6 +24,7 @@ from rewrap.stores.postgres.columns import (
     StoredTable,
     took_too_long,
 )
+from rewrap.targets import FieldSection
 
 PATHS_MAX = 200
 """Leaves of one column of documents that are looked at."""
@@ -61,6 +62,24 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
+class Made:
+    """A layout made from the looks of values: with a cipher, an order, a nonce's length if not the cipher's.
+
+    `constant` where what values begin with names no version.
+    """
+
+    cipher: str
+    order: str = ""
+    nonce_bytes: int = 0
+    constant: bool = False
+
+    @property
+    def shown(self) -> str:
+        told = [self.cipher, self.order, f"nonces of {self.nonce_bytes} bytes" if self.nonce_bytes else ""]
+        return ", ".join(one for one in told if one)
+
+
+@dataclass(frozen=True)
 class Opened:
     """A layout that opened sampled values under a version: how many, of how many, and bound to what."""
 
@@ -69,6 +88,7 @@ class Opened:
     aad: str | None
     opened: int
     tried: int
+    made: Made | None = None
 
 
 @dataclass
@@ -87,6 +107,7 @@ class Place:
     fits: list[str] = field(default_factory=list)
     refused: str | None = None
     in_job: bool = False
+    tried: bool = False
 
     @property
     def name(self) -> str:
@@ -110,7 +131,14 @@ class Place:
             parts=self.parts,
             undecided=self.undecided,
             opens=[
-                {"layout": o.layout, "version": o.version, "aad": o.aad, "opened": o.opened, "tried": o.tried}
+                {
+                    "layout": o.layout,
+                    "version": o.version,
+                    "aad": o.aad,
+                    "opened": o.opened,
+                    "tried": o.tried,
+                    "order": (o.made.order or None) if o.made else None,
+                }
                 for o in self.opens
             ],
             fits=self.fits,
@@ -120,12 +148,18 @@ class Place:
 
 @dataclass
 class Discovery:
-    """Everything that was found, and everything that was not looked at."""
+    """Everything that was found, and everything that was not looked at.
+
+    `quiet` is what looks like nothing of ours: only a key could tell. `keys_refused` says which keys
+    could not be tried.
+    """
 
     places: list[Place]
     skipped: list[ColumnSkipped]
     tables: int
     columns: int
+    quiet: list[Place] = field(default_factory=list)
+    keys_refused: list[KeyAccessError] = field(default_factory=list)
 
     def of(self, *likenesses: Likeness) -> list[Place]:
         return [place for place in self.places if place.look.likeness in likenesses]
@@ -150,9 +184,12 @@ async def discover(source: Source, job: Job | None, count: int) -> Discovery:
     """Samples every column of a database that could hold ciphertext. Reads only."""
     tables = await source.tables()
     known = (
-        {(target.table, entry.name) for target in job.targets for entry in target.fields} if job else set()
+        {(target.table, entry.name): entry for target in job.targets for entry in target.fields}
+        if job
+        else {}
     )
     places: list[Place] = []
+    quiet: list[Place] = []
     skipped: list[ColumnSkipped] = []
     columns = 0
     for table in tables:
@@ -170,10 +207,28 @@ async def discover(source: Source, job: Job | None, count: int) -> Discovery:
             if reason is not None:
                 skipped.append(ColumnSkipped(table=table.name, column=column.name, reason=reason))
         found = await _joined_up(source, table, mine, count)
+        stated: set[str] = set()
         for place in found:
-            place.in_job = (table.name, place.name) in known
-        places += found
-    return Discovery(places, skipped, len(tables), columns)
+            entry = known.get((table.name, place.name))
+            if entry is not None:
+                _take_from_job(place, entry)
+                stated |= set(place.parts.values())
+        for place in found:
+            if place.name not in stated:
+                silent = place.look.likeness is Likeness.NOTHING
+                (quiet if silent else places).append(place)
+    return Discovery(places, skipped, len(tables), columns, quiet)
+
+
+def _take_from_job(place: Place, entry: FieldSection) -> None:
+    """Where the parts of a place's values are, as the job says it."""
+    place.in_job, place.undecided = True, []
+    place.parts = {}
+    for role, part in (("nonce", entry.nonce), ("tag", entry.tag), ("version", entry.version)):
+        if part is not None:
+            column = part.column or entry.column
+            place.parts[role] = column if part.path is None else f"{column}.{part.path}"
+    place.form = entry.version.form if entry.version else None
 
 
 def _places(table: StoredTable, column: StoredColumn, values: list[Any]) -> Iterator[Place]:
@@ -229,11 +284,7 @@ async def _joined_up(source: Source, table: StoredTable, places: list[Place], co
             place.look = replace(place.look, likeness=Likeness.CIPHERTEXT, family="bare")
     await _find_versions(source, table, places, taken, count)
     taken |= {name for place in places for name in place.parts.values()}
-    return [
-        place
-        for place in places
-        if place.name not in taken and place.look.likeness is not Likeness.NOTHING
-    ]  # fmt: skip
+    return [place for place in places if place.name not in taken]
 
 
 def _may_be_payload(place: Place) -> bool:
@@ -306,8 +357,8 @@ async def _find_versions(
             elif names_a_key(_last(name)):
                 unread.append(name)
         own = [name for name in found if _named_after(place, name)]
-        rivals = [one for one in sealed if one is not place and one.look.family != "marker"]
-        if place.look.family == "marker":
+        rivals = [one for one in sealed if one is not place and not one.look.named]
+        if place.look.named:
             # its marker names a version, or seems to; a column that does so too may be what counts
             place.undecided = [name for name in found if names_a_key(_last(name))]
             continue
