@@ -12,11 +12,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from rewrap.errors import StoreError
+from rewrap.errors import KeyAccessError, StoreError
 from rewrap.events import ColumnFound, ColumnSkipped, Discovered
 from rewrap.job import Job
+from rewrap.labels import names_a_key, parse_labels
 from rewrap.recognise import Likeness, Look, Sampled, look_at
-from rewrap.stores.postgres.columns import DOCUMENT_TYPES, StoredColumn, StoredTable, took_too_long
+from rewrap.stores.postgres.columns import (
+    DOCUMENT_TYPES,
+    LABELS_MAX,
+    StoredColumn,
+    StoredTable,
+    took_too_long,
+)
+from rewrap.targets import FieldSection
 
 PATHS_MAX = 200
 """Leaves of one column of documents that are looked at."""
@@ -30,11 +38,11 @@ _PART_NAMES = {
     "tag": ("tag", "auth_tag", "authtag", "mac", "at"),
     "version": (
         "version", "key_version", "key_id", "kek_version", "mek_version", "dek_version", "master_key_id",
-        "encryption_version", "keyversion", "i",
+        "encryption_version", "keyversion", "kid", "dek_id", "kek_id", "mek_id", "enc_version", "i",
     ),
 }  # fmt: skip
 
-_VERSION_TYPES = ("text", "varchar", "int2", "int4", "int8")
+_VERSION_TYPES = ("text", "varchar", "int2", "int4", "int8", "uuid")
 
 _STEM = re.compile(
     r"^(?:encrypted_|enc_|wrapped_)|_(?:encrypted|ciphertext|cipher|ct|enc|data|value|payload)$"
@@ -48,9 +56,27 @@ class Source(Protocol):
 
     async def sample(self, table: StoredTable, column: StoredColumn, count: int) -> list[Any]: ...
 
-    async def labels(self, table: StoredTable, column: str) -> list[str]:
-        """The few different texts of a column, for a version beside a value; nothing if they are many."""
+    async def labels(self, table: StoredTable, column: str, count: int) -> dict[str, int]:
+        """The few different texts of a column in some rows, counted; nothing if they are many."""
         ...
+
+
+@dataclass(frozen=True)
+class Made:
+    """A layout made from the looks of values: with a cipher, an order, a nonce's length if not the cipher's.
+
+    `constant` where what values begin with names no version.
+    """
+
+    cipher: str
+    order: str = ""
+    nonce_bytes: int = 0
+    constant: bool = False
+
+    @property
+    def shown(self) -> str:
+        told = [self.cipher, self.order, f"nonces of {self.nonce_bytes} bytes" if self.nonce_bytes else ""]
+        return ", ".join(one for one in told if one)
 
 
 @dataclass(frozen=True)
@@ -62,6 +88,7 @@ class Opened:
     aad: str | None
     opened: int
     tried: int
+    made: Made | None = None
 
 
 @dataclass
@@ -75,10 +102,12 @@ class Place:
     values: list[Sampled] = field(repr=False)
     parts: dict[str, str] = field(default_factory=dict)
     form: str | None = None
+    undecided: list[str] = field(default_factory=list)
     opens: list[Opened] = field(default_factory=list)
     fits: list[str] = field(default_factory=list)
     refused: str | None = None
     in_job: bool = False
+    tried: bool = False
 
     @property
     def name(self) -> str:
@@ -100,8 +129,16 @@ class Place:
             length_min=look.lengths[0],
             length_max=look.lengths[2],
             parts=self.parts,
+            undecided=self.undecided,
             opens=[
-                {"layout": o.layout, "version": o.version, "aad": o.aad, "opened": o.opened, "tried": o.tried}
+                {
+                    "layout": o.layout,
+                    "version": o.version,
+                    "aad": o.aad,
+                    "opened": o.opened,
+                    "tried": o.tried,
+                    "order": (o.made.order or None) if o.made else None,
+                }
                 for o in self.opens
             ],
             fits=self.fits,
@@ -111,12 +148,18 @@ class Place:
 
 @dataclass
 class Discovery:
-    """Everything that was found, and everything that was not looked at."""
+    """Everything that was found, and everything that was not looked at.
+
+    `quiet` is what looks like nothing of ours: only a key could tell. `keys_refused` says which keys
+    could not be tried.
+    """
 
     places: list[Place]
     skipped: list[ColumnSkipped]
     tables: int
     columns: int
+    quiet: list[Place] = field(default_factory=list)
+    keys_refused: list[KeyAccessError] = field(default_factory=list)
 
     def of(self, *likenesses: Likeness) -> list[Place]:
         return [place for place in self.places if place.look.likeness in likenesses]
@@ -141,9 +184,12 @@ async def discover(source: Source, job: Job | None, count: int) -> Discovery:
     """Samples every column of a database that could hold ciphertext. Reads only."""
     tables = await source.tables()
     known = (
-        {(target.table, entry.name) for target in job.targets for entry in target.fields} if job else set()
+        {(target.table, entry.name): entry for target in job.targets for entry in target.fields}
+        if job
+        else {}
     )
     places: list[Place] = []
+    quiet: list[Place] = []
     skipped: list[ColumnSkipped] = []
     columns = 0
     for table in tables:
@@ -160,11 +206,29 @@ async def discover(source: Source, job: Job | None, count: int) -> Discovery:
                     )
             if reason is not None:
                 skipped.append(ColumnSkipped(table=table.name, column=column.name, reason=reason))
-        found = await _joined_up(source, table, mine)
+        found = await _joined_up(source, table, mine, count)
+        stated: set[str] = set()
         for place in found:
-            place.in_job = (table.name, place.name) in known
-        places += found
-    return Discovery(places, skipped, len(tables), columns)
+            entry = known.get((table.name, place.name))
+            if entry is not None:
+                _take_from_job(place, entry)
+                stated |= set(place.parts.values())
+        for place in found:
+            if place.name not in stated:
+                silent = place.look.likeness is Likeness.NOTHING
+                (quiet if silent else places).append(place)
+    return Discovery(places, skipped, len(tables), columns, quiet)
+
+
+def _take_from_job(place: Place, entry: FieldSection) -> None:
+    """Where the parts of a place's values are, as the job says it."""
+    place.in_job, place.undecided = True, []
+    place.parts = {}
+    for role, part in (("nonce", entry.nonce), ("tag", entry.tag), ("version", entry.version)):
+        if part is not None:
+            column = part.column or entry.column
+            place.parts[role] = column if part.path is None else f"{column}.{part.path}"
+    place.form = entry.version.form if entry.version else None
 
 
 def _places(table: StoredTable, column: StoredColumn, values: list[Any]) -> Iterator[Place]:
@@ -197,9 +261,12 @@ def _walk(node: Any, path: str, into: dict[str, list[Sampled]]) -> None:
             _walk(child, f"{path}[*]", into)
     elif isinstance(node, str) and node and path:
         into.setdefault(path, []).append(node)
+    elif type(node) is int and names_a_key(_last(path)):
+        # no ciphertext, but it may say which key one is under
+        into.setdefault(path, []).append(str(node))
 
 
-async def _joined_up(source: Source, table: StoredTable, places: list[Place]) -> list[Place]:
+async def _joined_up(source: Source, table: StoredTable, places: list[Place], count: int) -> list[Place]:
     """The places of a table, those that are parts of another one's values told to it."""
     taken: set[str] = set()
     payloads = [place for place in places if _may_be_payload(place)]
@@ -212,15 +279,12 @@ async def _joined_up(source: Source, table: StoredTable, places: list[Place]) ->
                     place.parts[role] = other.name
                     taken.add(other.name)
                     break
-        await _find_version(source, table, place, places, payloads)
         taken |= set(place.parts.values())
         if "nonce" in place.parts and place.look.likeness is not Likeness.CIPHERTEXT:
             place.look = replace(place.look, likeness=Likeness.CIPHERTEXT, family="bare")
-    return [
-        place
-        for place in places
-        if place.name not in taken and place.look.likeness is not Likeness.NOTHING
-    ]  # fmt: skip
+    await _find_versions(source, table, places, taken, count)
+    taken |= {name for place in places for name in place.parts.values()}
+    return [place for place in places if place.name not in taken]
 
 
 def _may_be_payload(place: Place) -> bool:
@@ -272,32 +336,86 @@ def _part_like(name: str) -> bool:
     )
 
 
-async def _find_version(
-    source: Source, table: StoredTable, place: Place, places: Sequence[Place], payloads: Sequence[Place]
+async def _find_versions(
+    source: Source, table: StoredTable, places: Sequence[Place], taken: set[str], count: int
 ) -> None:
-    """A column beside a value that names its key, if there is one: few different short texts."""
-    if place.look.family == "marker":
-        return
-    for name, base in table.others.items():
-        if base not in _VERSION_TYPES or not _named_for("version", place, name, payloads):
+    """What names the key of each value, beside it: a column, or a key of the same object.
+
+    One that is named after the value is taken; another only where nothing competes, on either side. What is
+    not taken is said, for a person to decide.
+    """
+    payloads = [place for place in places if _may_be_payload(place) and place.name not in taken]
+    sealed = [place for place in payloads if place.look.likeness is Likeness.CIPHERTEXT] or payloads
+    for place in sealed:
+        found: dict[str, tuple[str | None, Counter[str]]] = {}
+        unread: list[str] = []
+        for name, labels in await _labels_beside(source, table, place, places, count):
+            parsed = parse_labels(list(labels))
+            if parsed is not None:
+                form, named = parsed
+                found[name] = form, Counter({named[label]: n for label, n in labels.items()})
+            elif names_a_key(_last(name)):
+                unread.append(name)
+        own = [name for name in found if _named_after(place, name)]
+        rivals = [one for one in sealed if one is not place and not one.look.named]
+        if place.look.named:
+            # its marker names a version, or seems to; a column that does so too may be what counts
+            place.undecided = [name for name in found if names_a_key(_last(name))]
             continue
-        if name == place.column.name:
+        free = not rivals or (place.parts and not any(one.parts for one in rivals))
+        chosen = own[:1] or (list(found) if len(found) == 1 and not unread and free else [])
+        for name in chosen:
+            place.parts["version"] = name
+            place.form, versions = found[name]
+            place.look = replace(place.look, versions=versions)
+        if not chosen:
+            place.undecided = [*found, *unread]
+
+
+async def _labels_beside(
+    source: Source, table: StoredTable, place: Place, places: Sequence[Place], count: int
+) -> list[tuple[str, dict[str, int]]]:
+    """What may name a value's key by its own name, with the texts found there."""
+    found = []
+    for name, base in table.others.items():
+        if base not in _VERSION_TYPES or name == place.column.name or name in table.key:
+            continue
+        if not _may_name(place, name):
             continue
         try:
-            labels = await source.labels(table, name)
+            found.append((name, await source.labels(table, name, count)))
         except StoreError:
-            # too slow, or not to be read: then it is not proposed
+            # too slow, or not to be read: its name alone is known
+            found.append((name, {}))
+    for other in places:
+        prefix = place.name.rpartition(".")[0]
+        if other is place or other.column != place.column or other.name.rpartition(".")[0] != prefix:
             continue
-        parsed = [re.fullmatch(r"(.*?)((?:v|k)?[0-9]+)", label) for label in labels]
-        heads = {found.group(1) for found in parsed if found}
-        if not labels or None in parsed or len(heads) != 1:
-            continue
-        head = heads.pop()
-        place.parts["version"] = name
-        place.form = f"{head}{{version}}" if head else None
-        versions = Counter(found.group(2) for found in parsed if found)
-        place.look = replace(place.look, versions=versions)
-        return
+        if other.path is not None and _may_name(place, other.name):
+            texts = Counter(str(value) for value in other.values)
+            found.append((other.name, dict(texts) if len(texts) <= LABELS_MAX else {}))
+    return found
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _may_name(place: Place, name: str) -> bool:
+    last = _last(name).lower()
+    return last in _PART_NAMES["version"] or names_a_key(_last(name)) or _named_after(place, name)
+
+
+def _named_after(place: Place, name: str) -> bool:
+    """Whether a version is named after a value, or after the parts that are: `ssn_key_version`."""
+    own = _last(place.name).lower()
+    stem = _STEM.sub("", _STEM.sub("", own))
+    last = _last(name).lower()
+    return any(
+        last.startswith(base) and last[len(base) :].lstrip("_") in _PART_NAMES["version"]
+        for base in {own, stem}
+        if base
+    )
 
 
 def candidates_for_aad(place: Place, sealed: Mapping[str, Any], most: int = 12) -> list[str]:

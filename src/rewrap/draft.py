@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rewrap.discover import Opened, Place
+from rewrap.discover import Made, Opened, Place
+from rewrap.pieces import nonce_bytes, orders
 from rewrap.recognise import Likeness
 
 STORE = """[stores.main]
@@ -22,6 +23,11 @@ UNKNOWN_CIPHER = "aes-256-gcm"
 def quoted(text: str) -> str:
     """A TOML string."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def scalar(value: str | int) -> str:
+    """A value in TOML."""
+    return quoted(value) if isinstance(value, str) else str(value)
 
 
 def one_line(text: str) -> str:
@@ -49,30 +55,54 @@ class LayoutDraft:
     """A layout of a draft: its fields, and what is not known about it."""
 
     name: str
-    fields: Mapping[str, str]
+    fields: Mapping[str, str | int]
     doubt: str = ""
 
     def toml(self) -> str:
         lines = [f"[layouts.{self.name}]"]
-        lines += [f"{name} = {quoted(value)}" for name, value in self.fields.items()]
+        lines += [f"{name} = {scalar(value)}" for name, value in self.fields.items()]
         if self.doubt:
             lines.insert(0, f"# {self.doubt}")
         return "\n".join(lines)
 
 
-def descriptor(place: Place, cipher: str = UNKNOWN_CIPHER, aad: str | None = None) -> dict[str, str]:
+Fields = dict[str, str | int]
+"""The fields of a layout."""
+
+
+def descriptor(place: Place, made: Made | None = None, aad: str | None = None) -> Fields:
     """The fields of a layout for what a place's values look like."""
     look = place.look
-    found = {
-        # what stands beside the value takes the marker's place
-        "marker": "" if "version" in place.parts else look.marker or "",
-        "version": version_pattern(list(look.versions)),
-        "encoding": look.encoding or "base64",
-        "cipher": cipher,
-    }
+    made = made or next(iter(guesses(place)), Made(UNKNOWN_CIPHER))
+    # what stands beside the value takes the marker's place
+    marker = "" if "version" in place.parts and look.named else look.marker or ""
+    found: Fields = {"marker": look.head if made.constant else marker}
+    if not made.constant:
+        found["version"] = version_pattern(list(look.versions))
+    found |= {"encoding": look.encoding or "base64", "cipher": made.cipher}
+    if made.order:
+        found["order"] = made.order
+    if look.separator:
+        found["separator"] = look.separator
+    if made.nonce_bytes:
+        found["nonce_bytes"] = made.nonce_bytes
     if aad:
         found["aad"] = aad
     return found
+
+
+def guesses(place: Place) -> Iterator[Made]:
+    """What a place's values could be made with, by their looks, the commonest first."""
+    look = place.look
+    if not look.separator:
+        yield Made(UNKNOWN_CIPHER)
+        return
+    for order in orders(look.spans):
+        size = nonce_bytes(order, look.spans)
+        if size == 24:
+            yield Made("xchacha20-poly1305", order)
+        else:
+            yield Made(UNKNOWN_CIPHER, order, 0 if size == 12 else size)
 
 
 def field_of(place: Place, layout: str) -> str:
@@ -82,16 +112,21 @@ def field_of(place: Place, layout: str) -> str:
         told.append(f"path = {quoted(place.path)}")
     told.append(f"layout = {quoted(layout)}")
     for role, name in place.parts.items():
-        column, path = name, None
-        if place.path is not None and name.startswith(place.column.name + "."):
-            column, path = place.column.name, name.removeprefix(place.column.name + ".")
-        part = [f"column = {quoted(column)}"]
-        if path is not None:
-            part.append(f"path = {quoted(path)}")
-        if role == "version" and place.form:
-            part.append(f"form = {quoted(place.form)}")
-        told.append(f"{role} = {{ {', '.join(part)} }}")
+        told.append(f"{role} = {_part(place, name, place.form if role == 'version' else None)}")
     return f"{{ {', '.join(told)} }}"
+
+
+def _part(place: Place, name: str, form: str | None = None) -> str:
+    """Where a part of a place's values is, as an inline table."""
+    column, path = name, None
+    if place.path is not None and name.startswith(place.column.name + "."):
+        column, path = place.column.name, name.removeprefix(place.column.name + ".")
+    part = [f"column = {quoted(column)}"]
+    if path is not None:
+        part.append(f"path = {quoted(path)}")
+    if form:
+        part.append(f"form = {quoted(form)}")
+    return f"{{ {', '.join(part)} }}"
 
 
 def key_of(place: Place) -> str:
@@ -182,6 +217,7 @@ class Draft:
             for place in places
             if len(place.fits) > 1 and not place.opens
         ]
+        lines += [_decide(place) for place in places if place.undecided]
         fields = ",\n".join(f"  {field_of(place, self._layout_of(place) or '')}" for place in places)
         return (
             "\n".join(lines)
@@ -192,23 +228,27 @@ class Draft:
         """The layout of a place: the one that opens it, one that fits, or one made from its looks."""
         if place.opens:
             best = place.opens[0]
-            if best.aad is None and not best.layout.startswith(_MADE):
+            if best.made is not None:
+                return self._made(place, descriptor(place, best.made, best.aad), "")
+            if best.aad is None:
                 return best.layout
-            cipher = best.layout.removeprefix(_MADE)
-            if best.layout.startswith(_MADE):
-                return self._made(place, descriptor(place, cipher, best.aad), "")
             return self._made(place, {"like": best.layout, "aad": best.aad or ""}, "")
-        telling = place.look.family not in ("marker", "bare") or place.look.marker not in (None, _PLAIN)
+        if place.look.blocks and place.look.family == "pieces":
+            return None
+        telling = place.look.family not in ("marker", "bare", "pieces") or place.look.marker not in (
+            None,
+            _PLAIN,
+        )
         if place.fits and telling:
             return min(place.fits, key=len)
-        if place.look.family in ("marker", "bare") and (place.look.marker or "version" in place.parts):
-            doubt = (
-                "the cipher is a guess, and associated data are not known: the application's code says both"
-            )
+        shaped = bool(place.look.marker or place.look.separator or "version" in place.parts)
+        if place.look.family in ("marker", "bare", "pieces") and shaped:
+            what = "the cipher and the order are guesses" if place.look.separator else "the cipher is a guess"
+            doubt = f"{what}, and associated data are not known: the application's code says both"
             return self._made(place, descriptor(place), doubt)
         return None
 
-    def _made(self, place: Place, fields: Mapping[str, str], doubt: str) -> str:
+    def _made(self, place: Place, fields: Mapping[str, str | int], doubt: str) -> str:
         for name, draft in self.layouts.items():
             if draft.fields == fields:
                 return name
@@ -225,17 +265,10 @@ class Draft:
 _PLAIN = "{version}:"
 """A marker that many formats have: it does not say which of them it is."""
 
-_MADE = "="
-"""Before a cipher's name: a layout that is made from a value's looks and this cipher."""
-
-
-def made_from(cipher: str) -> str:
-    return f"{_MADE}{cipher}"
-
 
 def shown_layout(opened: Opened) -> str:
     """A layout that opened values, for people."""
-    name = opened.layout.removeprefix(_MADE)
+    name = opened.layout if opened.made is None else opened.made.shown
     return f"{name} bound to {opened.aad}" if opened.aad else name
 
 
@@ -257,9 +290,11 @@ def described(place: Place) -> str:
     """What a place's values look like, in a few words."""
     look = place.look
     if look.likeness is not Likeness.CIPHERTEXT:
-        return look.family
+        return look.family or "nothing that is known"
     words = look.family
-    if look.family == "marker":
+    if look.family == "pieces":
+        words = f"{look.marker or ''}{look.separator.join(['…'] * len(look.spans))} in {look.encoding}"
+    elif look.family == "marker":
         payload = "bytes" if look.encoding == "raw" else look.encoding
         words = f"{look.marker or 'a head'} + {payload}"
     elif look.encoding is not None and look.family in ("bare", *_DOUBTFUL):
@@ -272,12 +307,33 @@ def described(place: Place) -> str:
 
 def _commented(place: Place) -> str:
     why = place.refused or "no layout is known that opens it: see docs/layouts.md for how to declare one"
+    if place.look.blocks and place.look.family == "pieces" and not place.refused:
+        why = (
+            "an IV and whole blocks: this looks like AES-CBC, which does not authenticate. Declare it with "
+            'cipher = "aes-256-cbc", an order, and what plaintexts look like (docs/layouts.md)'
+        )
     target = (
         f"[[targets]]\ntable = {quoted(place.table.name)}\n{key_of(place)}"
         f"fields = [{field_of(place, place.fits[0] if place.fits else '…')}]"
     )
     lines = [commented(f"{place.table.name}.{place.name}: {reason(place)}"), commented(why)]
+    if place.undecided:
+        lines.append(_decide(place))
     return "\n".join([*lines, *(f"#   {line}" for line in target.splitlines())]) + "\n"
+
+
+def _decide(place: Place) -> str:
+    """What a person has to say before a run: a version that stays behind makes values unreadable."""
+    told = " or ".join(f"version = {_part(place, name)}" for name in place.undecided)
+    if place.look.named:
+        return commented(
+            f"DECIDE, before you run: {place.name} has a marker, and {' or '.join(place.undecided)} may name "
+            f"its key as well. If the application looks there, add to the field: {told}"
+        )
+    return commented(
+        f"DECIDE, before you run: {' or '.join(place.undecided)} may name the key that {place.name} is "
+        f"under. If it does, add to the field: {told}. Without it the application would look for the old key"
+    )
 
 
 def _next(version: str) -> str:

@@ -189,7 +189,8 @@ class ColumnFound(Event):
     """A column whose values look like ciphertext, a hash or a token. `column` may have a path: `doc.a[*].b`.
 
     `marker` is a template, with `{version}`. `parts` are columns that hold a nonce, a tag or a version of it.
-    `opens` are the layouts that opened sampled values, `fits` those that could.
+    `undecided` are columns that may hold its version: a person has to say. `opens` are the layouts that
+    opened sampled values, `fits` those that could.
     """
 
     type: ClassVar[str] = "column_found"
@@ -206,6 +207,7 @@ class ColumnFound(Event):
     length_min: int
     length_max: int
     parts: dict[str, str]
+    undecided: list[str]
     opens: list[dict[str, Any]]
     fits: list[str]
     refused: str | None

@@ -375,6 +375,12 @@ class Job(Section):
         return JobError(f"job file {self._path}: {where}: {message}", hint=hint)
 
 
+class UnfinishedJob(Job):
+    """A job that may name no targets yet: enough to look at a database, and to try keys."""
+
+    targets: list[TargetSection] = Field(default_factory=list)
+
+
 def _substitute(value: Any, environ: Mapping[str, str], path: Path, where: str = "") -> Any:
     """`value` with every `${NAME}` in its strings replaced; key references are left as they are."""
     if isinstance(value, dict):
@@ -447,6 +453,10 @@ def _job_error(exc: ValidationError, path: Path) -> JobError:
     hint = "see docs/job-file.md"
     if where.endswith(".encoding") and where.startswith("keys"):
         hint = "encodings are hex, base64, raw, utf8"
+    if where == "targets":
+        hint = (
+            "name a table and its columns (docs/job-file.md); rewrap discover tries keys without targets too"
+        )
     if first["type"] == "extra_forbidden":
         hint = _allowed_hint(first["loc"])
     return JobError(f"job file {path}: {where}: {message}{more}", hint=hint)

@@ -15,6 +15,7 @@ from rewrap.errors import KeyAccessError, UnsafeTarget, UsageError
 from rewrap.interfaces import Row, SwapBatch
 from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
+from rewrap.keys.local import load_key
 from rewrap.model import Table
 from rewrap.probes.ask import ask
 from rewrap.stores.postgres.canary import try_canary
@@ -37,7 +38,7 @@ from rewrap.stores.postgres.inspect import (
 from rewrap.stores.postgres.schema import identify, survey
 from rewrap.stores.postgres.server import inspect_server
 from rewrap.stores.postgres.store import PostgresStore
-from rewrap.trial import TRIED, try_layouts
+from rewrap.trial import TRIED, try_layouts, worth_trying
 
 LENGTHS_ROWS_MAX = 500_000
 """Rows of a table that are looked at for the longest value."""
@@ -180,10 +181,11 @@ async def find_columns(
 
     Reads only, each column for at most LOOK_MS.
     """
-    keyring = open_keyring(job, [], environ) if job is not None else Keyring([])
+    keyring, refused = _all_keys(job, environ) if job is not None else (Keyring([]), [])
     schema = job.store.guard_schema if job is not None else "rewrap"
     async with _connected(address, "rewrap discover", statement_timeout=f"{LOOK_MS}ms") as connection:
         found = await discover(_Database(connection, address, schema), job, sample)
+        found.keys_refused = refused
 
         async def fetch(probe: Job) -> tuple[Table, list[Row]]:
             tables = [one.table for one in await survey(connection, probe, writing=False)]
@@ -200,7 +202,25 @@ async def find_columns(
 
         for place in found.places:
             await try_layouts(place, job, keyring, fetch)
+        for place in found.quiet if job is not None else ():
+            if job is not None and worth_trying(place, job):
+                await try_layouts(place, job, keyring, fetch)
+                if place.opens or place.in_job:
+                    found.places.append(place)
     return found
+
+
+def _all_keys(job: Job, environ: Mapping[str, str]) -> tuple[Keyring, list[KeyAccessError]]:
+    """The job's keys, of whatever length: it is not known yet what they are for. And why others are not."""
+    keys, refused = [], []
+    for version, section in job.keys.versions.items():
+        try:
+            keys.append(
+                load_key(version, section.material, section.encoding, frozenset(), environ, job.folder)
+            )
+        except KeyAccessError as exc:
+            refused.append(exc)
+    return Keyring(keys), refused
 
 
 class _Database:
@@ -217,8 +237,8 @@ class _Database:
     async def sample(self, table: StoredTable, column: StoredColumn, count: int) -> list[Any]:
         return await sample_column(self._connection, table, column, count)
 
-    async def labels(self, table: StoredTable, column: str) -> list[str]:
-        return await list_labels(self._connection, table, column)
+    async def labels(self, table: StoredTable, column: str, count: int) -> dict[str, int]:
+        return await list_labels(self._connection, table, column, count)
 
 
 @asynccontextmanager

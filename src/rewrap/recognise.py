@@ -17,6 +17,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from rewrap.pieces import Span, orders, salted, take_apart
+
 Sampled = str | bytes
 
 
@@ -37,6 +39,8 @@ class Form:
     version: str | None = None
     encoding: str | None = None
     payload: bytes | None = field(default=None, repr=False)
+    separator: str = ""
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,9 @@ class Look:
 
     `marker` is the template of what they begin with, None where there is none. `versions` counts what stands
     in it. `share` is how many of the values have the form; `lengths` the least, middle and greatest length of
-    a stored value; `decoded` those of the payload in bytes.
+    a stored value; `decoded` those of the payload in bytes. `head` is what all values begin with, version
+    included, if that is the same. Values of several pieces have a `separator` and for each piece its `spans`;
+    `blocks` if the longest are whole blocks of AES.
     """
 
     likeness: Likeness
@@ -57,6 +63,15 @@ class Look:
     share: float = 0.0
     lengths: tuple[int, int, int] = (0, 0, 0)
     decoded: tuple[int, int, int] = (0, 0, 0)
+    head: str = ""
+    separator: str = ""
+    spans: tuple[Span, ...] = ()
+    blocks: bool = False
+
+    @property
+    def named(self) -> bool:
+        """Whether what values begin with seems to name a version."""
+        return self.marker is not None and "{version}" in self.marker
 
     @property
     def fixed(self) -> int | None:
@@ -126,7 +141,7 @@ def form_of(value: Sampled) -> Form:
     if isinstance(value, bytes):
         return _form_of_bytes(value)
     text = value.strip()
-    for rule in (_refused, _known, _json_form, _headed, _bare):
+    for rule in (_refused, _known, _json_form, _separated, _headed, _bare):
         found = rule(text)
         if found is not None:
             return found
@@ -180,6 +195,24 @@ def _json_form(text: str) -> Form | None:
         named = document["h"].get("i")
         return Form(Likeness.CIPHERTEXT, "rails", version=named if isinstance(named, str) else None)
     return Form(Likeness.NOTHING, "json text")
+
+
+def _separated(text: str) -> Form | None:
+    """Pieces with a separator between them: `iv:tag:ciphertext`."""
+    found = take_apart(text)
+    if found is None or _is_plain(b"".join(found.raws)):
+        return None
+    head, version = _template(found.head) or (found.head, None)
+    return Form(
+        Likeness.CIPHERTEXT,
+        "pieces",
+        head,
+        version,
+        found.encoding,
+        b"".join(found.raws),
+        found.separator,
+        found.sizes,
+    )
 
 
 def _headed(text: str) -> Form | None:
@@ -293,21 +326,28 @@ def look_at(values: Sequence[Sampled]) -> Look:
         return Look(Likeness.NOTHING, _other_family(forms), sampled=len(values), lengths=_lengths(values))
     (likeness, family), count = families.most_common(1)[0]
     places = [at for at, form in enumerate(forms) if (form.likeness, form.family) == (likeness, family)]
+    shape = Counter((forms[at].separator, len(forms[at].sizes)) for at in places).most_common(1)[0][0]
+    places = [at for at in places if (forms[at].separator, len(forms[at].sizes)) == shape]
+    count = len(places)
     mine, kept = [forms[at] for at in places], [values[at] for at in places]
     look = Look(
         likeness,
         family,
-        marker=_marker(mine) if family == "marker" else None,
+        marker=_marker(mine) if family in ("marker", "pieces") else None,
         encoding=_encoding(mine, kept),
         versions=_shared(form.version for form in mine),
         sampled=len(values),
         share=count / len(values),
         lengths=_lengths(kept),
         decoded=_lengths([form.payload for form in mine if form.payload is not None]),
+        head=_head(mine),
+        separator=shape[0],
+        spans=tuple((min(sizes), max(sizes)) for sizes in zip(*(form.sizes for form in mine), strict=True)),
+        blocks=all(max(form.sizes, default=1) % 16 == 0 for form in mine),
     )
     if look.share < _SHARE_MIN:
         return Look(Likeness.NOTHING, "", sampled=len(values), lengths=_lengths(values))
-    if likeness is not Likeness.CIPHERTEXT or family not in ("bare", "marker"):
+    if likeness is not Likeness.CIPHERTEXT or family not in ("bare", "marker", "pieces"):
         return look
     return _doubted(look, mine, kept)
 
@@ -321,11 +361,17 @@ def _doubted(look: Look, forms: Sequence[Form], values: Sequence[Sampled]) -> Lo
     payloads = [form.payload or b"" for form in forms]
     if not is_random(payloads):
         return as_(Likeness.NOTHING, "")
-    if look.family == "marker":
+    if look.family == "pieces" and salted(look.spans):
+        return as_(Likeness.HASH, "salt and hash, or random texts")
+    if look.family == "pieces" and next(orders(look.spans), None) is None:
+        return as_(Likeness.TOKEN, "random texts with separators")
+    if look.marker or look.family == "marker":
         # a part that differs from value to value is no version of a key
         distinct = len({form.version for form in forms})
         if distinct > max(8, len(forms) // 4) or (look.marker is None and len(forms) > 1):
             return as_(Likeness.TOKEN, "random text behind a changing head")
+        return look
+    if look.family == "pieces":
         return look
     if look.decoded[0] >= 5 + SEALED_BYTES_MIN and len(values) > 3:
         first = payloads[0][:5]
@@ -374,7 +420,13 @@ def _encoding(forms: Sequence[Form], values: Sequence[Sampled]) -> str | None:
 def _marker(forms: Sequence[Form]) -> str | None:
     """The template of a marker that most heads fit; None unless several values share it."""
     template, count = Counter(form.head for form in forms).most_common(1)[0]
-    return template if count > 1 else None
+    return template or None if count > 1 else None
+
+
+def _head(forms: Sequence[Form]) -> str:
+    """What all values begin with, if they have one head and several share it."""
+    heads = {form.head.replace("{version}", form.version or "") for form in forms}
+    return heads.pop() if len(heads) == 1 and len(forms) > 1 else ""
 
 
 def _shared(versions: Iterable[str | None]) -> Counter[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 
+from rewrap.crypto.aead import AesGcm
 from rewrap.crypto.ciphers import CIPHERS
 from rewrap.crypto.layout import (
     AadTemplate,
@@ -16,15 +17,16 @@ from rewrap.crypto.layout import (
     builtin_layouts,
     compiled,
 )
-from rewrap.discover import Opened, Place, candidates_for_aad
-from rewrap.draft import descriptor, field_of, key_of, made_from, quoted
+from rewrap.discover import Made, Opened, Place, candidates_for_aad
+from rewrap.draft import descriptor, field_of, key_of, quoted, scalar
 from rewrap.errors import RewrapError
 from rewrap.interfaces import Row
 from rewrap.job import Job
 from rewrap.keys.keyring import Key, Keyring
 from rewrap.model import Table
 from rewrap.packed import ELEMENT
-from rewrap.recognise import Likeness
+from rewrap.pieces import orders
+from rewrap.recognise import Likeness, Sampled
 
 TRIED_FIRST, TRIED = 4, 20
 """Values that a layout is tried on, and on how many once one of them has opened."""
@@ -40,6 +42,20 @@ _SEALING = (
     "aes-128-gcm",
     "aes-192-gcm",
 )
+
+_ORDERS = (
+    "",
+    "nonce tag ciphertext",
+    "nonce ciphertext tag",
+    "tag nonce ciphertext",
+    "ciphertext nonce tag",
+    "ciphertext tag nonce",
+    "tag ciphertext nonce",
+)
+"""Orders of one text: the cipher's own, then others."""
+
+_NONCES = (0, 16)
+"""Lengths of GCM's nonces: the usual one, and the one of programs that take it for a block."""
 
 _FAMILIES = {"cloak": "elixir-cloak", "paseto-local": "paseto"}
 """What built-in layouts call a family, where they call it something else."""
@@ -63,25 +79,53 @@ async def try_layouts(place: Place, job: Job | None, keyring: Keyring, fetch: Fe
     except RewrapError as exc:
         place.refused = f"{exc.message}; {exc.hint}" if exc.hint else exc.message
         return
+    place.tried = bool(rows) and any(True for _ in keyring)
     named = dict(builtin_layouts())
     if job is not None:
         named |= {name: job.layout(name) for name in job.layouts}
-    tried = [*named.items(), *_made(place)]
+    tried = [*((name, layout, None) for name, layout in named.items()), *_made(place)]
     entry = probe.targets[0].fields[0]
-    for name, layout in tried:
+    for name, layout, made in tried:
         try:
             joined = layout.joined(entry.apart, entry.version.form if entry.version else None)
         except ValueError:
             continue
         for key in keyring:
-            place.opens += _opened(name, joined, key, place, table, rows)
+            opened = _opened(name, joined, key, place, table, rows)
+            place.opens += [replace(one, made=made) for one in opened]
     # first what opens most; a layout with a name before one that was made up
-    place.opens.sort(key=lambda one: (-one.opened, one.layout.startswith(made_from(""))))
+    place.opens.sort(key=lambda one: (-one.opened, one.made is not None))
     if place.opens:
         # as long as a hash, and yet it opens
-        place.look = replace(place.look, likeness=Likeness.CIPHERTEXT)
+        best_one = place.opens[0]
+        look = replace(place.look, likeness=Likeness.CIPHERTEXT)
+        if place.look.likeness is Likeness.NOTHING:
+            share = best_one.opened / max(1, best_one.tried)
+            look = replace(look, family="no known form", share=share)
+        place.look = look
     best = {one.version: one for one in reversed(place.opens)}
     place.opens = [one for one in place.opens if best[one.version] is one]
+
+
+def worth_trying(place: Place, job: Job) -> bool:
+    """Whether a layout of the job, or a built-in one, can read what looks like nothing of ours."""
+    layouts = {**builtin_layouts(), **{name: job.layout(name) for name in job.layouts}}
+    return place.in_job or any(
+        _reads(layout, value) for layout in layouts.values() for value in place.values[:TRIED_FIRST]
+    )
+
+
+def _reads(layout: Layout, value: Sampled) -> bool:
+    if layout.plaintext or layout.binary != isinstance(value, bytes):
+        return False
+    version = layout.version_of(value)
+    if layout.versioned and version is None:
+        return False
+    try:
+        bare = replace(layout, kdf=None).bind(version or "", bytes(layout.cipher.key_bytes))
+    except ValueError:
+        return False
+    return _parses(bare, value)
 
 
 def _fitting(place: Place) -> Iterable[str]:
@@ -92,23 +136,36 @@ def _fitting(place: Place) -> Iterable[str]:
     for name, layout in builtin_layouts().items():
         if layout.binary != any(isinstance(value, bytes) for value in sample):
             continue
-        if look.family in ("marker", "bare"):
+        if look.family in ("marker", "bare", "pieces"):
             if layout.versioned and sample and all(layout.version_of(value) for value in sample):
                 yield name
         elif name == family or name.startswith(f"{family}-"):
             yield name
 
 
-def _made(place: Place) -> Iterable[tuple[str, Layout]]:
-    """Layouts made from a place's looks, with each cipher."""
-    if place.look.encoding is None:
+def _made(place: Place) -> Iterable[tuple[str, Layout, Made]]:
+    """Layouts made from a place's looks, with each cipher and each order that it could be."""
+    look = place.look
+    if look.encoding is None:
         return
-    for cipher in _SEALING:
-        if cipher in CIPHERS:
-            try:
-                yield made_from(cipher), compiled("made", descriptor(place, cipher))
-            except ValueError:
-                continue
+    sizes = _NONCES if not look.separator else (0, *(span[0] for span in look.spans if span[0] == span[1]))
+    named = [*orders(look.spans)] if look.separator else [*_ORDERS]
+    seen: set[tuple[object, ...]] = set()
+    # what values begin with may name no version at all
+    for constant in (False, True) if look.head and look.versions and not place.parts else (False,):
+        for cipher in _SEALING:
+            for order in named:
+                for size in sizes if isinstance(CIPHERS.get(cipher), AesGcm) else (0,):
+                    made = Made(cipher, order, 0 if size == 12 or not 8 <= size <= 64 else size, constant)
+                    try:
+                        layout = compiled("made", descriptor(place, made))
+                    except ValueError:
+                        continue
+                    order_of = layout.order or " ".join(layout.cipher.order)
+                    what = (cipher, order_of, made.nonce_bytes, constant)
+                    if what not in seen:
+                        seen.add(what)
+                        yield f"={cipher}", layout, made
 
 
 def _probe_job(place: Place) -> Job | None:
@@ -121,7 +178,7 @@ def _probe_job(place: Place) -> Job | None:
     if isinstance(place.values[0] if place.values else None, bytes):
         told["encoding"] = "raw"
     layout = "\n".join(
-        f"{name} = {quoted(value)}" for name, value in told.items() if value or name == "marker"
+        f"{name} = {scalar(value)}" for name, value in told.items() if value or name == "marker"
     )
     text = (
         'name = "discover"\n[stores.main]\nkind = "postgres"\nurl = "${REWRAP_DISCOVER}"\n'

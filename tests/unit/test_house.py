@@ -12,7 +12,7 @@ ROOT = Path(rewrap.__file__).parent
 FLOORS = [
     ["errors", "model", "packed"],
     ["crypto.ciphers", "crypto.encodings", "crypto.layout", "crypto.layouts", "crypto", "events"],
-    ["recognise", "forecast"],
+    ["recognise", "forecast", "labels", "pieces"],
     ["interfaces", "targets", "forms", "probes.section"],
     ["formats", "job"],
     ["keys", "stores", "ledgers", "probes", "jobschema"],

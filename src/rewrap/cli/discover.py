@@ -18,11 +18,12 @@ from rich.text import Text
 
 from rewrap import preflight
 from rewrap.api import password_of
-from rewrap.cli.terminal import DebugOption, JsonOption, errors_shown, load_job, stdout_console
+from rewrap.cli.terminal import DEFAULT_JOB, DebugOption, JsonOption, errors_shown, stdout_console
 from rewrap.discover import Discovery, Place
 from rewrap.draft import Draft, described, quoted, shown_layout
 from rewrap.errors import UsageError
-from rewrap.job import Job
+from rewrap.events import Notice
+from rewrap.job import Job, UnfinishedJob
 from rewrap.recognise import Likeness
 from rewrap.report import JsonLines
 from rewrap.stores.postgres.connection import Address, address_of
@@ -62,6 +63,8 @@ def discover(
             write_new(write, text)
         if as_json:
             lines = JsonLines(sys.stdout)
+            for exc in found.keys_refused:
+                lines(Notice(level="warning", message=f"not tried: {exc.message}", hint=exc.hint))
             for place in found.places:
                 lines(place.event())
             for one in found.skipped:
@@ -80,7 +83,12 @@ def discover(
 def _source(source: str | None) -> tuple[Address, Job | None]:
     if source is not None and "://" in source:
         return address_of(source), None
-    job = load_job(Path(source or "rewrap.toml"))
+    if source is None and not DEFAULT_JOB.exists() and os.environ.get("DATABASE_URL"):
+        raise UsageError(
+            f"there is no {DEFAULT_JOB} here, and no database is named",
+            hint='rewrap discover "$DATABASE_URL" looks at it; rewrap job init makes a first job file',
+        )
+    job = UnfinishedJob.load(Path(source or DEFAULT_JOB))
     return address_of(job.store.url, password_of(job, os.environ)), job
 
 
@@ -138,7 +146,7 @@ def write_new(path: Path, text: str) -> None:
 
 def show(console: Console, found: Discovery) -> None:
     """What was found, for people."""
-    sealed = found.of(Likeness.CIPHERTEXT)
+    sealed = [*found.of(Likeness.CIPHERTEXT), *(p for p in found.of(Likeness.NOTHING) if p.in_job)]
     if sealed:
         drawn = Table(box=None, pad_edge=False, header_style="bold")
         drawn.add_column("column", style="cyan")
@@ -164,6 +172,17 @@ def show(console: Console, found: Discovery) -> None:
             console.print(Text(f"  {one.table}.{one.column}: {one.reason}"))
         if len(found.skipped) > SKIPPED_LINES:
             console.print(f"  … and {len(found.skipped) - SKIPPED_LINES:,} more (--json names them)")
+    for place in sealed:
+        if place.undecided and not place.in_job:
+            console.print(
+                Text(
+                    f"note: {place.table.name}.{place.name}: {' or '.join(place.undecided)} may name its "
+                    "key; decide, and name it as its version, before you run"
+                )
+            )
+    for exc in found.keys_refused:
+        console.print(Text(f"note: not tried: {exc.message}"))
+        console.print(Text(f"      {exc.hint}"))
     refused = [place for place in sealed if place.refused]
     for place in refused:
         console.print(
@@ -183,4 +202,6 @@ def _opens(place: Place) -> str:
         told = [f"fits {', '.join(place.fits)}"]
     if place.in_job:
         told.append("in this job")
+    if place.tried and place.in_job and not place.opens:
+        told.append("opens under no layout tried: check its layout (order, aad) and the keys")
     return "; ".join(told)

@@ -42,7 +42,8 @@ def init(
             raise UsageError(f"file {write} is there already, and is not overwritten", hint="--write FILE")
         address = address_of(given)
         found = look(address, None, sample)
-        write_new(write, draft_of(found, address, None))
+        text = draft_of(found, address, None)
+        write_new(write, text)
         if as_json:
             typer.echo(json.dumps(found.event(str(write)).as_json(), ensure_ascii=False))
             return
@@ -53,6 +54,15 @@ def init(
         console.print("next:")
         if url:
             console.print("  set DATABASE_URL to this database: the file does not hold the URL")
+        if "\n[[targets]]" not in text:
+            for step in (
+                "no column could be made a target: the file says why, and is no whole job yet",
+                "set the variables that it names to the keys, and correct their encoding",
+                f"rewrap discover {write} --write NEW.toml     tries the keys; makes targets of what opens",
+                "if nothing opens: declare the layout (docs/layouts.md), and complete a target in the file",
+            ):
+                console.print(f"  {step}")
+            return
         for step in (
             f"read {write}, and compare it with the application's code: name every encrypted column",
             "set the variables that it names to the keys",

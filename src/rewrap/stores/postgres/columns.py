@@ -120,16 +120,16 @@ LABELS_MAX = 20
 """Different texts of a column beyond which they are no versions of a key."""
 
 
-async def list_labels(connection: Connection, table: StoredTable, column: str) -> list[str]:
-    """The different texts of a column's first rows, each found more than once; none if they are many."""
+async def list_labels(connection: Connection, table: StoredTable, column: str, count: int) -> dict[str, int]:
+    """How often each text of a column is in its first rows, if more than once; none if they are many."""
     name = quote(column)
     with translated(f"column {table.name}.{column}"):
         rows = await connection.fetch(
             f"SELECT v, count(*) AS n FROM (SELECT {name}::text AS v FROM {table.relation} "
-            f"WHERE {name} IS NOT NULL LIMIT 1000) AS seen GROUP BY 1 LIMIT {LABELS_MAX + 1:d}"
+            f"WHERE {name} IS NOT NULL LIMIT {count:d}) AS seen GROUP BY 1 LIMIT {LABELS_MAX + 1:d}"
         )
-    found = [row["v"] for row in rows if row["n"] > 1 and len(row["v"]) <= 100]
-    return found if len(rows) <= LABELS_MAX else []
+    found = {row["v"]: row["n"] for row in rows if row["n"] > 1 and len(row["v"]) <= 100}
+    return found if len(rows) <= LABELS_MAX else {}
 
 
 def took_too_long(exc: StoreError) -> bool:

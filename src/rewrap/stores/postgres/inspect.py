@@ -17,6 +17,7 @@ from rewrap.stores.postgres.fields import written_columns
 from rewrap.stores.postgres.places import quote
 from rewrap.stores.postgres.schema import find_table, survey
 from rewrap.stores.postgres.server import finding
+from rewrap.stores.postgres.unnamed import unnamed_versions
 from rewrap.targets import TargetSection
 
 _TOPICS = {
@@ -63,6 +64,8 @@ async def inspect_target(
         columns = written_columns(target)
         said = {one.code for one in refused}
         reasons = [one.reason for one in refused]
+        for unnamed in await unnamed_versions(connection, job, target, oid):
+            found.append(finding("warning", "version-column-unnamed", subject, unnamed.reason, unnamed.hint))
         here = [(t.oid, f"table {t.name}", tuple(column.name for column in t.key)) for t in tables]
         # what a table's own key is, where the job names none, the survey has said if it may not be read
         for leaf, about, key in here or [(oid, subject, tuple(target.key or ()))]:

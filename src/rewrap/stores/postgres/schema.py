@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rewrap.errors import SchemaMismatch, StoreError, UnsafeTarget
 from rewrap.job import Job
@@ -13,6 +13,7 @@ from rewrap.stores.postgres.fields import attributes_of, find_fields, no_privile
 from rewrap.stores.postgres.partitions import Leaf, find_leaves, partition_columns
 from rewrap.stores.postgres.places import quote
 from rewrap.stores.postgres.uniques import find_key
+from rewrap.stores.postgres.unnamed import unnamed_versions
 from rewrap.targets import TargetSection
 
 MIN_SERVER_VERSION = 120_000
@@ -87,8 +88,13 @@ async def survey(connection: Connection, job: Job, *, writing: bool = True) -> l
                     hint="check targets.table; a table outside the search path is written schema.table",
                 )
             leaves = await find_leaves(connection, oid, target.table, taken)
-        for leaf in leaves:
-            found.append(await _survey_leaf(connection, job, target, leaf, writing=writing))
+        mine = [await _survey_leaf(connection, job, target, leaf, writing=writing) for leaf in leaves]
+        if writing and mine:
+            unnamed = await unnamed_versions(connection, job, target, oid)
+            notices = [f"{subject}: {one.reason}; {one.hint}" for one in unnamed]
+            # a partitioned table's once, and not with each of its partitions
+            mine[0] = replace(mine[0], notices=(*notices, *mine[0].notices))
+        found += mine
     seen: dict[int, str] = {}
     for entry in found:
         other = seen.setdefault(entry.table.oid, entry.table.target)
