@@ -1,0 +1,140 @@
+"""What others do to the tables while rewrap is at work: migrations that rewrite, rename, and add triggers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import asyncpg
+import pytest
+
+from rewrap import plan, verify
+from rewrap.errors import StoreError
+from rewrap.stores.postgres import census
+from rewrap.stores.postgres.census import PostgresCensus
+from tests.integration.test_safety import QUICK, Holder, disturb
+from tests.support.inprocess import load
+from tests.support.values import box
+from tests.support.workbench import Workbench
+
+TWO = """
+[[targets]]
+table = "first"
+fields = [{ column = "body", layout = "libsodium-token" }]
+[[targets]]
+table = "second"
+fields = [{ column = "body", layout = "libsodium-token" }]
+"""
+
+REWRITES = {
+    "type": "ALTER TABLE second ALTER COLUMN other TYPE bigint",
+    "renamed": """
+        CREATE TABLE fresh (LIKE second INCLUDING ALL); INSERT INTO fresh SELECT * FROM second;
+        ALTER TABLE second RENAME TO gone; ALTER TABLE fresh RENAME TO second""",
+    "column": """
+        ALTER TABLE second ADD COLUMN fresh text; UPDATE second SET fresh = body;
+        ALTER TABLE second DROP COLUMN body; ALTER TABLE second RENAME fresh TO body""",
+    "schema": """
+        CREATE SCHEMA fresh; CREATE TABLE fresh.second (LIKE second INCLUDING ALL);
+        INSERT INTO fresh.second SELECT * FROM second; DROP TABLE second;
+        ALTER TABLE fresh.second SET SCHEMA public""",
+}
+"""Migrations after which the rows are where an older snapshot sees none."""
+
+
+def two_tables(bench: Workbench) -> None:
+    """A table at v2, and one of which nothing is."""
+    bench.job(TWO)
+    for name, version in (("first", "v2"), ("second", "v1")):
+        bench.sql(f"CREATE TABLE {name} (id bigint PRIMARY KEY, body text, other int DEFAULT 1)")
+        bench.insert(name, ["id", "body"], [(i, box(f"{name} {i}", version)) for i in range(50)])
+
+
+def migrate(
+    monkeypatch: pytest.MonkeyPatch, bench: Workbench, statements: Callable[[int], str | None]
+) -> list[int]:
+    """Runs statements in one transaction right after each snapshot is taken; the snapshots so far."""
+    taken: list[int] = []
+
+    async def after(*_args: Any) -> None:
+        taken.append(len(taken) + 1)
+        if statement := statements(len(taken)):
+            connection = await asyncpg.connect(bench.dsn)
+            try:
+                async with connection.transaction():
+                    await connection.execute(statement)
+            finally:
+                await connection.close()
+
+    disturb(monkeypatch, PostgresCensus, "_begin", after=after)
+    return taken
+
+
+@pytest.mark.parametrize("how", REWRITES)
+def test_a_table_rewritten_after_the_snapshot_is_counted_in_a_new_one(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Its rows are in no older snapshot: verify would count none, and say complete over 50 old values."""
+    two_tables(bench)
+    taken = migrate(monkeypatch, bench, lambda count: REWRITES[how] if count == 1 else None)
+    found = asyncio.run(verify(load(bench), to_version="v2", environ=bench.environ))
+    assert (found.exit_code, found.verdict.stale) == (3, 50)
+    assert len(taken) == 2
+
+
+def test_a_partition_rewritten_after_the_snapshot_is_counted_in_a_new_one(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRUNCATE and a fresh load of one partition, in one transaction: an older snapshot has neither."""
+    bench.job()
+    bench.sql(
+        """CREATE TABLE notes (id bigint PRIMARY KEY, body text) PARTITION BY RANGE (id);
+           CREATE TABLE early PARTITION OF notes FOR VALUES FROM (0) TO (100)"""
+    )
+    bench.insert("notes", ["id", "body"], [(1, box("one", "v2"))])
+    load_again = f"TRUNCATE early; INSERT INTO notes VALUES (2, '{box('two')}')"
+    migrate(monkeypatch, bench, lambda count: load_again if count == 1 else None)
+    found = asyncio.run(verify(load(bench), environ=bench.environ, to_version="v2"))
+    assert (found.exit_code, found.verdict.stale) == (3, 1)
+
+
+def test_a_plan_counts_what_is_there_now(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan counts as verify does, and a rewritten table is not empty to it."""
+    two_tables(bench)
+    migrate(monkeypatch, bench, lambda count: REWRITES["type"] if count == 1 else None)
+    found = asyncio.run(plan(load(bench), from_versions="v1", to_version="v2", environ=bench.environ))
+    assert found.in_scope == 50
+
+
+def test_tables_that_keep_changing_are_an_error(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verify does not guess, and does not try for ever."""
+    two_tables(bench)
+    types = ("bigint", "int")
+    migrate(
+        monkeypatch,
+        bench,
+        lambda count: f"ALTER TABLE second ALTER COLUMN other TYPE {types[(count - 1) % 2]}",
+    )
+    with pytest.raises(StoreError, match="altered each time") as caught:
+        asyncio.run(verify(load(bench), to_version="v2", environ=bench.environ))
+    assert caught.value.hint
+
+
+def test_verify_and_plan_do_not_wait_for_ever_behind_a_lock(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody's ACCESS EXCLUSIVE lock: an error that says what to do, after a while."""
+    bench.job(more=QUICK)
+    bench.notes([box("one")])
+    monkeypatch.setattr(census, "LOCK_TIMEOUT_S", 0.3)
+    job = load(bench)
+    with Holder(bench, "LOCK TABLE notes IN ACCESS EXCLUSIVE MODE"):
+        for look in (
+            verify(job, to_version="v2", environ=bench.environ),
+            plan(job, from_versions="v1", to_version="v2", environ=bench.environ),
+        ):
+            with pytest.raises(StoreError) as caught:
+                asyncio.run(asyncio.wait_for(look, 20))
+            assert caught.value.sqlstate == "55P03"
+            assert "lock" in (caught.value.hint or "")
