@@ -138,3 +138,15 @@ def test_verify_and_plan_do_not_wait_for_ever_behind_a_lock(
                 asyncio.run(asyncio.wait_for(look, 20))
             assert caught.value.sqlstate == "55P03"
             assert "lock" in (caught.value.hint or "")
+
+
+def test_discover_does_not_wait_for_each_column_of_a_locked_table(bench: Workbench) -> None:
+    """It waits once, says that the table is locked, and looks at the others."""
+    bench.notes([box("one")])
+    bench.sql("CREATE TABLE open (id int PRIMARY KEY, body text)")
+    with Holder(bench, "LOCK TABLE notes IN ACCESS EXCLUSIVE MODE"):
+        looked = bench.rewrap("discover", "--json")
+    skipped = [event for event in looked.events if event["type"] == "column_skipped"]
+    assert [event["column"] for event in skipped] == ["body", "other"]
+    assert all("holds a lock" in event["reason"] for event in skipped)
+    assert looked.event("discovered")["columns"] == 1
