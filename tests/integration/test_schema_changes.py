@@ -13,10 +13,11 @@ from rewrap import plan, verify
 from rewrap.errors import StoreError
 from rewrap.stores.postgres import census
 from rewrap.stores.postgres.census import PostgresCensus
+from rewrap.stores.postgres.reader import PostgresReader
 from tests.integration.test_safety import QUICK, Holder, disturb
-from tests.support.inprocess import load
+from tests.support.inprocess import load, run_here
 from tests.support.values import box
-from tests.support.workbench import Workbench
+from tests.support.workbench import NOTES, Workbench
 
 TWO = """
 [[targets]]
@@ -150,3 +151,92 @@ def test_discover_does_not_wait_for_each_column_of_a_locked_table(bench: Workben
     assert [event["column"] for event in skipped] == ["body", "other"]
     assert all("holds a lock" in event["reason"] for event in skipped)
     assert looked.event("discovered")["columns"] == 1
+
+
+SPOIL = """
+CREATE FUNCTION spoil() RETURNS trigger LANGUAGE plpgsql AS
+  $$BEGIN NEW.body := left(NEW.body, 40); RETURN NEW; END$$;
+CREATE TRIGGER spoil BEFORE UPDATE ON notes FOR EACH ROW EXECUTE FUNCTION spoil()"""
+
+WATCH = """
+CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RETURN NEW; END$$;
+CREATE TRIGGER watch BEFORE UPDATE ON notes FOR EACH ROW EXECUTE FUNCTION watch()"""
+
+MEANWHILE = {
+    "trigger": (SPOIL, "has a BEFORE UPDATE trigger (spoil)"),
+    "rule": (
+        "CREATE RULE keep AS ON UPDATE TO notes WHERE OLD.id < 0 DO INSTEAD NOTHING",
+        "a rule on UPDATE",
+    ),
+}
+"""What would have kept a run from beginning, and what is said of it at its end."""
+
+
+def in_the_middle(monkeypatch: pytest.MonkeyPatch, bench: Workbench, statements: str) -> list[int]:
+    """Runs statements once, when some pages were read and written."""
+    pages: list[int] = []
+
+    async def act(*_args: Any, **_kwargs: Any) -> None:
+        pages.append(1)
+        if len(pages) == 4:
+            connection = await asyncpg.connect(bench.dsn)
+            try:
+                await connection.execute(statements)
+            finally:
+                await connection.close()
+
+    disturb(monkeypatch, PostgresReader, "fetch", before=act)
+    return pages
+
+
+@pytest.mark.parametrize("what", MEANWHILE)
+def test_what_is_made_during_a_run_and_may_spoil_it_keeps_it_from_being_complete(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """A trigger that cuts values keeps their marker: a count calls them done, and they never open again."""
+    statements, said = MEANWHILE[what]
+    bench.job(more="[pace]\nbatch_size = 20\nshards = 1\n" + QUICK)
+    bench.notes([box(f"note {i}") for i in range(200)])
+    pages = in_the_middle(monkeypatch, bench, statements)
+    ended = run_here(bench)
+    assert len(pages) > 4
+    assert (ended.exit_code, ended.state) == (3, "incomplete")
+    assert any(said in reason and "verify --deep" in reason for reason in ended.reasons), ended.reasons
+    if what == "trigger":
+        assert bench.value("SELECT count(*) FROM notes WHERE length(body) = 40") > 0
+        assert bench.rewrap("verify", "--deep").code == 3
+
+
+def test_an_acknowledged_trigger_made_during_a_run_is_no_reason(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner has read what triggers there are to the table: one more does not end a run."""
+    bench.job(
+        NOTES.replace('table = "notes"', 'table = "notes"\nacknowledge = ["triggers"]'),
+        "[pace]\nbatch_size = 20\nshards = 1\n" + QUICK,
+    )
+    bench.notes([box(f"note {i}") for i in range(200)])
+    pages = in_the_middle(monkeypatch, bench, WATCH)
+    ended = run_here(bench)
+    assert len(pages) > 4
+    assert (ended.exit_code, ended.reasons) == (0, [])
+
+
+def test_a_partition_dropped_during_a_run_is_no_reason(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is gone cannot have spoiled anything that is left."""
+    bench.job(more="[pace]\nbatch_size = 20\nshards = 1\n" + QUICK)
+    bench.sql(
+        """CREATE TABLE notes (id bigint PRIMARY KEY, body text) PARTITION BY RANGE (id);
+           CREATE TABLE early PARTITION OF notes FOR VALUES FROM (0) TO (100);
+           CREATE TABLE late PARTITION OF notes FOR VALUES FROM (100) TO (200)"""
+    )
+    bench.insert("notes", ["id", "body"], [(i, box(f"note {i}")) for i in range(100)])
+
+    async def drop(*_args: Any, **_kwargs: Any) -> None:
+        await asyncio.to_thread(bench.sql, "DROP TABLE IF EXISTS late")
+
+    disturb(monkeypatch, PostgresCensus, "drain", before=drop)
+    ended = run_here(bench)
+    assert (ended.exit_code, ended.reasons) == (0, [])
