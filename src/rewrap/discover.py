@@ -22,7 +22,8 @@ from rewrap.stores.postgres.columns import (
     LABELS_MAX,
     StoredColumn,
     StoredTable,
-    took_too_long,
+    is_locked,
+    why_not_read,
 )
 from rewrap.targets import FieldSection
 
@@ -194,16 +195,18 @@ async def discover(source: Source, job: Job | None, count: int) -> Discovery:
     columns = 0
     for table in tables:
         mine: list[Place] = []
+        locked: str | None = None
         for column in table.columns:
-            reason = column.skipped
+            reason = column.skipped or locked
             if reason is None:
                 try:
                     mine += _places(table, column, await source.sample(table, column, count))
                     columns += 1
                 except StoreError as exc:
-                    reason = (
-                        "it took too long" if took_too_long(exc) else f"it cannot be read [{exc.sqlstate}]"
-                    )
+                    reason = why_not_read(exc)
+                    if is_locked(exc):
+                        # the next column would wait as long, and in vain
+                        locked = reason
             if reason is not None:
                 skipped.append(ColumnSkipped(table=table.name, column=column.name, reason=reason))
         found = await _joined_up(source, table, mine, count)

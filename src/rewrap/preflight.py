@@ -20,6 +20,7 @@ from rewrap.model import Table
 from rewrap.probes.ask import ask
 from rewrap.stores.postgres.canary import try_canary
 from rewrap.stores.postgres.columns import (
+    LOCKED_MS,
     LOOK_MS,
     StoredColumn,
     StoredTable,
@@ -183,7 +184,8 @@ async def find_columns(
     """
     keyring, refused = _all_keys(job, environ) if job is not None else (Keyring([]), [])
     schema = job.store.guard_schema if job is not None else "rewrap"
-    async with _connected(address, "rewrap discover", statement_timeout=f"{LOOK_MS}ms") as connection:
+    patience = {"statement_timeout": f"{LOOK_MS}ms", "lock_timeout": f"{LOCKED_MS}ms"}
+    async with _connected(address, "rewrap discover", **patience) as connection:
         found = await discover(_Database(connection, address, schema), job, sample)
         found.keys_refused = refused
 
@@ -244,7 +246,7 @@ class _Database:
 @asynccontextmanager
 async def _connected(address: Address, name: str, **settings: str) -> AsyncIterator[Connection]:
     # a look that waits for somebody's lock says so instead of hanging
-    connection = await connect(address, application_name=name, lock_timeout="5s", **settings)
+    connection = await connect(address, application_name=name, **{"lock_timeout": "5s", **settings})
     try:
         yield connection
     finally:

@@ -17,14 +17,17 @@ from rewrap.engine.health import KeyHealth
 from rewrap.engine.options import RunOptions
 from rewrap.engine.pipeline import StopFlag
 from rewrap.engine.rehearsal import rehearse
-from rewrap.engine.retry import quiet, until_reachable
+from rewrap.engine.retry import FORBIDDEN, LOCKED, TABLE_LOCK_PAUSE_S, TABLE_LOCKED, quiet, until_reachable
 from rewrap.engine.sweep import Sweeper, first_of
 from rewrap.errors import (
     AccountingError,
     KeyRefused,
     LeaseLost,
     LedgerError,
+    SchemaMismatch,
+    StoreError,
     StoreUnavailable,
+    UnsafeTarget,
 )
 from rewrap.events import Event, Notice, RunEnded
 from rewrap.interfaces import Guard, Sink, Store
@@ -244,9 +247,27 @@ class Conductor:
                 "whoever had the old key could write values that were resealed here as genuine, and can read "
                 "any copy of the old ones: authenticity since the compromise is not established",
             )
-        complete = examined.complete and not left
+        altered = await self._altered()
+        reasons += altered
+        complete = examined.complete and not left and not altered
         state = RunState.COMPLETE if complete else RunState.INCOMPLETE
         return self._ended(state, 0 if complete else 3, started, sweeps, reasons)
+
+    async def _altered(self) -> list[str]:
+        """What a run would be refused for now, and was not when this one began.
+
+        A trigger made meanwhile may have changed what was written, and values that no key opens are complete
+        to a count while they have the new marker.
+        """
+        try:
+            found = await self._unlocked(self.store.tables)
+        except StoreError as exc:
+            if not isinstance(exc, SchemaMismatch | UnsafeTarget) and exc.sqlstate != FORBIDDEN:
+                raise
+            return [
+                f"{exc.message}; that was not so when the run began: rewrap verify --deep tells what it did"
+            ]
+        return [] if found is not None else ["stopped before its tables were looked at once more"]
 
     async def _examined(self) -> Examined | None:
         """Verify's count, once open writers have ended and the log is flushed; None on a stop."""
@@ -254,7 +275,20 @@ class Conductor:
         if self.stop.requested:
             return None
         await self._patiently(self.store.flush)
-        return await self._patiently(lambda: self.examine(max(DRAIN_STEP_S, self._drain_left)))
+        return await self._unlocked(lambda: self.examine(max(DRAIN_STEP_S, self._drain_left)))
+
+    async def _unlocked(self, attempt: Callable[[], Awaitable[T]]) -> T | None:
+        """The result of a look at the tables, once nobody keeps one locked; None on a stop."""
+        while True:
+            try:
+                return await self._patiently(attempt)
+            except StoreError as exc:
+                if exc.sqlstate != LOCKED:
+                    raise
+                if self.stop.requested:
+                    return None
+                self._notice("warning", f"{exc.message}: somebody holds {TABLE_LOCKED}")
+            await anyio.sleep(TABLE_LOCK_PAUSE_S)
 
     async def _close_account(self, course: Course, counted: int) -> None:
         """Compares verify's count with the engine's classes; fails closed."""

@@ -27,6 +27,9 @@ CONTENTION_PAUSES_S = (0.02, 0.1)
 LOCKED = "55P03"
 """Postgres' lock_not_available: lock_timeout passed."""
 
+FORBIDDEN = "42501"
+"""Postgres' insufficient_privilege."""
+
 TABLE_LOCK_PAUSE_S = 0.25
 TABLE_LOCKED = "a lock on the table"
 """What is said while somebody holds a whole table, and how long to wait before asking again."""

@@ -19,12 +19,19 @@ from rewrap.stores.postgres.connection import Address, Connection, close, connec
 from rewrap.stores.postgres.drain import drain
 from rewrap.stores.postgres.fence import add_fence
 from rewrap.stores.postgres.keys import KeySql
+from rewrap.stores.postgres.moment import NOT_THERE, hold, known
 from rewrap.stores.postgres.places import literal, quote, sha256_of, value_of
-from rewrap.stores.postgres.schema import former_table, identify, same_leaves, survey
+from rewrap.stores.postgres.schema import find_table, former_table, identify, same_leaves, survey
 from rewrap.stores.postgres.statements import byte_literal
 
 _FETCH_ROWS = 200
 """Rows a server-side cursor hands over at a time."""
+
+LOCK_TIMEOUT_S = 10
+"""How long a look waits for somebody's lock on a table before it says so."""
+
+_SNAPSHOTS = 5
+"""Snapshots that are begun before verify gives up on tables that keep changing under it."""
 
 _SMALL_BYTES = 32 * 1024
 
@@ -47,7 +54,9 @@ class PostgresCensus:
 
     async def _connected(self) -> Connection:
         if self._connection is None:
-            self._connection = await connect(self._address, application_name="rewrap verify")
+            self._connection = await connect(
+                self._address, application_name="rewrap verify", lock_timeout=f"{LOCK_TIMEOUT_S}s"
+            )
         return self._connection
 
     async def tables(self) -> list[Table]:
@@ -57,29 +66,73 @@ class PostgresCensus:
         return [entry.table for entry in await survey(connection, self._job, writing=False)]
 
     async def tables_now(self, tables: Sequence[Table]) -> list[Table]:
-        """The same tables, or as they are in the snapshot: partitions may have come and gone since."""
+        """The same tables, or as they are in the snapshot: partitions may have come and gone since.
+
+        From here on nobody changes them: a table that was rewritten, or gave its name to another, after the
+        snapshot would look empty in it. Where one was, the snapshot is begun anew.
+        """
+        for _ in range(_SNAPSHOTS):
+            try:
+                found = await self._held(tables)
+            except StoreError as exc:
+                # a partition that the snapshot has was dropped, or has another name now
+                if exc.sqlstate not in NOT_THERE:
+                    raise
+                found = None
+            if found is not None:
+                return found
+            await self.__aexit__()
+            await self._begin()
+        raise StoreError(
+            f"database {self._address.shown}: its tables were altered each time that verify began to look",
+            hint="a migration seems to be at work (see pg_stat_activity); try again when it is through",
+        )
+
+    async def _held(self, tables: Sequence[Table]) -> list[Table] | None:
+        """The tables, kept as the snapshot has them; None when one has changed since."""
         connection = await self._connected()
-        if await same_leaves(connection, self._job, tables):
-            return list(tables)
-        return [entry.table for entry in await survey(connection, self._job, writing=False)]
+        for target in self._job.targets:
+            with translated(f'table "{target.table}"'):
+                oid = await find_table(connection, target.table)
+                if oid is not None and not await known(connection, oid):
+                    return None
+        found = list(tables)
+        if not await same_leaves(connection, self._job, tables):
+            found = [entry.table for entry in await survey(connection, self._job, writing=False)]
+        for table in found:
+            if not await hold(connection, table):
+                return None
+        return found
 
     async def former(self, target: str, oid: int) -> Table | None:
         """A table that held rows of a target once, if it is still there and could hold its values."""
         section = next((section for section in self._job.targets if section.table == target), None)
         if section is None:
             return None
-        return await former_table(await self._connected(), self._job, section, oid)
+        connection = await self._connected()
+        table = await former_table(connection, self._job, section, oid)
+        if table is not None and not await hold(connection, table):
+            raise StoreError(
+                f"table {table.relation} was altered while verify looked: what it holds is not known",
+                hint="a migration seems to be at work (see pg_stat_activity); try again when it is through",
+            )
+        return table
 
     async def drain(self, timeout_s: float) -> list[str]:
         """Waits for the write transactions that are open; describes those that did not end."""
         return await drain(await self._connected(), "verify", timeout_s)
 
     async def __aenter__(self) -> PostgresCensus:
+        await self._begin()
+        return self
+
+    async def _begin(self) -> None:
         connection = await self._connected()
         with translated("verify"):
             self._transaction = connection.transaction(isolation="repeatable_read", readonly=True)
             await self._transaction.start()
-        return self
+            # the snapshot is that of the first statement
+            await connection.execute("SELECT")
 
     async def __aexit__(self, *_exc: object) -> None:
         transaction, self._transaction = self._transaction, None

@@ -18,6 +18,9 @@ LOOK_MS = 5_000
 
 DOCUMENT_TYPES = ("json", "jsonb")
 
+LOCKED_MS = 2_000
+"""Milliseconds that one table may be waited for while somebody holds a lock on it."""
+
 LOOKED_AT = ("text", "varchar", "bpchar", "citext", "bytea", *DOCUMENT_TYPES)
 """Types, beneath any domain, of columns that are looked into."""
 
@@ -132,8 +135,15 @@ async def list_labels(connection: Connection, table: StoredTable, column: str, c
     return found if len(rows) <= LABELS_MAX else {}
 
 
-def took_too_long(exc: StoreError) -> bool:
-    return exc.sqlstate == "57014"
+def is_locked(exc: StoreError) -> bool:
+    """Whether somebody holds a lock on the whole table."""
+    return exc.sqlstate == "55P03"
+
+
+def why_not_read(exc: StoreError) -> str:
+    if is_locked(exc):
+        return "somebody holds a lock on the table (see pg_locks)"
+    return "it took too long" if exc.sqlstate == "57014" else f"it cannot be read [{exc.sqlstate}]"
 
 
 _TABLES = """
