@@ -24,7 +24,6 @@ from pydantic import (
 )
 
 from rewrap.crypto.layout import Layout, LayoutError
-from rewrap.crypto.markers import GROUP
 from rewrap.errors import JobError, UsageError
 from rewrap.formats import (
     IndexKind,
@@ -36,9 +35,8 @@ from rewrap.formats import (
     compile_layouts,
 )
 from rewrap.forms import Forms, fits, refused_change
-from rewrap.model import Place, Role
 from rewrap.probes.section import ProbeSection
-from rewrap.targets import FieldSection, Name, Section, TargetSection, elements_apart, overlap
+from rewrap.targets import FieldSection, Name, Section, TargetSection, elements_apart, refused_places
 
 _REFERENCED = re.compile(r"^keys\..*\.(?:material|index)$|\.password$")
 """Where fields are references themselves, in which nothing is replaced."""
@@ -274,59 +272,12 @@ class Job(Section):
                     f"targets[{at}].store", f'there is no store "{target.store}"',
                     f"stores are {', '.join(self.stores)}",
                 )  # fmt: skip
-            self._check_places(at, target)
+            reason = refused_places(target)
+            if reason is not None:
+                raise self._error(f"targets[{at}].fields", *reason)
             for place, entry in enumerate(target.fields):
                 self._check_layouts(f"targets[{at}].fields[{place}]", target, entry)
                 self._check_forms(at, target, place, entry)
-
-    def _check_places(self, at: int, target: TargetSection) -> None:
-        """Refuses fields that would write the same place, but for a version that several share."""
-        where = f"targets[{at}].fields"
-        taken: dict[Place, Role] = {}
-        forms: dict[Place, str] = {}
-        names = [entry.name for entry in target.fields]
-        for name in names:
-            # another column with a dot in its name, or the same place once more
-            if names.count(name) > 1 and len({e.places for e in target.fields if e.name == name}) > 1:
-                raise self._error(
-                    where, f'two fields are both called "{name}"',
-                    f'write the key of the path in double quotes: path = \'"{name.rpartition(".")[2]}"\'',
-                )  # fmt: skip
-        for entry in target.fields:
-            for role, place in entry.places:
-                if place.column in (target.key or ()):
-                    part = "part of " if len(target.key or ()) > 1 else ""
-                    raise self._error(
-                        where,
-                        f'column "{place.column}" is {part}the key',
-                        "an encrypted column cannot be the key that rows are found by",
-                    )
-                form = entry.version.form or GROUP if entry.version and role is Role.VERSION else ""
-                if taken.get(place) is Role.VERSION is role:
-                    self._check_shared(where, entry, place, forms[place] == form)
-                    continue
-                forms[place] = form
-                clash = next((other for other in taken if overlap(other, place)), None)
-                if clash is not None:
-                    what = "a column" if clash == place and not place.path else "a place in a column"
-                    raise self._error(
-                        where, f'{what} is named twice: "{place.column}"',
-                        "name each place once; only a version may be shared by several values",
-                    )  # fmt: skip
-                taken[place] = role
-
-    def _check_shared(self, where: str, entry: FieldSection, place: Place, same: bool) -> None:
-        """Refuses a shared version that cannot be written for all of its values alike."""
-        if entry.many:
-            raise self._error(
-                where, f'fields share the version of elements, "{entry.name}" among them',
-                "values in the elements of an array need a version each",
-            )  # fmt: skip
-        if not same:
-            raise self._error(
-                where, f'the version in column "{place.column}" is named with different forms',
-                "write the same form in each field that names it",
-            )  # fmt: skip
 
     def _check_layouts(self, where: str, target: TargetSection, entry: FieldSection) -> None:
         written = {place.column for field in target.fields for _, place in field.places}

@@ -16,6 +16,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from rewrap.crypto.markers import GROUP
 from rewrap.model import Path, Place, Role
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -187,7 +188,61 @@ def elements_apart(entry: FieldSection) -> tuple[str, str] | None:
     )
 
 
-def overlap(one: Place, other: Place) -> bool:
+def refused_places(target: TargetSection) -> tuple[str, str] | None:
+    """Why a target's fields cannot stand where they are said to, and what to do; None when they can.
+
+    No two of them may be written to one place, but for a version that several share.
+    """
+    key = target.key or ()
+    taken: dict[Place, Role] = {}
+    forms: dict[Place, str] = {}
+    places = {entry.name: entry.places for entry in target.fields}
+    for entry in target.fields:
+        if places[entry.name] != entry.places:
+            # another column, with a dot in its name
+            return (
+                f'two fields are both called "{entry.name}"',
+                "rename the column that has a dot in its name",
+            )
+        for role, place in entry.places:
+            if place.column in key:
+                part = "part of " if len(key) > 1 else ""
+                return (
+                    f'column "{place.column}" is {part}the key',
+                    "an encrypted column cannot be the key that rows are found by",
+                )
+            form = (entry.version.form or GROUP) if entry.version and role is Role.VERSION else ""
+            if taken.get(place) is Role.VERSION is role:
+                reason = _refused_share(entry, place, same=forms[place] == form)
+                if reason is not None:
+                    return reason
+                continue
+            clash = next((other for other in taken if _overlap(other, place)), None)
+            if clash is not None:
+                what = "a column" if clash == place and not place.path else "a place in a column"
+                return (
+                    f'{what} is named twice: "{place.column}"',
+                    "name each place once; only a version may be shared by several values",
+                )
+            taken[place], forms[place] = role, form
+    return None
+
+
+def _refused_share(entry: FieldSection, place: Place, *, same: bool) -> tuple[str, str] | None:
+    if entry.many:
+        return (
+            f'fields share the version of elements, "{entry.name}" among them',
+            "values in the elements of an array need a version each",
+        )
+    if not same:
+        return (
+            f'the version in column "{place.column}" is named with different forms',
+            "write the same form in each field that names it",
+        )
+    return None
+
+
+def _overlap(one: Place, other: Place) -> bool:
     """Whether writing one place would write the other too."""
     if one.column != other.column:
         return False
