@@ -30,10 +30,11 @@ from rewrap.discover import Discovery, Place
 from rewrap.draft import Draft, described, quoted, shown_layout
 from rewrap.errors import UsageError
 from rewrap.events import Notice
-from rewrap.job import Job, UnfinishedJob
+from rewrap.job import Job
 from rewrap.recognise import Likeness
 from rewrap.report import JsonLines
 from rewrap.stores.postgres.connection import Address, address_of
+from rewrap.unfinished import UnfinishedJob
 
 SKIPPED_LINES = 20
 """Columns that were not looked at, shown one by one; the rest are counted (--json has them all)."""
