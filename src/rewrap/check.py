@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from rewrap.crypto.layout import LayoutError
 from rewrap.engine.compile import Rotation
-from rewrap.engine.proof import Proof, gather_proof, judge_sources, judge_target, judge_unnamed
+from rewrap.engine.proof import Proof, gather_proof, judge_target, source_faults, unnamed_faults
 from rewrap.engine.rehearsal import REHEARSED_ROWS
 from rewrap.errors import KeyRefused, RewrapError, StoreError
 from rewrap.events import Checked, Finding
@@ -112,10 +112,8 @@ async def check_keys(
         proof.unnamed |= one.unnamed
     for version in versions:
         _judge(out, proof, keyring, version, rotation)
-    try:
-        judge_unnamed(proof, rotation.from_versions if rotation else versions, keyring)
-    except KeyRefused as exc:
-        out.refused(exc, "key-refused", f"keys {', '.join(versions)}")
+    for fault in unnamed_faults(proof, rotation.from_versions if rotation else versions, keyring):
+        out.refused(fault, "key-refused", f"keys {', '.join(versions)}")
     return proof
 
 
@@ -139,10 +137,13 @@ def _judge(out: Findings, proof: Proof, keyring: Keyring, version: str, rotation
             judge_target(
                 proof, key, expected_fingerprint=None, allow_unseen=True, allow_unopenable=False
             )  # fmt: skip
-        else:
-            judge_sources(proof, [version], keyring)
     except KeyRefused as exc:
         out.refused(exc, "key-refused", subject)
+        return
+    faults = [] if is_target else list(source_faults(proof, [version], keyring))
+    for fault in faults:
+        out.refused(fault, "key-refused", subject)
+    if faults:
         return
     if opened:
         out.add(

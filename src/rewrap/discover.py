@@ -126,7 +126,7 @@ class Place:
             encoding=look.encoding,
             versions=dict(look.versions),
             sampled=look.sampled,
-            share=round(look.share, 3),
+            share=1.0 if look.share == 1 else min(round(look.share, 3), 0.999),
             length_min=look.lengths[0],
             length_max=look.lengths[2],
             parts=self.parts,

@@ -138,6 +138,43 @@ def key_of(place: Place) -> str:
     return f"key = {names if len(key) == 1 else f'[{names}]'}\n"
 
 
+@dataclass(frozen=True)
+class KeyKind:
+    """Keys of one program: how they are written, how a new one is made, what a person should know."""
+
+    encoding: str
+    command: str
+    said: str
+
+
+_KINDS = {
+    "fernet": KeyKind(
+        "base64",
+        "Fernet.generate_key()",
+        'These are Fernet tokens: their keys are base64, encoding = "base64".',
+    ),
+    "laravel": KeyKind(
+        "base64",
+        "php artisan key:generate --show",
+        'These are Laravel\'s: the key is APP_KEY, with or without its "base64:", encoding = "base64".',
+    ),
+    "rails": KeyKind(
+        "utf8",
+        "bin/rails db:encryption:init",
+        "These are Rails': the secret is primary_key (for deterministic ones deterministic_key), encoding = "
+        '"utf8", and the key is derived from it: declare a layout with like = "rails" and a kdf with the '
+        "application's key_derivation_salt (docs/layouts.md).",
+    ),
+}
+"""What is known of keys by the family of values."""
+
+
+def kind_of_key(place: Place) -> str:
+    """Whose key a place's values are under, by their looks; empty for any bytes, or a key that opens it."""
+    family = {"sentry": "fernet", "laravel-gcm": "laravel"}.get(place.look.family, place.look.family)
+    return family if family in _KINDS and not place.opens else ""
+
+
 @dataclass
 class Draft:
     """A job file in the making. `head` is its store and keys where an earlier job has them."""
@@ -150,42 +187,81 @@ class Draft:
 
     def toml(self) -> str:
         """The whole file; it loads, and what could not be rotated as it is stands in comments."""
-        targets = self._targets()
+        groups = self._groups()
+        active = next(iter(groups.values()), [])
+        targets = self._targets(active)
+        for kind, places in list(groups.items())[1:]:
+            targets += self._another(kind, places)
         parts = [
             "# Written by rewrap discover from what stored values look like. Review all of it: "
             "discover sees\n"
             "# samples, and only the application's code knows every encrypted column. One that is "
             "missing here\n"
             "# is not rotated.\n",
-            self.head if self.head is not None else f"name = {quoted(self.name)}\n\n{STORE}\n{self._keys()}",
+            self.head
+            if self.head is not None
+            else f"name = {quoted(self.name)}\n\n{STORE}\n{self._keys(active)}",
             *(f"{draft.toml()}\n" for draft in self.layouts.values()),
             *targets,
         ]
         return "\n".join(parts)
 
-    def _keys(self) -> str:
-        versions = list(dict.fromkeys(v for place in self.places for v in place.look.versions)) or ["v1"]
+    def _groups(self) -> dict[str, list[Place]]:
+        """The places by the kind of key they are under: values of different kinds cannot share one.
+
+        First the kind of the first place that could be a target.
+        """
+        groups: dict[str, list[Place]] = {}
+        for place in self.places:
+            groups.setdefault(kind_of_key(place), []).append(place)
+        fit = [kind_of_key(place) for place in self.places if self._fits(place)]
+        first = "" if "" in fit else next(iter(fit), next(iter(groups), ""))
+        return {kind: groups[kind] for kind in dict.fromkeys([first, *groups]) if kind in groups}
+
+    def _fits(self, place: Place) -> bool:
+        # tried on a copy: a layout that nothing uses must not stand in the file
+        names = Draft(self.name, [place], self.job_layouts)
+        return not place.refused and names._layout_of(place) is not None
+
+    def _another(self, kind: str, places: Sequence[Place]) -> list[str]:
+        """The targets of a key that is not this job's, in comments."""
+        apart = Draft(self.name, places, self.job_layouts)
+        targets = apart._targets(places)
+        layouts = [f"{draft.toml()}\n" for draft in apart.layouts.values()]
+        written = "\n".join([*layouts, *targets])
+        said = _KINDS[kind].said if kind in _KINDS else "Its values name no kind of key."
+        head = commented(f"Another key: a job of its own. {said} What follows would stand in that file.")
+        # what is a comment already stays one
+        lines = [line if line.startswith("#") or not line else f"#   {line}" for line in written.splitlines()]
+        return ["\n".join([head, *lines]) + "\n"]
+
+    def _keys(self, places: Sequence[Place]) -> str:
+        kind = _KINDS.get(kind_of_key(places[0])) if places else None
+        versions = list(dict.fromkeys(v for place in places for v in place.look.versions)) or ["v1"]
         versions.sort(key=lambda name: [int(t) if t.isdigit() else t for t in re.split(r"([0-9]+)", name)])
         new = _next(versions[-1])
         lines = ["# Where each key is: env:NAME or file:PATH. A key itself never stands in this file."]
+        lines += [commented(kind.said)] if kind else []
+        command = "openssl rand -hex 32" if kind is None else kind.command
         for version in [*versions, *([new] if new not in versions else [])]:
             variable = re.sub(r"[^A-Za-z0-9]", "_", version).upper()
-            made = "" if version in versions else "     # the new one: openssl rand -hex 32"
+            made = "" if version in versions else f"     # the new one: {command}"
             lines += [
                 f"[keys.versions.{version if re.fullmatch(r'[A-Za-z0-9_-]+', version) else quoted(version)}]",
                 f'material = "env:KEY_{variable}"{made}',
+                *([f'encoding = "{kind.encoding}"'] if kind else []),
                 "",
             ]
         return "\n".join(lines)
 
-    def _targets(self) -> list[str]:
+    def _targets(self, places: Sequence[Place]) -> list[str]:
         by_table: dict[str, list[Place]] = {}
-        for place in self.places:
+        for place in places:
             by_table.setdefault(place.table.name, []).append(place)
         live, quiet = [], []
-        for table, places in by_table.items():
-            fit = [place for place in places if not place.refused and self._layout_of(place) is not None]
-            for place in places:
+        for table, mine in by_table.items():
+            fit = [place for place in mine if not place.refused and self._layout_of(place) is not None]
+            for place in mine:
                 if place not in fit:
                     quiet.append(_commented(place))
             if fit:
@@ -198,7 +274,7 @@ class Draft:
             )
         if quiet:
             quiet.insert(0, "# Left out; read why before you go on:\n")
-        named = {version_pattern([v]): v for place in self.places for v in place.look.versions}
+        named = {version_pattern([v]): v for place in places for v in place.look.versions}
         if len(named) > 1:
             live.insert(
                 0,
@@ -275,7 +351,7 @@ def shown_layout(opened: Opened) -> str:
 def reason(place: Place) -> str:
     """Why a place is in the draft."""
     look = place.look
-    told = [f"{look.share:.0%} of {look.sampled} sampled values are {described(place)}"]
+    told = [f"{look.shown_share} of {look.sampled} sampled values are {described(place)}"]
     if look.versions:
         told.append(", ".join(f"{version} {n}" for version, n in sorted(look.versions.items())))
     for opened in place.opens[:3]:
@@ -309,7 +385,7 @@ def _commented(place: Place) -> str:
     why = place.refused or "no layout is known that opens it: see docs/layouts.md for how to declare one"
     if place.look.blocks and place.look.family == "pieces" and not place.refused:
         why = (
-            "an IV and whole blocks: this looks like AES-CBC, which does not authenticate. Declare it with "
+            "an IV and whole blocks: this may be AES-CBC, which does not authenticate. Then declare it with "
             'cipher = "aes-256-cbc", an order, and what plaintexts look like (docs/layouts.md)'
         )
     target = (

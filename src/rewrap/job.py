@@ -326,12 +326,6 @@ class Job(Section):
         return JobError(f"job file {self._path}: {where}: {message}", hint=hint)
 
 
-class UnfinishedJob(Job):
-    """A job that may name no targets yet: enough to look at a database, and to try keys."""
-
-    targets: list[TargetSection] = Field(default_factory=list)
-
-
 def _substitute(value: Any, environ: Mapping[str, str], path: Path, where: str = "") -> Any:
     """`value` with every `${NAME}` in its strings replaced; key references are left as they are."""
     if isinstance(value, dict):

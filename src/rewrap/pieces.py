@@ -96,9 +96,9 @@ def salted(spans: Sequence[Span]) -> bool:
     )
 
 
-def unauthenticated(spans: Sequence[Span], sizes: Sequence[int]) -> bool:
-    """Whether pieces are as long as those of AES-CBC: an IV of a block, and whole blocks."""
-    return len(spans) == 2 and spans[0] == (16, 16) and all(size % 16 == 0 for size in sizes)
+def whole_blocks(sizes: Sequence[Sequence[int]]) -> bool:
+    """Whether the pieces of all values are as long as those of AES-CBC: an IV, and whole blocks."""
+    return all(len(one) == 2 and one[0] == 16 and one[1] % 16 == 0 for one in sizes)
 
 
 def _nonce(span: Span) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from rewrap.pieces import Span, orders, salted, take_apart
+from rewrap.pieces import Span, orders, salted, take_apart, whole_blocks
 
 Sampled = str | bytes
 
@@ -51,7 +51,7 @@ class Look:
     in it. `share` is how many of the values have the form; `lengths` the least, middle and greatest length of
     a stored value; `decoded` those of the payload in bytes. `head` is what all values begin with, version
     included, if that is the same. Values of several pieces have a `separator` and for each piece its `spans`;
-    `blocks` if the longest are whole blocks of AES.
+    `blocks` if they are an IV and whole blocks.
     """
 
     likeness: Likeness
@@ -67,6 +67,11 @@ class Look:
     separator: str = ""
     spans: tuple[Span, ...] = ()
     blocks: bool = False
+
+    @property
+    def shown_share(self) -> str:
+        """The share in percent, rounded down: one plaintext value among many is not rounded away."""
+        return f"{int(self.share * 100 + 1e-9)}%"
 
     @property
     def named(self) -> bool:
@@ -180,7 +185,8 @@ def _known(text: str) -> Form | None:
     if text.startswith("U2FsdGVkX1"):
         return Form(Likeness.CIPHERTEXT, "openssl enc", encoding="base64")
     if text.startswith("eyJ") and {"iv", "value", "mac"} <= set(_json_of(text)):
-        return Form(Likeness.CIPHERTEXT, "laravel", encoding="base64")
+        family = "laravel-gcm" if _json_of(text).get("tag") else "laravel"
+        return Form(Likeness.CIPHERTEXT, family, encoding="base64")
     return None
 
 
@@ -343,7 +349,7 @@ def look_at(values: Sequence[Sampled]) -> Look:
         head=_head(mine),
         separator=shape[0],
         spans=tuple((min(sizes), max(sizes)) for sizes in zip(*(form.sizes for form in mine), strict=True)),
-        blocks=all(max(form.sizes, default=1) % 16 == 0 for form in mine),
+        blocks=whole_blocks([form.sizes for form in mine]),
     )
     if look.share < _SHARE_MIN:
         return Look(Likeness.NOTHING, "", sampled=len(values), lengths=_lengths(values))

@@ -139,7 +139,7 @@ def _fitting(place: Place) -> Iterable[str]:
         if look.family in ("marker", "bare", "pieces"):
             if layout.versioned and sample and all(layout.version_of(value) for value in sample):
                 yield name
-        elif name == family or name.startswith(f"{family}-"):
+        elif name == family or (name.startswith(f"{family}-") and family != "laravel"):
             yield name
 
 

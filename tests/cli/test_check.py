@@ -410,3 +410,53 @@ def test_versions_go_together(bench: Workbench) -> None:
     ran = bench.rewrap("check", "--from", "v1", "--json")
     assert ran.code == 2
     assert json.loads(ran.out)["hint"].startswith("name both")
+
+
+def test_every_key_that_does_not_open_is_reported(bench: Workbench) -> None:
+    """Two columns with a wrong layout are two findings, and lines end where their words end."""
+    bench.sql("CREATE TABLE one (id int PRIMARY KEY, account_id int, a text, b text)")
+    bench.notes([box("one"), box("two", "v2")])
+    rows = [(i, i, aead("s", "other"), aead("s", "other")) for i in range(20)]
+    bench.insert("one", ["id", "account_id", "a", "b"], rows)
+    fields = ", ".join(f'{{ column = "{name}", layout = "aead" }}' for name in "ab")
+    bench.job(NOTES + f'[[targets]]\ntable = "one"\nfields = [{fields}]')
+    _, found = checked(bench, *VERSIONS)
+    refused = {one["reason"] for one in found if one["code"] == "key-refused"}
+    assert {name for name in ("one.a", "one.b") if any(name in r.replace('"', "") for r in refused)} == {
+        "one.a", "one.b",
+    }  # fmt: skip
+    assert all("order" in one["hint"] for one in found if one["code"] == "key-refused")
+    shown = bench.rewrap("check", *VERSIONS).out.splitlines()
+    assert not [line for line in shown if line != line.rstrip()]
+
+
+def test_closed_schema_does_not_end_the_check(bench: Workbench) -> None:
+    """A table that a role may not even name is a finding; the others are examined all the same."""
+    bench.notes([box("one"), box("two", "v2")])
+    bench.sql("CREATE SCHEMA closed; CREATE TABLE closed.notes (id int PRIMARY KEY, body text)")
+    bench.job(NOTES.replace('"notes"', '"closed.notes"') + NOTES)
+    role = "shut_" + urlsplit(bench.dsn).path.strip("/")
+    bench.sql(f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
+    parts = urlsplit(bench.dsn)
+    url = urlunsplit(parts._replace(netloc=f"{role}:x@{parts.hostname}:{parts.port}"))
+    try:
+        _, found = checked(bench, *VERSIONS, DATABASE_URL=url)
+        lacking = {one["subject"] for one in found if one["severity"] == "error"}
+        assert {"table closed.notes", "table notes"} <= lacking
+    finally:
+        bench.sql(f"DROP OWNED BY {role}")
+        bench.sql(f"DROP ROLE {role}")
+
+
+def test_partitions_of_a_table_in_the_job_are_no_news(bench: Workbench) -> None:
+    """That a partition is part of the table that the job names is not said of each."""
+    bench.sql(
+        "CREATE TABLE notes (id int PRIMARY KEY, body text) PARTITION BY RANGE (id);"
+        "CREATE TABLE low PARTITION OF notes FOR VALUES FROM (0) TO (5);"
+        "CREATE TABLE high PARTITION OF notes FOR VALUES FROM (5) TO (50)"
+    )
+    bench.insert("notes", ["id", "body"], [(n, box("x", "v1" if n else "v2")) for n in range(9)])
+    _, found = checked(bench, *VERSIONS)
+    assert "part-of-another" not in codes(found, "info")
+    bench.job(NOTES.replace('"notes"', '"low"'))
+    assert "part-of-another" in codes(checked(bench)[1], "info")

@@ -418,3 +418,40 @@ def test_large_table_is_sampled(bench: Workbench, tmp_path: Path) -> None:
     )
     (one,) = found(bench.rewrap("discover", bench.dsn, "--sample", "100", "--json")).values()
     assert one["sampled"] == 100
+
+
+def test_each_kind_of_key_has_a_job_of_its_own(bench: Workbench) -> None:
+    """Values of Fernet, Laravel and Rails share no key: one is the draft, the others stand in comments."""
+    animals = {name: SEALED[name] for name in ("fernet", "laravel", "rails")}
+    zoo(bench, animals)
+    assert bench.rewrap("discover", bench.dsn, "--write", "found.toml").code == 0
+    text = (bench.folder / "found.toml").read_text()
+    job = Job.load(bench.folder / "found.toml", bench.environ)
+    assert [entry.column for target in job.targets for entry in target.fields] == ["fernet"]
+    assert {section.encoding for section in job.keys.versions.values()} == {"base64"}
+    assert text.count("Another key: a job of its own") == 2
+    assert "kdf" in text
+    assert "APP_KEY" in text
+
+
+def test_laravel_with_a_mac_is_not_gcm(bench: Workbench) -> None:
+    """A document without a tag fits the layout with a MAC alone."""
+    zoo(bench, {"laravel": SEALED["laravel"]})
+    assert found(bench.rewrap("discover", bench.dsn, "--json"))["laravel"]["fits"] == ["laravel"]
+
+
+def test_one_plaintext_value_is_not_rounded_away(bench: Workbench) -> None:
+    """199 of 200 are not all."""
+    bench.notes([*(box(f"n{n}") for n in range(199)), "plain words of somebody"])
+    shown = bench.rewrap("discover", bench.dsn).out
+    assert "99%" in shown
+    assert "100%" not in shown
+
+
+def test_without_a_job_the_hint_names_the_database(bench: Workbench) -> None:
+    """DATABASE_URL is set, and no job there: what to type is said."""
+    (bench.folder / "rewrap.toml").unlink()
+    ran = bench.rewrap("discover")
+    assert ran.code == 2
+    assert 'rewrap discover "$DATABASE_URL"' in ran.err
+    assert "job init" in ran.err

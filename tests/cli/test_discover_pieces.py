@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from rewrap.job import Job
 from tests.support.values import KEY_V1, box
 from tests.support.workbench import Result, Workbench
 
@@ -173,3 +174,25 @@ def test_job_without_targets_tries_keys(bench: Workbench) -> None:
     assert bench.rewrap("check", "found.toml", "--from", "v1", "--to", "v2").code == 0
     refused = bench.rewrap("check")
     assert "rewrap discover" in refused.err
+
+
+def test_pieces_without_a_tag_are_left_for_a_person(bench: Workbench) -> None:
+    """An IV and whole blocks may be CBC: a draft does not guess a cipher that authenticates."""
+    bench.sql("CREATE TABLE blocks (id int PRIMARY KEY, cbc text, gcm text)")
+    rows = []
+    for n in range(30):
+        cbc = f"{os.urandom(16).hex()}:{os.urandom(16 * (1 + n % 4)).hex()}"
+        rows.append((n, cbc, ":".join(one.hex() for one in parts(n))))
+    bench.insert("blocks", ["id", "cbc", "gcm"], rows)
+    assert bench.rewrap("job", "init", "--write", "found.toml").code == 0
+    job = Job.load(bench.folder / "found.toml", bench.environ)
+    assert [entry.column for target in job.targets for entry in target.fields] == ["gcm"]
+    assert "aes-256-cbc" in (bench.folder / "found.toml").read_text()
+
+
+def test_salt_and_hash_are_no_ciphertext(bench: Workbench) -> None:
+    """`salt:digest`, as scrypt is often stored, is doubtful."""
+    bench.sql("CREATE TABLE logins (id int PRIMARY KEY, password text)")
+    values = [f"{os.urandom(16).hex()}:{os.urandom(64).hex()}" for _ in range(30)]
+    bench.insert("logins", ["id", "password"], list(enumerate(values)))
+    assert found(bench.rewrap("discover", bench.dsn, "--json"))["password"]["likeness"] == "hash"

@@ -61,6 +61,8 @@ def test_hash_beside_a_value_does_not_hide_its_version(bench: Workbench) -> None
         "nonce": "diagnosis_iv", "tag": "diagnosis_auth_tag", "version": "key_version",
     }  # fmt: skip
     assert seen["diagnosis"]["undecided"] == []
+    # counted as versions in a marker are
+    assert seen["diagnosis"]["versions"] == {"1": 40}
     assert "parts" not in seen["attachment_sha256"] or not seen["attachment_sha256"]["parts"]
 
 

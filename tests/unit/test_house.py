@@ -15,7 +15,7 @@ FLOORS = [
     ["recognise", "forecast", "labels", "pieces"],
     ["interfaces", "targets", "forms", "probes.section"],
     ["formats", "job"],
-    ["keys", "stores", "ledgers", "probes", "jobschema"],
+    ["keys", "stores", "ledgers", "probes", "jobschema", "unfinished"],
     [
         "engine.health",
         "engine.retry",

@@ -20,6 +20,7 @@ from rewrap.cli.terminal import (
     JsonOption,
     errors_shown,
     load_job,
+    print_drawn,
     stdout_console,
 )
 from rewrap.events import Finding
@@ -72,7 +73,7 @@ def _show(found: Check, from_versions: str | None, to_version: str | None) -> No
         for one in found.findings:
             if one.subject == subject:
                 drawn.add_row(Text(one.severity, style=_STYLES[one.severity]), Text(one.code), _said(one))
-        console.print(Padding(drawn, (0, 0, 0, 2), expand=False))
+        print_drawn(console, Padding(drawn, (0, 0, 0, 2), expand=False))
     errors, warnings, infos = (found.count(severity) for severity in ("error", "warning", "info"))
     counted = f"{_number(errors, 'error')}, {_number(warnings, 'warning')}, {_number(infos, 'note')}"
     console.print(f"check of {found.job.name}: {counted}")

@@ -18,15 +18,23 @@ from rich.text import Text
 
 from rewrap import preflight
 from rewrap.api import password_of
-from rewrap.cli.terminal import DEFAULT_JOB, DebugOption, JsonOption, errors_shown, stdout_console
+from rewrap.cli.terminal import (
+    DEFAULT_JOB,
+    DebugOption,
+    JsonOption,
+    errors_shown,
+    print_drawn,
+    stdout_console,
+)
 from rewrap.discover import Discovery, Place
 from rewrap.draft import Draft, described, quoted, shown_layout
 from rewrap.errors import UsageError
 from rewrap.events import Notice
-from rewrap.job import Job, UnfinishedJob
+from rewrap.job import Job
 from rewrap.recognise import Likeness
 from rewrap.report import JsonLines
 from rewrap.stores.postgres.connection import Address, address_of
+from rewrap.unfinished import UnfinishedJob
 
 SKIPPED_LINES = 20
 """Columns that were not looked at, shown one by one; the rest are counted (--json has them all)."""
@@ -156,11 +164,11 @@ def show(console: Console, found: Discovery) -> None:
             drawn.add_column(name)
         for place in sealed:
             drawn.add_row(
-                Text(f"{place.table.name}.{place.name}"), Text(described(place)), f"{place.look.share:.0%}",
+                Text(f"{place.table.name}.{place.name}"), Text(described(place)), place.look.shown_share,
                 Text(", ".join(f"{v} {n}" for v, n in sorted(place.look.versions.items()))),
                 Text(_opens(place)),
             )  # fmt: skip
-        console.print(drawn)
+        print_drawn(console, drawn)
     doubtful = found.of(Likeness.HASH, Likeness.TOKEN)
     if doubtful:
         console.print("look like hashes or tokens, and stay out of a job:")

@@ -17,6 +17,7 @@ from rewrap.cli.terminal import (
     JsonOption,
     errors_shown,
     load_job,
+    print_drawn,
     stdout_console,
 )
 from rewrap.events import SCHEMA, FieldVerdict
@@ -67,13 +68,13 @@ def plan(
             typer.echo(json.dumps(shown, ensure_ascii=False))
             return
         console = stdout_console()
-        console.print(field_lines(fields))
+        print_drawn(console, field_lines(fields))
         for notice in found.notices:
             console.print(f"note: {notice}")
         console.print(f"in scope of {from_versions} → {to_version}: {found.in_scope:,} values")
         if found.in_scope:
             console.print()
-            console.print(_drawn(found.forecast))
+            print_drawn(console, _drawn(found.forecast))
 
 
 DERIVED = {

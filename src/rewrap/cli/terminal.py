@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn, TypeVar
 
 import anyio
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from rewrap.engine.pipeline import StopFlag
 from rewrap.errors import RewrapError
@@ -56,6 +56,17 @@ def stdout_console() -> Console:
     if not console.is_terminal:
         console.width = UNCUT_COLUMNS
     return console
+
+
+def print_drawn(console: Console, drawn: RenderableType) -> None:
+    """Prints a table; off a terminal without the spaces that fill its last column."""
+    if console.is_terminal:
+        console.print(drawn)
+        return
+    with console.capture() as captured:
+        console.print(drawn)
+    for line in captured.get().splitlines():
+        console.file.write(line.rstrip() + "\n")
 
 
 def stderr_console() -> Console:

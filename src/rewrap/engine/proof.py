@@ -7,7 +7,7 @@ values that the application stored are opened under every version of the rotatio
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from rewrap.crypto.layout import Malformed, Unopenable
@@ -183,38 +183,51 @@ def judge_sources(proof: Proof, from_versions: Sequence[str], keyring: Keyring) 
     """Raises KeyRefused when a from-version has stored values and opens none of those tried.
 
     That is asked of the key as a whole, and of each column with enough values to tell: there it may be the
-    associated data that are declared wrongly.
+    layout or the associated data that are declared wrongly.
     """
+    for fault in source_faults(proof, from_versions, keyring):
+        raise fault
+
+
+def source_faults(proof: Proof, from_versions: Sequence[str], keyring: Keyring) -> Iterator[KeyRefused]:
+    """All that `judge_sources` could raise: a key as a whole, or each column that it does not open."""
     for version in from_versions:
         opened, failed = proof.count(version)
         if failed and not opened:
-            raise KeyRefused(
+            yield KeyRefused(
                 f'key version "{version}" opens none of {failed} stored values marked with it',
                 hint=f"the key at hand is {keyring.get(version).fingerprint}; compare it with the "
-                "application's; nothing was written or quarantined",
+                "application's, and check the layouts: order, aad; nothing was written or quarantined",
             )
+            continue
         for (relation, column, marked), count in proof.failed.items():
             if marked == version and count >= FIRST_VALUES and not proof.opened[relation, column, version]:
-                raise KeyRefused(
+                yield KeyRefused(
                     f'key version "{version}" opens none of {count} stored values marked with it in '
                     f"{relation}.{column}, though it opens others",
-                    hint="check the layout of this column, its aad above all; nothing was written or "
+                    hint="check the layout of this column: its order, its aad; nothing was written or "
                     "quarantined",
                 )
 
 
 def judge_unnamed(proof: Proof, from_versions: Sequence[str], keyring: Keyring) -> None:
     """Raises KeyRefused when values that name no version look sealed, and none opens under any of these."""
+    for fault in unnamed_faults(proof, from_versions, keyring):
+        raise fault
+
+
+def unnamed_faults(proof: Proof, from_versions: Sequence[str], keyring: Keyring) -> Iterator[KeyRefused]:
+    """All that `judge_unnamed` could raise, a column each."""
     for relation, name in sorted(proof.unnamed):
         failed = proof.failed[relation, name, UNNAMED]
         if failed and not proof.opened_under(relation, name, from_versions):
-            raise KeyRefused(
+            yield KeyRefused(
                 f"no stored value of {relation}.{name} opens under {' or '.join(from_versions)}, and "
                 f"{failed} look sealed and open under no key at hand (first: {proof.where[UNNAMED]})",
                 hint="its values name no version, so all keys at hand were tried: "
                 + ", ".join(f"{key.version} {key.fingerprint}" for key in keyring)
-                + "; compare them with the application's, and the layout with its code; nothing was written "
-                "or quarantined",
+                + "; compare them with the application's, and check the layout of this column: its order, "
+                "its aad; nothing was written or quarantined",
             )
 
 
