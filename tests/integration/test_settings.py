@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
+from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
@@ -12,7 +15,32 @@ from rewrap.stores.postgres.store import PostgresStore
 from tests.integration.test_safety import QUICK, Holder
 from tests.support.inprocess import load
 from tests.support.values import box
-from tests.support.workbench import Workbench
+from tests.support.workbench import NOTES, Workbench
+
+Role = Callable[..., str]
+
+
+@pytest.fixture
+def role(bench: Workbench) -> Iterator[Role]:
+    """Makes a role with these settings, lets it rotate the tables that are there, and has commands use it."""
+    name = f"r{os.urandom(4).hex()}"
+
+    def make(*settings: str) -> str:
+        bench.sql(
+            f"CREATE ROLE {name} LOGIN PASSWORD 'p'; CREATE SCHEMA rewrap AUTHORIZATION {name}; "
+            f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {name}"
+        )
+        for setting in settings:
+            bench.sql(f"ALTER ROLE {name} SET {setting}")
+        parts = urlsplit(bench.dsn)
+        place = f"{name}:p@{parts.hostname}:{parts.port}"
+        bench.environ["DATABASE_URL"] = urlunsplit(parts._replace(netloc=place))
+        return name
+
+    yield make
+    if bench.value("SELECT count(*) FROM pg_roles WHERE rolname = $1", name):
+        bench.sql(f"DROP OWNED BY {name} CASCADE")
+        bench.sql(f"DROP ROLE {name}")
 
 
 @pytest.mark.parametrize("name", ["rewrap", "rewrap writer", "rewrap guard", "rewrap ledger"])
@@ -63,3 +91,56 @@ def test_writers_that_come_and_go_are_not_waited_for_one_after_the_other(bench: 
     assert left == []
     assert written > 0
     assert seconds < 5
+
+
+def test_a_roles_lock_timeout_does_not_end_a_run(bench: Workbench, role: Role) -> None:
+    """Sessions of a run wait as long as they are meant to: its lease may wait behind a swap."""
+    bench.job(NOTES, "[pace]\nbatch_size = 10\nshards = 1\n[limits]\nlease_s = 2\ndrain_s = 1\n")
+    bench.notes([box(f"note {i}") for i in range(45)])
+    role("lock_timeout = '20ms'")
+    with Holder(bench, "SELECT FROM notes WHERE id % 3 = 0 FOR UPDATE"):
+        ran = bench.run()
+    assert ran.code == 3, ran.err
+    assert ran.event("run_ended")["outcomes"]["notes"]["body"]["resealed"] == 30
+
+
+def test_a_fence_is_recognised_where_every_name_is_quoted(bench: Workbench, role: Role) -> None:
+    """A constraint's text depends on the role's quote_all_identifiers; its fence is one all the same."""
+    bench.job()
+    bench.notes([box("one", "v2")])
+    name = role("quote_all_identifiers = on")
+    bench.sql(f"ALTER TABLE notes OWNER TO {name}")
+    assert bench.rewrap("verify", "--to", "v2", "--fence").code == 0
+    again = bench.rewrap("verify", "--to", "v2", "--fence")
+    assert (again.code, "was there already" in again.out) == (0, True)
+    refused = bench.rewrap("plan", "--from", "v2", "--to", "v3")
+    assert refused.code == 2
+    assert "the fence of an earlier rotation" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("setting", "since"), [("idle_session_timeout", 140_000), ("transaction_timeout", 170_000)]
+)
+def test_a_role_whose_sessions_the_server_ends_is_refused(
+    bench: Workbench, role: Role, setting: str, since: int
+) -> None:
+    """A run whose lease loses its session admits a second run; a long count never ends."""
+    if bench.value("SELECT current_setting('server_version_num')::int") < since:
+        pytest.skip(f"this server has no {setting}")
+    bench.job()
+    bench.notes([box("one")])
+    name = role(f"{setting} = '5min'")
+    for command in (
+        ("run", "--from", "v1", "--to", "v2", "--allow-unseen-target"),
+        ("verify", "--to", "v2"),
+    ):
+        refused = bench.rewrap(*command)
+        assert refused.code == 2
+        assert f"{setting} = 5min" in refused.err
+        assert f"ALTER ROLE … SET {setting} = 0" in refused.err
+    checked = bench.rewrap("check", "--json")
+    assert checked.code == 1
+    (found,) = [one for one in checked.events if one.get("code") == "unfit-server"]
+    assert setting in found["reason"]
+    bench.sql(f"ALTER ROLE {name} SET {setting} = 0")
+    assert bench.run().code == 0

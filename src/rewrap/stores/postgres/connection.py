@@ -38,11 +38,15 @@ BASE_SETTINGS = {
     "row_security": "off",
     "default_transaction_isolation": "read committed",
     "statement_timeout": "0",
+    # who must not wait long says so itself
+    "lock_timeout": "0",
     # a shorter one ends a verification in the middle; none would let a frozen process keep its locks
     "idle_in_transaction_session_timeout": "10min",
     "jit": "off",
     # what a literal means must not depend on the role
     "standard_conforming_strings": "on",
+    # what a constraint's text looks like neither: fences are recognised by it
+    "quote_all_identifiers": "off",
     # these decide the text of keys and of associated data, whatever the role's own settings are
     "timezone": "UTC",
     "datestyle": "ISO, YMD",
