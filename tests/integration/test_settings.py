@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -41,6 +42,23 @@ def role(bench: Workbench) -> Iterator[Role]:
     if bench.value("SELECT count(*) FROM pg_roles WHERE rolname = $1", name):
         bench.sql(f"DROP OWNED BY {name} CASCADE")
         bench.sql(f"DROP ROLE {name}")
+
+
+@pytest.fixture
+def unchecked(server_dsn: str, tmp_path: Path) -> Iterator[Workbench]:
+    """A database whose encoding is SQL_ASCII: it checks no text that is put in."""
+    name = f"ascii_{os.getpid()}_{os.urandom(3).hex()}"
+    admin = Workbench(server_dsn, tmp_path)
+    # from Postgres 15 another provider of locales may be the server's, and know no encoding but UTF-8
+    newer = admin.value("SELECT current_setting('server_version_num')::int") >= 150_000
+    admin.sql(
+        f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'"
+        + (" LOCALE_PROVIDER libc" if newer else "")
+    )
+    try:
+        yield Workbench(urlunsplit(urlsplit(server_dsn)._replace(path=f"/{name}")), tmp_path)
+    finally:
+        admin.sql(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.mark.parametrize("name", ["rewrap", "rewrap writer", "rewrap guard", "rewrap ledger"])
@@ -144,3 +162,16 @@ def test_a_role_whose_sessions_the_server_ends_is_refused(
     assert setting in found["reason"]
     bench.sql(f"ALTER ROLE {name} SET {setting} = 0")
     assert bench.run().code == 0
+
+
+def test_text_in_no_encoding_is_named_beforehand_and_explained(unchecked: Workbench) -> None:
+    """In SQL_ASCII a value may be text in any encoding; where one is not UTF-8, the error says what to do."""
+    unchecked.notes([box("one")])
+    checked = unchecked.rewrap("check", "--json")
+    (found,) = [one for one in checked.events if one.get("code") == "sql-ascii"]
+    assert (found["severity"], checked.code) == ("warning", 0)
+    unchecked.sql("INSERT INTO notes (id, body) SELECT 9, convert_from('\\x636166e9', 'SQL_ASCII')")
+    ran = unchecked.run()
+    assert ran.code == 1
+    assert "[22021]" in ran.err
+    assert "hint: a text there is not UTF-8" in ran.err

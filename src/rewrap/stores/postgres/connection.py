@@ -195,6 +195,8 @@ def _store_error(exc: asyncpg.PostgresError, subject: str) -> StoreError:
             )
         return StoreUnavailable(message, hint="the server went away; rewrap resume", sqlstate=state)
     hint = {
+        "22021": "a text there is not UTF-8, which a database with the encoding SQL_ASCII lets in; find such "
+        "values, and convert them or leave the column out",
         "28P01": "the password was refused; check the variable the url or password comes from",
         "28000": "the server refuses this role or host; check pg_hba.conf and the url",
         "3D000": "the database does not exist; check the url",
