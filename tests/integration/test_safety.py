@@ -68,13 +68,15 @@ def disturb(
 class Holder:
     """A transaction of the application's, held open in a thread of its own."""
 
-    def __init__(self, bench: Workbench, *statements: str, prepare: str | None = None) -> None:
-        self._bench, self._statements, self._prepare = bench, statements, prepare
+    def __init__(
+        self, bench: Workbench, *statements: str, prepare: str | None = None, name: str = "app"
+    ) -> None:
+        self._bench, self._statements, self._prepare, self._name = bench, statements, prepare, name
         self._release, self._ready = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._hold()))
 
     async def _hold(self) -> None:
-        connection = await asyncpg.connect(self._bench.dsn, server_settings={"application_name": "app"})
+        connection = await asyncpg.connect(self._bench.dsn, server_settings={"application_name": self._name})
         try:
             await connection.execute("BEGIN")
             for statement in self._statements:

@@ -38,11 +38,15 @@ BASE_SETTINGS = {
     "row_security": "off",
     "default_transaction_isolation": "read committed",
     "statement_timeout": "0",
+    # who must not wait long says so itself
+    "lock_timeout": "0",
     # a shorter one ends a verification in the middle; none would let a frozen process keep its locks
     "idle_in_transaction_session_timeout": "10min",
     "jit": "off",
     # what a literal means must not depend on the role
     "standard_conforming_strings": "on",
+    # what a constraint's text looks like neither: fences are recognised by it
+    "quote_all_identifiers": "off",
     # these decide the text of keys and of associated data, whatever the role's own settings are
     "timezone": "UTC",
     "datestyle": "ISO, YMD",
@@ -191,6 +195,8 @@ def _store_error(exc: asyncpg.PostgresError, subject: str) -> StoreError:
             )
         return StoreUnavailable(message, hint="the server went away; rewrap resume", sqlstate=state)
     hint = {
+        "22021": "a text there is not UTF-8, which a database with the encoding SQL_ASCII lets in; find such "
+        "values, and convert them or leave the column out",
         "28P01": "the password was refused; check the variable the url or password comes from",
         "28000": "the server refuses this role or host; check pg_hba.conf and the url",
         "3D000": "the database does not exist; check the url",

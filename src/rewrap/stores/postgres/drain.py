@@ -30,14 +30,14 @@ async def drain(connection: Connection, subject: str, timeout_s: float) -> list[
     return sorted(waiting.values())
 
 
-# rewrap's own sessions are not asked about: they write new values only
+# nobody is passed over for what it calls itself: rewrap's own sessions write for a moment at a time, and a
+# run back to the old version writes old values
 _WRITERS = """
 SELECT l.virtualtransaction || ' ' || l.transactionid AS tx,
        format('pid %s (%s)', l.pid, coalesce(nullif(a.application_name, ''), 'no name')) AS shown
   FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
  WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted
    AND l.pid <> pg_backend_pid() AND a.datname = current_database()
-   AND a.application_name NOT IN ('rewrap', 'rewrap writer', 'rewrap guard', 'rewrap ledger')
    AND coalesce(a.backend_type, '') <> 'autovacuum worker'
 UNION ALL
 SELECT gid, format('prepared transaction "%s"', gid) FROM pg_prepared_xacts

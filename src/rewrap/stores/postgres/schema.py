@@ -37,6 +37,9 @@ async def identify(connection: Connection, subject: str) -> ServerIdentity:
             """SELECT pg_is_in_recovery() AS standby, pg_backend_pid() AS pid,
                       current_setting('server_version_num')::int AS version,
                       current_setting('row_security') AS row_security,
+                      ARRAY(SELECT format('%s = %s', name, current_setting(name))
+                              FROM unnest(ARRAY['idle_session_timeout', 'transaction_timeout']) AS name
+                             WHERE current_setting(name, true) <> '0' ORDER BY 1) AS ending,
                       current_database() AS database"""
         )
     if row["standby"]:
@@ -54,6 +57,14 @@ async def identify(connection: Connection, subject: str) -> ServerIdentity:
         raise UnsafeTarget(
             f"{subject}: Postgres {row['version'] // 10_000} is too old",
             hint="rewrap needs Postgres 12 or newer",
+        )
+    if row["ending"]:
+        # no startup parameters: a server that does not know one would refuse the connection
+        each = "; ".join(f"ALTER ROLE … SET {setting.partition(' ')[0]} = 0" for setting in row["ending"])
+        raise UnsafeTarget(
+            f"{subject}: {' and '.join(row['ending'])} for this role: the server would end rewrap's sessions "
+            "while they are needed",
+            hint=f"{each}, for the role that rewrap uses",
         )
     system_id, timeline = "unknown", "unknown"
     try:

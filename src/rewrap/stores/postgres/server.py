@@ -54,6 +54,13 @@ def _about_settings(settings: dict[str, str], subject: str) -> Iterable[Finding]
             "transactions are read-only by default, so that nothing is written",
             "ALTER ROLE … SET default_transaction_read_only = off, for the role that rewrap uses",
         )  # fmt: skip
+    if settings.get("server_encoding") == "SQL_ASCII":
+        yield finding(
+            "warning", "sql-ascii", subject,
+            "the database's encoding is SQL_ASCII: text there may be in any encoding, and a value or key "
+            "that is not UTF-8 stops whatever reads it",
+            "find values that are not UTF-8 and convert them before the rotation",
+        )  # fmt: skip
     for name, why in (
         ("fsync", "a crash of the machine may lose or mangle what was committed"),
         ("full_page_writes", "a crash of the machine may leave torn pages"),
@@ -190,7 +197,7 @@ async def _about_guard(connection: Connection, job: Job) -> list[Finding]:
 _SETTINGS = """
 SELECT name::text, setting FROM pg_settings WHERE name IN (
   'default_transaction_read_only', 'fsync', 'full_page_writes', 'autovacuum', 'synchronous_standby_names',
-  'max_connections', 'superuser_reserved_connections')
+  'max_connections', 'superuser_reserved_connections', 'server_encoding')
 """
 
 _PREPARED = """
