@@ -175,3 +175,17 @@ def test_text_in_no_encoding_is_named_beforehand_and_explained(unchecked: Workbe
     assert ran.code == 1
     assert "[22021]" in ran.err
     assert "hint: a text there is not UTF-8" in ran.err
+
+
+def test_a_search_path_with_the_catalog_behind_others_is_refused(bench: Workbench) -> None:
+    """What stands before pg_catalog could be taken for it: said so, and nothing is written."""
+    bench.notes([box("a")])
+    database = bench.value("SELECT current_database()")
+    bench.sql(f"ALTER DATABASE {database} SET search_path = public, pg_catalog")
+    for command in (("run", "--from", "v1", "--to", "v2"), ("verify", "--to", "v2")):
+        refused = bench.rewrap(*command)
+        assert refused.code == 2
+        assert "search_path has public before pg_catalog" in refused.err
+        assert "ALTER ROLE" in refused.err
+    bench.sql(f"ALTER DATABASE {database} SET search_path = pg_catalog, public")
+    assert bench.run().code == 0

@@ -35,11 +35,11 @@ async def drain(connection: Connection, subject: str, timeout_s: float) -> list[
 _WRITERS = """
 SELECT l.virtualtransaction || ' ' || l.transactionid AS tx,
        format('pid %s (%s)', l.pid, coalesce(nullif(a.application_name, ''), 'no name')) AS shown
-  FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+  FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
  WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted
    AND l.pid <> pg_backend_pid() AND a.datname = current_database()
    AND coalesce(a.backend_type, '') <> 'autovacuum worker'
 UNION ALL
-SELECT gid, format('prepared transaction "%s"', gid) FROM pg_prepared_xacts
+SELECT gid, format('prepared transaction "%s"', gid) FROM pg_catalog.pg_prepared_xacts
  WHERE database = current_database()
 """

@@ -40,7 +40,15 @@ async def identify(connection: Connection, subject: str) -> ServerIdentity:
                       ARRAY(SELECT format('%s = %s', name, current_setting(name))
                               FROM unnest(ARRAY['idle_session_timeout', 'transaction_timeout']) AS name
                              WHERE current_setting(name, true) <> '0' ORDER BY 1) AS ending,
-                      current_database() AS database"""
+                      pg_catalog.array_position(pg_catalog.current_schemas(true), 'pg_catalog') AS catalog,
+                      pg_catalog.current_schemas(true) AS path, current_database() AS database"""
+        )
+    before = [name for name in row["path"][: row["catalog"] - 1] if not name.startswith("pg_temp")]
+    if before:
+        raise UnsafeTarget(
+            f"{subject}: this role's search_path has {', '.join(before)} before pg_catalog: what looks like "
+            "a function or view of Postgres may be somebody else's",
+            hint="ALTER ROLE … SET search_path without pg_catalog, which then comes first",
         )
     if row["standby"]:
         raise UnsafeTarget(
