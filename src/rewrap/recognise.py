@@ -404,8 +404,10 @@ def is_random(payloads: Sequence[bytes]) -> bool:
         return False
     expected = 256 * (1 - (1 - 1 / 256) ** len(pooled))
     high = sum(1 for byte in pooled if byte > 127) / len(pooled)
+    # 4.5 standard deviations of random bytes, and never so wide that text would do
+    margin = min(0.45, max(0.25, 2.25 / len(pooled) ** 0.5))
     often = Counter(pooled).most_common(1)[0][1] / len(pooled)
-    return len(set(pooled)) >= 0.85 * expected and 0.25 <= high <= 0.75 and often <= 0.05 + 3 / len(pooled)
+    return len(set(pooled)) >= 0.85 * expected and abs(high - 0.5) <= margin and often <= 0.05 + 3 / len(pooled)
 
 
 def _is_base62(texts: Sequence[str]) -> bool:
