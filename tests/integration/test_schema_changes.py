@@ -122,6 +122,25 @@ def test_tables_that_keep_changing_are_an_error(bench: Workbench, monkeypatch: p
     assert caught.value.hint
 
 
+def test_a_schema_that_is_replaced_while_verify_looks_is_an_error(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No lock on a table keeps its schema's name: what was counted may be another table's rows."""
+    bench.job(NOTES.replace('"notes"', '"app.notes"'))
+    bench.sql("CREATE SCHEMA app; CREATE TABLE app.notes (id bigint PRIMARY KEY, body text)")
+    bench.sql(f"INSERT INTO app.notes VALUES (1, '{box('one')}')")
+
+    async def replace(*_args: Any, **_kwargs: Any) -> None:
+        await asyncio.to_thread(
+            bench.sql,
+            "ALTER SCHEMA app RENAME TO old; CREATE SCHEMA app; CREATE TABLE app.notes (LIKE old.notes)",
+        )
+
+    disturb(monkeypatch, PostgresCensus, "count", before=replace)
+    with pytest.raises(StoreError, match="altered while verify looked"):
+        asyncio.run(verify(load(bench), to_version="v2", environ=bench.environ))
+
+
 def test_verify_and_plan_do_not_wait_for_ever_behind_a_lock(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
