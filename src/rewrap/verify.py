@@ -55,6 +55,8 @@ class Census(Protocol):
 
     async def value(self, table: Table, column: str, forms: Forms, row_id: str) -> StoredValue | None: ...
 
+    async def check_kept(self) -> None: ...
+
     async def position(self) -> str: ...
 
     async def add_fence(self, table: Table, column: str, prefix: Value) -> bool: ...
@@ -121,6 +123,7 @@ async def verify(
                 counted.append(one)
                 sink(one.event())
         reasons += await look.left_behind(tables, worked_on)
+        await census.check_kept()
         position = await census.position()
     verdict = verdict_of(counted, reasons, to_version, look.missing, deep, position, census.identity)
     if fence:

@@ -11,9 +11,11 @@ import pytest
 
 from rewrap import plan, verify
 from rewrap.errors import StoreError
+from rewrap.events import Event, Notice
 from rewrap.stores.postgres import census
 from rewrap.stores.postgres.census import PostgresCensus
 from rewrap.stores.postgres.reader import PostgresReader
+from rewrap.stores.postgres.store import PostgresStore
 from tests.integration.test_safety import QUICK, Holder, disturb
 from tests.support.inprocess import load, run_here
 from tests.support.values import box
@@ -122,6 +124,25 @@ def test_tables_that_keep_changing_are_an_error(bench: Workbench, monkeypatch: p
     assert caught.value.hint
 
 
+def test_a_schema_that_is_replaced_while_verify_looks_is_an_error(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No lock on a table keeps its schema's name: what was counted may be another table's rows."""
+    bench.job(NOTES.replace('"notes"', '"app.notes"'))
+    bench.sql("CREATE SCHEMA app; CREATE TABLE app.notes (id bigint PRIMARY KEY, body text)")
+    bench.sql(f"INSERT INTO app.notes VALUES (1, '{box('one')}')")
+
+    async def replace(*_args: Any, **_kwargs: Any) -> None:
+        await asyncio.to_thread(
+            bench.sql,
+            "ALTER SCHEMA app RENAME TO old; CREATE SCHEMA app; CREATE TABLE app.notes (LIKE old.notes)",
+        )
+
+    disturb(monkeypatch, PostgresCensus, "count", before=replace)
+    with pytest.raises(StoreError, match="altered while verify looked"):
+        asyncio.run(verify(load(bench), to_version="v2", environ=bench.environ))
+
+
 def test_verify_and_plan_do_not_wait_for_ever_behind_a_lock(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +160,38 @@ def test_verify_and_plan_do_not_wait_for_ever_behind_a_lock(
                 asyncio.run(asyncio.wait_for(look, 20))
             assert caught.value.sqlstate == "55P03"
             assert "lock" in (caught.value.hint or "")
+
+
+def test_a_run_waits_for_a_table_that_is_locked_when_it_is_verified(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hours of work do not fail at their end because somebody runs VACUUM FULL."""
+    bench.job(more=QUICK)
+    bench.notes([box("one")])
+    monkeypatch.setattr(census, "LOCK_TIMEOUT_S", 0.3)
+    held: list[asyncio.Task[None]] = []
+    locked = asyncio.Event()
+
+    async def hold() -> None:
+        connection = await asyncpg.connect(bench.dsn)
+        try:
+            async with connection.transaction():
+                await connection.execute("LOCK TABLE notes IN ACCESS EXCLUSIVE MODE")
+                locked.set()
+                await asyncio.sleep(1)
+        finally:
+            await connection.close()
+
+    async def lock(*_args: Any, **_kwargs: Any) -> None:
+        if not held:
+            held.append(asyncio.create_task(hold()))
+            await locked.wait()
+
+    disturb(monkeypatch, PostgresStore, "flush", after=lock)
+    events: list[Event] = []
+    ended = run_here(bench, events=events)
+    assert ended.exit_code == 0, ended.reasons
+    assert any(isinstance(event, Notice) and "somebody holds a lock" in event.message for event in events)
 
 
 def test_discover_does_not_wait_for_each_column_of_a_locked_table(bench: Workbench) -> None:

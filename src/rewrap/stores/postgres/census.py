@@ -19,7 +19,7 @@ from rewrap.stores.postgres.connection import Address, Connection, close, connec
 from rewrap.stores.postgres.drain import drain
 from rewrap.stores.postgres.fence import add_fence
 from rewrap.stores.postgres.keys import KeySql
-from rewrap.stores.postgres.moment import NOT_THERE, hold, known
+from rewrap.stores.postgres.moment import NOT_THERE, as_seen, hold, known
 from rewrap.stores.postgres.places import literal, quote, sha256_of, value_of
 from rewrap.stores.postgres.schema import find_table, former_table, identify, same_leaves, survey
 from rewrap.stores.postgres.statements import byte_literal
@@ -50,6 +50,7 @@ class PostgresCensus:
         self._address = address
         self._connection: Connection | None = None
         self._transaction: Any = None
+        self._kept: list[Table] = []
         self.identity: ServerIdentity | None = None
 
     async def _connected(self) -> Connection:
@@ -102,6 +103,7 @@ class PostgresCensus:
         for table in found:
             if not await hold(connection, table):
                 return None
+        self._kept = list(found)
         return found
 
     async def former(self, target: str, oid: int) -> Table | None:
@@ -111,11 +113,10 @@ class PostgresCensus:
             return None
         connection = await self._connected()
         table = await former_table(connection, self._job, section, oid)
-        if table is not None and not await hold(connection, table):
-            raise StoreError(
-                f"table {table.relation} was altered while verify looked: what it holds is not known",
-                hint="a migration seems to be at work (see pg_stat_activity); try again when it is through",
-            )
+        if table is not None:
+            if not await hold(connection, table):
+                raise _altered(table)
+            self._kept.append(table)
         return table
 
     async def drain(self, timeout_s: float) -> list[str]:
@@ -251,6 +252,13 @@ class PostgresCensus:
             )
         )
 
+    async def check_kept(self) -> None:
+        """Raises StoreError when a table that was looked at had lost its name: a schema may be renamed."""
+        connection = await self._connected()
+        for table in self._kept:
+            if not await as_seen(connection, table):
+                raise _altered(table)
+
     async def position(self) -> str:
         """Up to where the log is durable: a commit of our own has waited for it before the snapshot."""
         connection = await self._connected()
@@ -264,6 +272,13 @@ class PostgresCensus:
         if self._connection is not None:
             await close(self._connection)
             self._connection = None
+
+
+def _altered(table: Table) -> StoreError:
+    return StoreError(
+        f"table {table.relation} was altered while verify looked: what it holds is not known",
+        hint="a migration seems to be at work (see pg_stat_activity); try again when it is through",
+    )
 
 
 def known_query(table: Table, columns: Mapping[str, Forms]) -> str:

@@ -33,6 +33,11 @@ async def hold(connection: Connection, table: Table) -> bool:
         if exc.sqlstate in NOT_THERE:
             return False
         raise
+    return await as_seen(connection, table)
+
+
+async def as_seen(connection: Connection, table: Table) -> bool:
+    """Whether a table has the name, the rows and the columns that the snapshot has of it."""
     with translated(table.relation):
         return bool(await connection.fetchval(_AS_SEEN, table.oid, table.relation))
 
