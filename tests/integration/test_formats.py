@@ -181,7 +181,7 @@ def test_what_belongs_to_a_form_is_kept_or_dropped_with_it(bench: Workbench, cha
     old, new = ({"layout": layout, "key": bytes(range(32)).hex()} for layout in (before, after))
     key = bytes(range(32))
     carry = (1_600_000_000).to_bytes(8, "big") if before == {"like": "fernet"} else b""
-    plains = [f"plaintext {i}".encode() for i in range(50)]
+    plains = [f"plaintext {i}".encode() for i in range(49)] + [b'{"c":"%s"}' % (b"z" * 88)]
     values = layout_of(old).bind("v1", key).seal_values([carry + plain for plain in plains], None)
     bench.sql("CREATE TABLE t (id bigint PRIMARY KEY, c text)")
     bench.insert("t", ["id", "c"], list(enumerate(values)))

@@ -697,6 +697,20 @@ def test_rule_12_a_value_over_the_limit_is_too_large(bench: Workbench) -> None:
     assert ran.event("verdict")["quarantined"] == 1
 
 
+def test_rule_12_a_large_value_without_a_marker_is_told_apart_from_writers(bench: Workbench) -> None:
+    """Where unmarked values are resealed, one too large is put aside, and nobody is said to write it."""
+    bench.job(NOTES.replace("fields", 'unmarked = "reseal"\nfields'), "[pace]\nmax_value_bytes = 1024\n")
+    large = box("b" * 2_000, marker=False)
+    bench.notes([box("a"), large, "p" * 3_000, box("c", marker=False)])
+    rehearsed, ran = bench.run("--dry-run"), bench.run()
+    assert (rehearsed.code, ran.code) == (3, 3)
+    assert "still receive" not in ran.out + ran.err
+    bodies = bench.bodies()
+    assert bodies[2] == large
+    assert bodies[3] == "p" * 3_000
+    assert [unbox(str(bodies[i]), {"v2": KEY_V2}) for i in (1, 4)] == [b"a", b"c"]
+
+
 def test_rule_12_a_batch_that_breaks_connections_is_halved(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -904,6 +918,17 @@ def test_rule_20_a_waiver_dies_with_its_bytes(bench: Workbench) -> None:
         for event in bench.rewrap("quarantine", "list", "--all", "--json").events
     }
     assert states == {"31": "resolved", "32": "waived"}
+
+
+def test_rule_20_a_waiver_of_a_large_value_dies_with_its_bytes(bench: Workbench) -> None:
+    """Other bytes of the same length are another value, though neither was fetched."""
+    bench.job(more="[pace]\nmax_value_bytes = 1024\n")
+    bench.notes([box("a"), box("b" * 2_000)])
+    assert bench.run().code == 3
+    assert bench.rewrap("quarantine", "waive", "--all", "--reason", "lost for good").code == 0
+    assert bench.rewrap("verify").code == 0
+    bench.sql("UPDATE notes SET body = $1 WHERE id = 2 RETURNING id", box("c" * 2_000))
+    assert bench.rewrap("verify").code == 3
 
 
 def test_rule_20_retry_takes_up_what_was_repaired(bench: Workbench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -232,6 +233,31 @@ def test_rails_document_keeps_its_headers() -> None:
         document["h"] = {"iv": document["h"]["iv"], "at": document["h"]["at"], **extra}
         with pytest.raises(Malformed):
             old.open_one(json.dumps(document, separators=(",", ":")), None)
+
+
+def test_plaintext_that_looks_like_headers_is_sealed() -> None:
+    """A JSON object just as long as the room for headers: none of it stands in the document."""
+    layout = LAYOUTS["rails"]
+    bound = layout.bind("v1", bytes(32))
+    plain = json.dumps({"name": "secret".ljust(84, "z")}).encode()
+    assert len(plain) == layout.carry_bytes
+    whole = layout.fresh_carry() + plain
+    (value,) = bound.seal_values([whole], None)
+    assert "secret" not in value
+    assert set(json.loads(value)["h"]) == {"iv", "at"}
+    assert bound.open_one(value, None) == whole
+
+
+@pytest.mark.parametrize("name", ["rails", "laravel"])
+@pytest.mark.parametrize("piece", ["[", '{"p":'])
+def test_deep_json_is_malformed(name: str, piece: str) -> None:
+    """As any other text that is no document: it is the value's fault, not the program's."""
+    layout = LAYOUTS[name]
+    text = '{"p":"","h":' + piece * 100_000
+    value = base64.b64encode(text.encode()).decode() if name == "laravel" else text
+    assert value.startswith(layout.prefix_of("v1"))
+    with pytest.raises(Malformed):
+        layout.bind("v1", secret_of(layout)).open_one(value, None)
 
 
 def test_deterministic_value_is_the_same_each_time() -> None:

@@ -108,6 +108,8 @@ def test_layouts_that_can_be_told_apart_may_change(old: str, new: str) -> None:
         ("bare", "lookalike", 'values in layout "bare", which name no version, may begin like those'),
         ("lookalike", "bare", 'values in layout "bare", which name no version, may begin like those'),
         ("rails", "token", 'values in layout "rails" say beside the ciphertext how'),
+        ("rails", "gcm", 'values in layout "rails" say beside the ciphertext how'),
+        ("rails", "fernet", 'values in layout "rails" say beside the ciphertext how'),
         ("raw", "raw-marked", 'values in layout "raw", which name no version, may begin like those'),
         ("token", "raw", 'layout "token" stores text, and layout "raw" bytes'),
     ],
@@ -135,6 +137,23 @@ def test_there_is_nothing_unmarked_where_nothing_is_marked() -> None:
             parsed(old, new, 'unmarked = "reseal"\n')
         assert caught.value.hint
     assert parsed("token", "gcm", 'unmarked = "reseal"\n').targets[0].unmarked == "reseal"
+
+
+def test_plaintext_is_not_adopted_under_a_cipher_without_authentication() -> None:
+    """Any text of the right length opens there: unmarked = "reseal" would take plaintext for a value."""
+    more = """unmarked = "reseal"
+[layouts.counted]
+marker = "ctr:{version}:"
+version = "v[0-9]+"
+encoding = "base64"
+cipher = "aes-256-ctr"
+plaintext = "utf8"
+"""
+    for old, new in (("counted", "counted"), ("counted", "gcm"), ("gcm", "counted")):
+        with pytest.raises(JobError, match="without authentication") as caught:
+            parsed(old, new, more)
+        assert caught.value.hint
+        assert parsed(old, new, more.replace("reseal", "count")).targets[0].unmarked == "count"
 
 
 def test_the_new_version_only_has_to_fit_the_new_layout() -> None:
