@@ -242,7 +242,11 @@ def _places(table: StoredTable, column: StoredColumn, values: list[Any]) -> Iter
     seen: Counter[str] = Counter()
     for text in values:
         here: dict[str, list[Sampled]] = {}
-        _walk(json.loads(text), "", here)
+        try:
+            _walk(json.loads(text, parse_int=_number), "", here)
+        except (ValueError, RecursionError):
+            # nested deeper than any application's, or no document that Python reads: the others tell
+            continue
         for path, found in here.items():
             seen[path] += 1
             if path in leaves or len(leaves) < PATHS_MAX:
@@ -251,6 +255,11 @@ def _places(table: StoredTable, column: StoredColumn, values: list[Any]) -> Iter
         # a key that one document alone has may be somebody's name
         if seen[path] > 1 or len(values) == 1:
             yield Place(table, column, path, look_at(texts), texts)
+
+
+def _number(digits: str) -> int:
+    """A number that may name a key's version; what has more digits than that is only a number."""
+    return int(digits) if len(digits) < 20 else 0
 
 
 def _walk(node: Any, path: str, into: dict[str, list[Sampled]]) -> None:

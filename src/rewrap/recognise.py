@@ -407,7 +407,8 @@ def is_random(payloads: Sequence[bytes]) -> bool:
     # 4.5 standard deviations of random bytes, and never so wide that text would do
     margin = min(0.45, max(0.25, 2.25 / len(pooled) ** 0.5))
     often = Counter(pooled).most_common(1)[0][1] / len(pooled)
-    return len(set(pooled)) >= 0.85 * expected and abs(high - 0.5) <= margin and often <= 0.05 + 3 / len(pooled)
+    varied = len(set(pooled)) >= 0.85 * expected and often <= 0.05 + 3 / len(pooled)
+    return varied and abs(high - 0.5) <= margin
 
 
 def _is_base62(texts: Sequence[str]) -> bool:
@@ -426,9 +427,12 @@ def _encoding(forms: Sequence[Form], values: Sequence[Sampled]) -> str | None:
 
 
 def _marker(forms: Sequence[Form]) -> str | None:
-    """The template of a marker that most heads fit; None unless several values share it."""
+    """The template of a marker that most heads fit; None unless most values share it.
+
+    What few of them share may be data: a name, before a key's version.
+    """
     template, count = Counter(form.head for form in forms).most_common(1)[0]
-    return template or None if count > 1 else None
+    return template or None if count > 1 and 2 * count > len(forms) else None
 
 
 def _head(forms: Sequence[Form]) -> str:

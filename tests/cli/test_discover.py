@@ -229,6 +229,32 @@ def test_short_tables_are_not_misjudged(bench: Workbench, seed: int) -> None:
     assert "secret-name" not in ran.out + bench.rewrap("discover", bench.dsn).out
 
 
+@pytest.mark.parametrize(
+    "odd", ["repeat('[', 3000) || repeat(']', 3000)", "'{\"a\":' || repeat('9', 5000) || '}'"]
+)
+def test_a_document_beyond_measure_does_not_end_the_look(bench: Workbench, odd: str) -> None:
+    """Nested 3,000 deep, or with a number of 5,000 digits: the other documents are looked into."""
+    bench.sql(f"CREATE TABLE docs (id int PRIMARY KEY, d jsonb); INSERT INTO docs VALUES (0, ({odd})::jsonb)")
+    rows = [(i, json.dumps({"ssn": box(f"{SECRET} {i}")})) for i in range(1, 21)]
+    bench.sql(
+        "INSERT INTO docs SELECT * FROM unnest($1::int[], $2::jsonb[])",
+        [at for at, _ in rows],
+        [text for _, text in rows],
+    )
+    ran = bench.rewrap("discover", bench.dsn, "--json")
+    assert ran.code == 0, ran.err
+    assert found(ran)["d.ssn"]["likeness"] == "ciphertext"
+
+
+def test_a_head_that_few_values_share_is_not_shown(bench: Workbench) -> None:
+    """A name before a key's version, twice among twenty, is data and no marker."""
+    heads = [f"person{i}" for i in range(20)] + ["schmidt-hansen"] * 2
+    bench.sql("CREATE TABLE s (id int PRIMARY KEY, body text)")
+    bench.insert("s", ["id", "body"], [(i, f"{h}:k1:{b64(os.urandom(60))}") for i, h in enumerate(heads)])
+    for form in ((), ("--json",)):
+        assert "schmidt" not in bench.rewrap("discover", bench.dsn, *form).out
+
+
 def test_documents_are_looked_into(bench: Workbench) -> None:
     """Leaves of jsonb are found by their paths, those of arrays too; a key that one row has is not shown."""
     bench.sql("CREATE TABLE patients (id int PRIMARY KEY, doc jsonb)")
