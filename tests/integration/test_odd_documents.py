@@ -126,6 +126,15 @@ def test_a_json_object_does_not_become_a_string(bench: Workbench) -> None:
     assert after[1] == documents[1]
 
 
+def test_a_text_nested_without_end_is_plaintext(bench: Workbench) -> None:
+    """It is no document of the format, and no reason to stop."""
+    documents = [{"s": "[" * 100_000}, {"s": '{"a":' * 50_000}, {"s": None}]
+    ran, after = rotate(bench, documents, target('s, layout = "document"'), RAILS)
+    assert ran.code == 0, ran.err
+    assert ran.event("run_ended")["outcomes"] == {"people": {"doc.s": {"plaintext": 2, "null": 1}}}
+    assert after == documents
+
+
 def test_elements_of_a_long_array_are_all_resealed(bench: Workbench) -> None:
     """Two thousand elements in one document."""
     documents = [{"cards": [{"number": box(f"card {n}"), "kind": n} for n in range(2_000)]}]
