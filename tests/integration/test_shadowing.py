@@ -205,20 +205,28 @@ def test_a_column_whose_collation_folds_capitals_is_rotated(
         "CREATE COLLATION folded (provider = icu, locale = 'und-u-ks-level2', deterministic = false); "
         "CREATE TABLE notes (id int PRIMARY KEY, body text COLLATE folded)"
     )
-    rows = [*((i, box(f"note {i}")) for i in range(60)), (60, box("note 60", "v2")), (61, None)]
+    rows = [
+        *((i, box(f"note {i}")) for i in range(60)),
+        (60, box("note 60", "v2")),
+        (61, None),
+        (62, "plain text, long enough to be looked at as if it were a payload without marker"),
+    ]
     bench.insert("notes", ["id", "body"], rows)
     for command in ("check", "plan"):
         found = bench.rewrap(command, "--from", "v1", "--to", "v2")
         assert found.code == 0, found.err + found.out
     rehearsed, ran = bench.run("--dry-run"), bench.run()
     assert (rehearsed.code, ran.code) == (0, 0), rehearsed.err + ran.err
-    counts = {"notes": {"body": {"resealed": 60, "current": 1, "null": 1}}}
+    counts = {"notes": {"body": {"resealed": 60, "current": 1, "null": 1, "plaintext": 1}}}
     assert ran.event("run_ended")["outcomes"] == counts
     after = bench.bodies()
     assert after.pop(61) is None
+    assert str(after.pop(62)).startswith("plain text")
     opened = {i: unbox(str(body), {"v2": KEY_V2}).decode() for i, body in after.items()}
     assert opened == {i: f"note {i}" for i in range(61)}
     assert bench.rewrap("discover").code == 0
+    assert bench.rewrap("verify").code == 0
+    bench.sql("DELETE FROM notes WHERE id = 62")
     fenced = bench.rewrap("verify", "--to", "v2", "--fence", "--deep")
     assert fenced.code == 0, fenced.err
     with pytest.raises(asyncpg.CheckViolationError):

@@ -180,7 +180,7 @@ class PostgresCensus:
         if not _field(table, column).many and all(
             layout in plain and layout.encoding in _BASE64 for layout in forms.layouts
         ):
-            condition += f" AND {value} !~ '[^A-Za-z0-9+/=_-]'"
+            condition += f' AND {value} COLLATE "C" !~ {literal("[^A-Za-z0-9+/=_-]")}'
         condition += f" AND octet_length({value}) <= {_VALUE_BYTES_MAX:d}"
         async for page in self._pages(table, column, condition):
             yield page

@@ -110,13 +110,15 @@ def _assigned(current: str, news: _News, arrays: dict[Path, list[tuple[str, Fiel
     given = [f"{new} IS NOT NULL" for _, texts in news.values() for new in texts]
     out = _changed(current, current, news)
     for steps, fields in arrays.items():
-        given += [f"{new} IS NOT NULL" for new, _ in fields]
+        changes = " OR ".join(f"{new} IS NOT NULL" for new, _ in fields)
+        given.append(changes)
         path = _path(steps)
         elements = (
             f"coalesce({_changed_elements(f'{current} #> {path}', fields)}, {current} #> {path}, 'null')"
         )
         # an array that is the whole document has no path
-        out = f"jsonb_set({out}, {path}, {elements}, false)" if steps else elements
+        where = f"CASE WHEN {changes} THEN {path} ELSE '{{}}' END"
+        out = f"jsonb_set({out}, {where}, {elements}, false)" if steps else elements
     return f"CASE WHEN {' OR '.join(given)} THEN {out} ELSE {current} END"
 
 
