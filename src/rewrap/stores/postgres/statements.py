@@ -176,28 +176,20 @@ class Statements:
             f"UPDATE {self.table.relation} AS t SET {', '.join(assignments(self.table.fields))} "
             f"FROM unnest({', '.join(arrays)}) AS d({', '.join(names)}) "
             f"WHERE {key.joined()} AND {' AND '.join(compares)} AND ({' OR '.join(some)}) "
-            f"AND (SELECT count(*) FROM held) = 1 AND {self._as_it_was()}{join}"
-        )
-
-    def _as_it_was(self) -> str:
-        """The condition that the table's name and its columns' still mean what they meant when it was read.
-
-        A rename touches no row: every stamp would hold, and the values would go to another column.
-        """
-        return f"t.tableoid = {self.table.oid:d}::oid AND ({self._named_still()})"
-
-    def _named_still(self) -> str:
-        named = ", ".join(f"({literal(name)}, {number:d})" for name, number in self.table.attributes)
-        return (
-            f"SELECT count(*) = {len(self.table.attributes):d} FROM pg_catalog.pg_attribute AS a "
-            f"WHERE a.attrelid = {self.table.oid:d}::oid AND (a.attname, a.attnum) IN ({named})"
+            f"AND (SELECT count(*) FROM held) = 1 AND ({self.unchanged()}){join}"
         )
 
     def unchanged(self) -> str:
-        """Whether the table and its columns are still called what they were."""
+        """Whether the table's name and its columns' still mean what they meant when it was surveyed.
+
+        A rename touches no row: every stamp would hold, and the values would go to another column. It waits
+        for a statement that is at work, and one that begins after it sees the new names.
+        """
+        named = ", ".join(f"({literal(name)}, {number:d})" for name, number in self.table.attributes)
         return (
-            f"SELECT coalesce(to_regclass({literal(self.table.relation)})::oid = {self.table.oid:d}::oid, "
-            f"false) AND ({self._named_still()})"
+            f"SELECT count(*) = {len(self.table.attributes):d} FROM pg_catalog.pg_attribute AS a "
+            f"WHERE a.attrelid = {self.table.oid:d}::oid AND (a.attname, a.attnum) IN ({named}) "
+            f"AND pg_catalog.to_regclass({literal(self.table.relation)})::oid = a.attrelid"
         )
 
     def _free(self, bounds: str) -> str:
