@@ -126,9 +126,12 @@ async def verify(
         await census.check_kept()
         position = await census.position()
     verdict = verdict_of(counted, reasons, to_version, look.missing, deep, position, census.identity)
-    if fence:
-        await _fence(job, census, tables, to_version, verdict, sink)
-    sink(verdict)
+    try:
+        if fence:
+            await _fence(job, census, tables, to_version, verdict, sink)
+    finally:
+        # what was counted is told, and which fences were added, though one could not be
+        sink(verdict)
     return Verification(verdict, tuple(counted), values, tuple(look.healed))
 
 

@@ -167,6 +167,7 @@ def test_a_fence_on_elements_is_refused(bench: Workbench) -> None:
     assert refused.code == 3
     assert "no fence was added" in refused.err
     assert "elements of an array" in refused.err
+    assert "verify to v2: complete" in refused.out
     assert bench.value("SELECT count(*) FROM pg_constraint WHERE starts_with(conname, 'rewrap_fence')") == 0
 
 

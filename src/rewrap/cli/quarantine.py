@@ -42,7 +42,7 @@ KeysOption = Annotated[
 FieldOption = Annotated[str | None, typer.Option("--field", help="Only this column.")]
 
 EXPLAINED = {
-    "malformed": "has a version marker, but what follows is not in the layout's encoding or too short",
+    "malformed": "names its version, but what follows is not in the layout's encoding or too short",
     "unopenable": "does not open: damaged, sealed with another key, or bound to other associated data",
     "too_large": "is larger than pace.max_value_bytes",
     "rejected": "opens, but the database refused the new value (a constraint, a trigger, a length)",

@@ -18,7 +18,7 @@ from rewrap.cli.terminal import (
     load_job,
     stdout_console,
 )
-from rewrap.events import Event, FieldVerdict, Notice
+from rewrap.events import Event, FieldVerdict, Notice, Verdict
 from rewrap.interfaces import Sink
 from rewrap.job import Job
 from rewrap.report import JsonLines, field_lines, verdict_lines
@@ -50,6 +50,7 @@ def verify(
             return
         fields: list[FieldVerdict] = []
         notices: list[Notice] = []
+        verdicts: list[Verdict] = []
         lines = JsonLines(sys.stdout)
 
         def sink(event: Event) -> None:
@@ -59,16 +60,25 @@ def verify(
                 fields.append(event)
             elif isinstance(event, Notice):
                 notices.append(event)
+            elif isinstance(event, Verdict):
+                verdicts.append(event)
 
-        found = anyio.run(_work, loaded, to_version, deep, fence, sink)
-        if not as_json:
-            console = stdout_console()
-            console.print(field_lines(fields))
-            for notice in notices:
-                console.print(notice.message)
-            for line in verdict_lines(found.verdict):
-                console.print(line)
+        try:
+            found = anyio.run(_work, loaded, to_version, deep, fence, sink)
+        finally:
+            # with a fence that could not be added, too
+            if verdicts and not as_json:
+                _show(fields, notices, verdicts[-1])
         raise typer.Exit(found.exit_code)
+
+
+def _show(fields: list[FieldVerdict], notices: list[Notice], verdict: Verdict) -> None:
+    console = stdout_console()
+    console.print(field_lines(fields))
+    for notice in notices:
+        console.print(notice.message)
+    for line in verdict_lines(verdict):
+        console.print(line)
 
 
 async def _work(job: Job, to_version: str | None, deep: bool, fence: bool, sink: Sink) -> Verification:
