@@ -356,7 +356,8 @@ def test_pages_and_batches_walk_the_index(bench: Workbench, kind: str) -> None:
         await connection.close()
 
     for what, plan in asyncio.run(work()):
-        walked = [line for line in plan.splitlines() if "notes" in line]
+        # its name is looked up too, which reads nothing of it
+        walked = [line for line in plan.splitlines() if "notes" in line and "to_regclass" not in line]
         assert walked, plan
         assert all("Index" in line or "Update on" in line for line in walked), f"{what}:\n{plan}"
         if what == "page":
@@ -452,7 +453,8 @@ def test_a_composite_key_under_a_live_writer_killed_and_resumed(bench: Workbench
                 assert running.poll() is None, "the table is too small for three kills on this machine"
                 running.send_signal(signal.SIGKILL)
             command = ["resume"]
-        ran = bench.rewrap("resume", "--json")
+        # goes on with the run, or looks once more if it had just ended when the last signal came
+        ran = bench.rewrap("run", "--from", "v1", "--to", "v2", "--json")
     assert writer.errors == []
     assert ran.code == 0, ran.err + ran.out
     assert len(writer.truth) > 20
