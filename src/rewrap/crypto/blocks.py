@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -17,6 +17,9 @@ from cryptography.hazmat.primitives.padding import PKCS7
 from pybase64 import b64encode
 
 from rewrap.crypto.cipher import Aads, Batch, Carried, OpenBatch, SealBatch
+
+Crypt = Callable[[bytes, bytes, bytes], bytes]
+"""Opens or seals one text: (key, iv, text)."""
 
 
 def cbc_open(key: bytes, iv: bytes, ciphertext: bytes) -> bytes:
@@ -41,14 +44,19 @@ def _ctr(key: bytes, iv: bytes, text: bytes) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class AesCbc(Carried):
-    """AES-CBC: `iv16 ‖ ciphertext`, PKCS #7 (SP 800-38A 6.2; RFC 5652 6.3). Not authenticated."""
+class AesUnsigned(Carried):
+    """AES in a mode without authentication: `iv16 ‖ ciphertext`, a fresh random iv each.
+
+    In CBC with PKCS #7 (SP 800-38A 6.2; RFC 5652 6.3); in CTR the iv is the first counter block (6.5).
+    """
 
     name: str
     key_bytes: int
+    least_bytes: int
+    open_one: Crypt = field(repr=False)
+    seal_one: Crypt = field(repr=False)
     nonce_bytes: int = 16
     tag_bytes: int = 0
-    least_bytes: int = 32
     binds_aad: bool = False
     authenticated: bool = False
     seal_limit: int | None = None
@@ -56,52 +64,30 @@ class AesCbc(Carried):
 
     def opener(self, key: bytes) -> OpenBatch:
         _check(self.name, self.key_bytes, key)
+        open_one = self.open_one
 
         def open_batch(sealed: Sequence[bytes], aads: Aads | None, at: int) -> Batch:
-            return [cbc_open(key, raw[at : at + 16], raw[at + 16 :]) for raw in sealed]
+            return [open_one(key, raw[at : at + 16], raw[at + 16 :]) for raw in sealed]
 
         return open_batch
 
     def sealer(self, key: bytes) -> SealBatch:
         _check(self.name, self.key_bytes, key)
+        seal_one = self.seal_one
 
         def seal_batch(plain: Batch, aads: Aads | None) -> Batch:
             ivs = [os.urandom(16) for _ in plain]
-            return [iv + cbc_seal(key, iv, text) for iv, text in zip(ivs, plain, strict=True)]
+            return [iv + seal_one(key, iv, text) for iv, text in zip(ivs, plain, strict=True)]
 
         return seal_batch
 
 
-@dataclass(frozen=True, slots=True)
-class AesCtr(Carried):
-    """AES-CTR: `counter16 ‖ ciphertext`, a random first counter block (SP 800-38A 6.5). Not authenticated."""
+def aes_cbc(name: str, key_bytes: int) -> AesUnsigned:
+    return AesUnsigned(name, key_bytes, 32, cbc_open, cbc_seal)
 
-    name: str
-    key_bytes: int
-    nonce_bytes: int = 16
-    tag_bytes: int = 0
-    least_bytes: int = 16
-    binds_aad: bool = False
-    authenticated: bool = False
-    seal_limit: int | None = None
-    order: tuple[str, ...] = ("nonce", "ciphertext")
 
-    def opener(self, key: bytes) -> OpenBatch:
-        _check(self.name, self.key_bytes, key)
-
-        def open_batch(sealed: Sequence[bytes], aads: Aads | None, at: int) -> Batch:
-            return [_ctr(key, raw[at : at + 16], raw[at + 16 :]) for raw in sealed]
-
-        return open_batch
-
-    def sealer(self, key: bytes) -> SealBatch:
-        _check(self.name, self.key_bytes, key)
-
-        def seal_batch(plain: Batch, aads: Aads | None) -> Batch:
-            ivs = [os.urandom(16) for _ in plain]
-            return [iv + _ctr(key, iv, text) for iv, text in zip(ivs, plain, strict=True)]
-
-        return seal_batch
+def aes_ctr(name: str, key_bytes: int) -> AesUnsigned:
+    return AesUnsigned(name, key_bytes, 16, _ctr, _ctr)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rewrap.crypto.aead import AesGcm, SecretBox, XChaCha
-from rewrap.crypto.blocks import AesCbc, AesCtr, LaravelCbc
+from rewrap.crypto.blocks import LaravelCbc, aes_cbc, aes_ctr
 from rewrap.crypto.cipher import OPEN_FAILURES, Aads, Batch, Cipher, OpenBatch, SealBatch
 from rewrap.crypto.fernet import Fernet
 
@@ -22,9 +22,9 @@ CIPHERS: dict[str, Cipher] = {
         Fernet(),
         LaravelCbc("laravel-aes-256-cbc", 32),
         LaravelCbc("laravel-aes-128-cbc", 16),
-        AesCbc("aes-256-cbc", 32),
-        AesCbc("aes-128-cbc", 16),
-        AesCtr("aes-256-ctr", 32),
+        aes_cbc("aes-256-cbc", 32),
+        aes_cbc("aes-128-cbc", 16),
+        aes_ctr("aes-256-ctr", 32),
     )
 }
 """By name; those without authentication need a layout that says what plaintexts look like."""
