@@ -19,17 +19,19 @@ from rewrap.engine.options import RunOptions
 from rewrap.engine.pipeline import StopFlag
 from rewrap.errors import KeyAccessError, LedgerError, UsageError
 from rewrap.events import Event, Notice, RunEnded
-from rewrap.interfaces import Sink
+from rewrap.forecast import Server, TableShape
+from rewrap.interfaces import Sink, Store
 from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
 from rewrap.keys.local import load_key
 from rewrap.ledgers.sql import ExceptionRecord, Ledger, RunRecord, TableProgress, operator
+from rewrap.model import Table
 from rewrap.plan import Plan
 from rewrap.plan import plan as _plan
 from rewrap.probes.ask import ask
+from rewrap.stores.fleet import FleetStore
+from rewrap.stores.open import Stores, address_in
 from rewrap.stores.postgres.census import PostgresCensus, count_query
-from rewrap.stores.postgres.connection import address_of
-from rewrap.stores.postgres.guard import PostgresGuard
 from rewrap.stores.postgres.store import PostgresStore
 from rewrap.verify import Verification
 from rewrap.verify import verify as _verify
@@ -58,12 +60,13 @@ async def run(
     """
     options, stop = options or RunOptions(), stop or StopFlag()
     rotation = rotation_of(job, from_versions, to_version, environ)
-    store = _store(job, environ)
+    stores = Stores(job, environ)
+    store = stores.store()
     try:
         if dry:
             ended = await dry_run(rotation, store, sink, stop, options)
         else:
-            ended = await _run(rotation, store, sink, stop, options, environ)
+            ended = await _run(rotation, stores, store, sink, stop, options)
             ended = await _probed(job, ended, sink, environ)
     finally:
         await store.close()
@@ -76,8 +79,8 @@ async def _probed(job: Job, ended: RunEnded, sink: Sink, environ: Mapping[str, s
     for the operator to see before anybody retires a key."""
     if not job.probe or ended.exit_code not in (0, 3):
         return ended
-    address = address_of(job.store.url, password_of(job, environ))
-    failed = [answer for answer in await ask(job.probe, address, job.folder) if not answer.passed]
+    asked = Stores(job, environ).asked
+    failed = [answer for answer in await ask(job.probe, asked, job.folder) if not answer.passed]
     for answer in failed:
         sink(
             Notice(
@@ -109,18 +112,12 @@ def rotation_of(job: Job, from_versions: str, to_version: str, environ: Mapping[
 
 
 async def _run(
-    rotation: Rotation,
-    store: PostgresStore,
-    sink: Sink,
-    stop: StopFlag,
-    options: RunOptions,
-    environ: Mapping[str, str],
+    rotation: Rotation, stores: Stores, store: Store, sink: Sink, stop: StopFlag, options: RunOptions
 ) -> RunEnded:
-    job = rotation.job
-    identity = await store.identity()
+    job, environ = rotation.job, stores.environ
+    guard = await stores.guard(store)
     async with _ledger(job, environ) as ledger:
         assert ledger is not None
-        guard = PostgresGuard(store.address, job.store.guard_schema, identity)
 
         async def examine(drain_s: float) -> Examined:
             said: list[Event] = []
@@ -210,13 +207,19 @@ async def plan(
 ) -> Plan:
     """What a rotation would meet: tables, census by class and version, hazards. Reads only."""
     rotation = rotation_of(job, from_versions, to_version, environ)
-    store = _store(job, environ)
+    stores = Stores(job, environ)
+    store = stores.store()
+
+    async def shape_of(table: Table) -> tuple[Server, TableShape] | None:
+        home = store.members[store.home_of(table.relation)] if isinstance(store, FleetStore) else store
+        return await home.shape(table) if isinstance(home, PostgresStore) else None
+
     try:
         async with _ledger(job, environ, create=False) as ledger:
             census = await _verified(
                 job, rotation.keyring, to_version, ledger, ignore, environ, drain_s=0.0, settle=False
             )
-        return await _plan(rotation, store, census, store.shapes)
+        return await _plan(rotation, store, census, shape_of)
     finally:
         await store.close()
 
@@ -226,7 +229,14 @@ async def queries(
 ) -> list[tuple[str, str]]:
     """Verify's census as SQL for psql: what each counts, and the statement. Defaults as `verify`."""
     to_version = await _target_version(job, to_version, environ)
-    census = PostgresCensus(job, address_of(job.store.url, password_of(job, environ)))
+    out = []
+    for mine in Stores(job, environ).postgres.values():
+        out += await _postgres_queries(mine, to_version, environ)
+    return out
+
+
+async def _postgres_queries(job: Job, to_version: str, environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    census = PostgresCensus(job, address_in(job, environ))
     try:
         tables = await census.tables()
     finally:
@@ -358,7 +368,7 @@ async def _verified(
     drain_s: float | None = None,
     settle: bool = True,
 ) -> Verification:
-    census = PostgresCensus(job, address_of(job.store.url, password_of(job, environ)))
+    census = Stores(job, environ).census()
     exceptions = await ledger.exceptions(to_version) if ledger else []
     latest = await ledger.latest() if ledger else None
     worked_on = await ledger.relations(to_version) if ledger else []
@@ -392,28 +402,3 @@ async def _ledger(
     finally:
         if ledger is not None:
             await ledger.close()
-
-
-def _store(job: Job, environ: Mapping[str, str]) -> PostgresStore:
-    return PostgresStore(job, password_of(job, environ))
-
-
-def password_of(job: Job, environ: Mapping[str, str]) -> str | None:
-    reference = job.store.password
-    if reference is None:
-        return None
-    scheme, _, place = reference.partition(":")
-    if scheme == "env":
-        if place not in environ:
-            raise UsageError(
-                f"the store's password is missing: environment variable {place} is not set",
-                hint=f"set {place}, or correct stores.*.password",
-            )
-        return environ[place]
-    try:
-        return (job.folder / os.path.expanduser(place)).read_text().strip()
-    except OSError as exc:
-        raise UsageError(
-            f"the store's password is missing: file {place}: {exc.strerror}",
-            hint="check the path and its permissions",
-        ) from None

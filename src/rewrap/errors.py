@@ -10,6 +10,7 @@
     │   ├── UnsafeTarget        exit 2   the table cannot be rotated safely as it stands
     │   ├── StoreUnavailable    exit 1   retry may help
     │   ├── Rewound             exit 1   the server crashed and lost acknowledged writes; handled inside
+    │   ├── ValueRefused        exit 1   the store refuses one of a batch's values; handled inside
     │   └── FenceError          exit 3   the fence cannot be added while old values remain
     ├── KeyAccessError          exit 10  a key is missing or cannot be read
     │   └── KeyRefused          exit 10  a key was read, and does not open what it must open
@@ -74,6 +75,10 @@ class StoreUnavailable(StoreError):
 
 class Rewound(StoreError):
     retryable = True
+
+
+class ValueRefused(StoreError):
+    pass
 
 
 class FenceError(StoreError):

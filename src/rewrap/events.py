@@ -142,7 +142,10 @@ class Verdict(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnded(Event):
-    """A run came to an end or a stop. `state` is the run's; `exit_code` what the process returns."""
+    """A run came to an end or a stop. `state` is the run's; `exit_code` what the process returns.
+
+    `spent` is what this process used up of what is metered, by unit: `request_units`, `vault_calls`.
+    """
 
     type: ClassVar[str] = "run_ended"
     run_id: str
@@ -156,6 +159,7 @@ class RunEnded(Event):
     seconds: float
     rows_per_s: float
     reasons: list[str] = field(default_factory=list)
+    spent: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

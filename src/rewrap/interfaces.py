@@ -5,17 +5,19 @@ An adapter implements a Protocol by having its methods; nothing registers itself
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rewrap.events import Event
+from rewrap.forms import Forms
 from rewrap.model import (
     Activity,
     Fault,
     ServerIdentity,
     ShardLease,
     ShardRange,
+    StoredValue,
     Table,
     Tally,
 )
@@ -52,9 +54,10 @@ class OversizeMark:
 class Page:
     """Consecutive rows of a shard in key order, column by column: keys, fields, texts of AAD columns.
 
-    `stamps`, where the store has them, change whenever anything of a row does. `last` is the last key as
-    text, None at the end. A value over the page's size limit is held back: in its place stands text or bytes
-    that begin with U+0001 (`rewrap.packed.HELD_BACK`).
+    `stamps`, where the store has them, change whenever anything of a row does. `last` is what the next page
+    is fetched after, None at the end. `cursor` is what the shard's checkpoint says once the page is settled;
+    None for the text of its last key. A value over the page's size limit is held back: in its place stands
+    text or bytes that begin with U+0001 (`rewrap.packed.HELD_BACK`).
     """
 
     keys: list[Any]
@@ -62,6 +65,7 @@ class Page:
     tokens: tuple[Column, ...]
     last: str | None = None
     stamps: list[Any] | None = None
+    cursor: str | None = None
 
     @classmethod
     def of(cls, rows: Sequence[Row], table: Table) -> Page:
@@ -86,6 +90,7 @@ class Page:
             tuple(picked(column, places) for column in self.tokens),
             self.last,
             _some(self.stamps, places),
+            self.cursor,
         )
 
 
@@ -195,10 +200,12 @@ class ShardWriter(Protocol):
     async def swap(
         self, lease: ShardLease, batch: SwapBatch, checkpoint: Checkpoint, *, skip_locked: bool
     ) -> int:
-        """Compare-and-swap of a whole batch in one statement; the number of rows written.
+        """Compare-and-swap of a batch; the number of rows written.
 
-        The checkpoint lands in the same transaction. Raises LeaseLost when the fence was raised, Rewound
-        when the store lost writes that it had acknowledged.
+        The checkpoint, which speaks of what came before the batch, lands in the same transaction where the
+        store has one, and after the rows where it has none. Raises LeaseLost when the fence was raised,
+        Rewound when the store lost writes that it had acknowledged, ValueRefused when it takes everything of
+        the batch but some value.
         """
         ...
 
@@ -227,7 +234,8 @@ class ShardWriter(Protocol):
 class Store(Protocol):
     """A database that holds encrypted values."""
 
-    notices: list[str]
+    @property
+    def notices(self) -> list[str]: ...
 
     async def identity(self) -> ServerIdentity: ...
 
@@ -244,6 +252,10 @@ class Store(Protocol):
         ...
 
     async def activity(self, table: Table) -> Activity: ...
+
+    def spent(self) -> dict[str, float]:
+        """What was used up so far, by unit: `{"request_units": 1234.5}`; empty where nothing is metered."""
+        ...
 
     async def drain(self, timeout_s: float) -> list[str]:
         """Waits for every write transaction that is open now to end; names those that did not."""
@@ -271,7 +283,8 @@ class Store(Protocol):
 class Guard(Protocol):
     """The lock and the checkpoints of a run, kept in the store itself."""
 
-    notices: list[str]
+    @property
+    def notices(self) -> list[str]: ...
 
     async def claim(self, claim: Claim) -> dict[str, list[ShardLease]]:
         """Takes every table of a run, or raises LeaseHeld; leases by relation, cursors as they stand."""
@@ -312,6 +325,69 @@ class Claim:
     restart: bool = False
     abandon: str | None = None
     orders: Mapping[str, str] = field(default_factory=dict)
+
+
+ClassCount = tuple[str, str | None, int]
+"""("null" | "bare" | "marked" | "old", version, number): "old" is marked in the layout that values leave."""
+
+
+class Census(Protocol):
+    """What verify asks of a store: counts and values, in one snapshot where the store has such a thing."""
+
+    @property
+    def identity(self) -> ServerIdentity | None: ...
+
+    async def tables(self) -> list[Table]:
+        """The job's tables, as they are; refuses what may lag behind."""
+        ...
+
+    async def tables_now(self, tables: Sequence[Table]) -> list[Table]:
+        """The same tables as they are in the snapshot, and stay until it is left."""
+        ...
+
+    async def former(self, target: str, oid: int) -> Table | None:
+        """A table that held rows of a target once, if it is still there and could hold its values."""
+        ...
+
+    async def drain(self, timeout_s: float) -> list[str]: ...
+
+    async def __aenter__(self) -> Census: ...
+
+    async def __aexit__(self, *exc: object) -> None: ...
+
+    async def count(
+        self, table: Table, columns: Mapping[str, Forms]
+    ) -> tuple[int, dict[str, list[ClassCount]]]:
+        """The rows of a table, and each field's values by class and version."""
+        ...
+
+    def bare(self, table: Table, column: str, forms: Forms) -> AsyncIterator[list[Any]]:
+        """Pages of (key, value, AAD texts…) without a marker that could be a sealed payload."""
+        ...
+
+    def unnamed(self, table: Table, column: str, forms: Forms) -> AsyncIterator[list[Any]]:
+        """Pages of (key, value, AAD texts…) of every value without a marker, but those over the limit."""
+        ...
+
+    def marked(self, table: Table, column: str, forms: Forms) -> AsyncIterator[list[Any]]:
+        """Pages of (key, value, AAD texts…) marked as current, in no order."""
+        ...
+
+    async def value(self, table: Table, column: str, forms: Forms, row_id: str) -> StoredValue | None:
+        """What a field of one row holds; None when the row is gone. A very large value stays there."""
+        ...
+
+    async def check_kept(self) -> None:
+        """Raises StoreError when a table was altered while it was counted."""
+        ...
+
+    async def position(self) -> str: ...
+
+    async def add_fence(self, table: Table, column: str, prefix: Prefix) -> bool:
+        """Makes the store refuse values that do not begin so; False when it did already."""
+        ...
+
+    async def close(self) -> None: ...
 
 
 class Quarantine(Protocol):

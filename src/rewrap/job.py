@@ -13,10 +13,9 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
-    BaseModel,
     Field,
     PrivateAttr,
     StringConstraints,
@@ -28,51 +27,22 @@ from rewrap.errors import JobError, UsageError
 from rewrap.formats import (
     IndexKind,
     Keys,
-    KeyVersion,
     LayoutSection,
-    Reference,
     compile_index,
     compile_layouts,
 )
 from rewrap.forms import Forms, fits, refused_change
+from rewrap.joberrors import job_error
+from rewrap.limits import Limits, Pace
 from rewrap.probes.section import ProbeSection
-from rewrap.targets import FieldSection, Name, Section, TargetSection, elements_apart, refused_places
+from rewrap.storage import CosmosStore, PostgresStore, StoreSection
+from rewrap.targets import FieldSection, Section, TargetSection, elements_apart, refused_places
 
 _REFERENCED = re.compile(r"^keys\..*\.(?:material|index)$|\.password$")
 """Where fields are references themselves, in which nothing is replaced."""
 
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-
-
-class PostgresStore(Section):
-    """`[stores.NAME]`: one Postgres database."""
-
-    kind: Literal["postgres"]
-    url: Annotated[Name, Field(repr=False)]
-    password: Reference | None = None
-    guard_schema: Name = "rewrap"
-    max_connections: Annotated[int, Field(ge=6, le=200)] = 12
-    lock_timeout_ms: Annotated[int, Field(ge=10, le=5_000)] = 250
-
-
-class Pace(Section):
-    """`[pace]`: how hard a run works. Not part of the job's identity: change it at any time."""
-
-    batch_size: Annotated[int, Field(ge=1, le=10_000)] = 1_000
-    batch_bytes: Annotated[int, Field(ge=65_536, le=64 * 2**20)] = 4 * 2**20
-    shards: Annotated[int, Field(ge=1, le=32)] = 4
-    max_value_bytes: Annotated[int, Field(ge=1_024, le=256 * 2**20)] = 64 * 2**20
-
-
-class Limits(Section):
-    """`[limits]`: when a run gives up."""
-
-    max_quarantine: Annotated[int, Field(ge=0)] = 100
-    max_quarantine_share: Annotated[float, Field(ge=0, le=1)] = 0.001
-    max_sweeps: Annotated[int, Field(ge=2, le=50)] = 5
-    drain_s: Annotated[float, Field(ge=0, le=3_600)] = 30.0
-    lease_s: Annotated[float, Field(ge=2, le=3_600)] = 30.0
-    reconnect_s: Annotated[float, Field(ge=0, le=3_600)] = 60.0
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+"""`${NAME}`, or `${NAME:-text}` with what stands for it where it is not set."""
 
 
 class Job(Section):
@@ -83,7 +53,7 @@ class Job(Section):
     """
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-    stores: Annotated[dict[str, PostgresStore], Field(min_length=1, max_length=1)]
+    stores: Annotated[dict[str, StoreSection], Field(min_length=1)]
     keys: Keys
     layouts: dict[str, LayoutSection] = Field(default_factory=dict)
     indexes: dict[str, IndexKind] = Field(default_factory=dict)
@@ -126,7 +96,7 @@ class Job(Section):
         try:
             job = cls.model_validate(_substitute(declared, environ, path))
         except ValidationError as exc:
-            raise _job_error(exc, path) from None
+            raise job_error(exc, path, cls) from None
         job._path = path
         job._check_keys()
         job._layouts = compile_layouts(job.layouts, path)
@@ -137,10 +107,21 @@ class Job(Section):
         """The same job with another batch size; its digest stays the same."""
         return self.model_copy(update={"pace": self.pace.model_copy(update={"batch_size": rows})})
 
-    @property
-    def shards_at_once(self) -> int:
-        """Shards that may work side by side: each takes two connections, and a run four more."""
-        return max(1, min(self.pace.shards, (self.store.max_connections - 4) // 2))
+    def shards_at_once(self, store: str) -> int:
+        """Shards that may work side by side in a store; in Postgres each takes two connections."""
+        section = self.stores[store]
+        if isinstance(section, CosmosStore):
+            return self.pace.shards
+        return max(1, min(self.pace.shards, (section.max_connections - 4) // 2))
+
+    def of_store(self, name: str) -> Job:
+        """The same job, restricted to one of its stores and the targets there: what an adapter works on."""
+        targets = [target for target in self.targets if self.store_of(target) == name]
+        return self.model_copy(update={"stores": {name: self.stores[name]}, "targets": targets})
+
+    def store_of(self, target: TargetSection) -> str:
+        """The name of the store that a target is in."""
+        return target.store if target.store is not None else next(iter(self.stores))
 
     @property
     def path(self) -> Path:
@@ -151,9 +132,18 @@ class Job(Section):
         return self._path.parent
 
     @property
-    def store(self) -> PostgresStore:
-        """The job's one store."""
-        return next(iter(self.stores.values()))
+    def postgres(self) -> PostgresStore:
+        """The one store of a job that has only one, in Postgres (see `of_store`)."""
+        (section,) = self.stores.values()
+        assert isinstance(section, PostgresStore)
+        return section
+
+    @property
+    def cosmos(self) -> CosmosStore:
+        """The one store of a job that has only one, in Cosmos (see `of_store`)."""
+        (section,) = self.stores.values()
+        assert isinstance(section, CosmosStore)
+        return section
 
     def layout(self, name: str) -> Layout:
         return self._layouts[name]
@@ -267,17 +257,35 @@ class Job(Section):
                     "list all its columns in one target",
                 )  # fmt: skip
             seen.add(target.table)
-            if target.store is not None and target.store not in self.stores:
-                raise self._error(
-                    f"targets[{at}].store", f'there is no store "{target.store}"',
-                    f"stores are {', '.join(self.stores)}",
-                )  # fmt: skip
+            self._check_store(at, target)
             reason = refused_places(target)
             if reason is not None:
                 raise self._error(f"targets[{at}].fields", *reason)
             for place, entry in enumerate(target.fields):
                 self._check_layouts(f"targets[{at}].fields[{place}]", target, entry)
                 self._check_forms(at, target, place, entry)
+
+    def _check_store(self, at: int, target: TargetSection) -> None:
+        stores = ", ".join(self.stores)
+        if target.store is None and len(self.stores) > 1:
+            raise self._error(
+                f"targets[{at}].store", "is missing: the job has more than one store", f"stores are {stores}"
+            )
+        if target.store is not None and target.store not in self.stores:
+            raise self._error(
+                f"targets[{at}].store", f'there is no store "{target.store}"', f"stores are {stores}"
+            )
+        section = self.stores[self.store_of(target)]
+        if isinstance(section, CosmosStore) != target.in_container:
+            right, wrong = ("container", "table") if not target.in_container else ("table", "container")
+            raise self._error(
+                f"targets[{at}].{wrong}", f'"{self.store_of(target)}" is a store of kind {section.kind}',
+                f'write {right} = "{target.table}"',
+            )  # fmt: skip
+        if isinstance(section, CosmosStore) and target.key is not None:
+            raise self._error(
+                f"targets[{at}].key", "a document is found by its id and its partition key", "leave key out"
+            )
 
     def _check_layouts(self, where: str, target: TargetSection, entry: FieldSection) -> None:
         written = {place.column for field in target.fields for _, place in field.places}
@@ -339,12 +347,15 @@ def _substitute(value: Any, environ: Mapping[str, str], path: Path, where: str =
         not isinstance(value, str)
         or where.endswith((".material", ".password"))
         or (where.startswith("keys.versions.") and where.endswith(".index"))
+        or (where.startswith("stores.") and where.endswith(".key"))
     ):
         return value
 
     def replace(found: re.Match[str]) -> str:
-        name = found.group(1)
+        name, otherwise = found.groups()
         if name not in environ:
+            if otherwise is not None:
+                return str(otherwise)
             raise JobError(
                 f"job file {path}: {where}: environment variable {name} is not set",
                 hint=f"set {name}, or write the value in place of ${{{name}}}",
@@ -372,55 +383,3 @@ def _holds_password(url: str) -> bool:
     written = [authority.rpartition("@")[0].partition(":")[2]]
     written += re.findall(r"[?&](?:ssl)?password=([^&#]*)", url, re.IGNORECASE)
     return any(text and not _VARIABLE.fullmatch(text) for text in written)
-
-
-_FIXES = {
-    "extra_forbidden": "is not a field here; check the spelling",
-    "missing": "is missing",
-    "too_short": "is empty",
-    "string_too_short": "is empty",
-}
-
-
-def _job_error(exc: ValidationError, path: Path) -> JobError:
-    """The first of pydantic's errors as one line, and the rest as a count. Never repeats the input."""
-    found = exc.errors(include_url=False, include_input=False, include_context=False)
-    # a misspelt field shows twice, as unknown and as missing: the first says more
-    first, *rest = sorted(found, key=lambda error: error["type"] != "extra_forbidden")
-    where = ""
-    for part in first["loc"]:
-        where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
-    message = _FIXES.get(first["type"], first["msg"].removeprefix("Value error, "))
-    message = message[:1].lower() + message[1:]
-    if first["type"] == "too_long" and where == "stores":
-        message = "names more than one store, which this version does not run"
-    more = f" (and {len(rest)} more)" if rest else ""
-    hint = "see docs/job-file.md"
-    if where.endswith(".encoding") and where.startswith("keys"):
-        hint = "encodings are hex, base64, raw, utf8"
-    if where == "targets":
-        hint = (
-            "name a table and its columns (docs/job-file.md); rewrap discover tries keys without targets too"
-        )
-    if first["type"] == "extra_forbidden":
-        hint = _allowed_hint(first["loc"])
-    return JobError(f"job file {path}: {where}: {message}{more}", hint=hint)
-
-
-def _allowed_hint(loc: tuple[int | str, ...]) -> str:
-    sections: dict[str, type[BaseModel]] = {
-        "stores": PostgresStore,
-        "keys": Keys,
-        "layouts": LayoutSection,
-        "indexes": IndexKind,
-        "targets": TargetSection,
-        "pace": Pace,
-        "limits": Limits,
-        "probe": ProbeSection,
-    }
-    model: type[BaseModel] = Job if len(loc) == 1 else sections.get(str(loc[0]), Job)
-    if loc[:2] == ("keys", "versions"):
-        model = KeyVersion
-    if len(loc) > 3 and loc[0] == "targets":
-        model = FieldSection
-    return "fields here are " + ", ".join(model.model_fields)

@@ -11,7 +11,7 @@ DRAFT = "https://json-schema.org/draft/2020-12/schema"
 DESCRIPTIONS: dict[str, dict[str, str]] = {
     "Job": {
         "name": "Names the job and its ledger: letters, digits, `.`, `_`, `-`.",
-        "stores": "The database, under a name of your choice; exactly one.",
+        "stores": "The databases, each under a name of your choice.",
         "keys": "The key versions.",
         "layouts": "Stored formats, beside the built-in ones.",
         "targets": "The tables, each once.",
@@ -27,6 +27,17 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "guard_schema": "The schema for rewrap's lock and checkpoints.",
         "max_connections": "Connections of a run: two for each shard at work, and four more.",
         "lock_timeout_ms": "Milliseconds that a batch waits for a lock on a row or table.",
+    },
+    "CosmosStore": {
+        "kind": '"cosmos".',
+        "endpoint": "The account's endpoint: `${COSMOS_ENDPOINT}`.",
+        "database": "The database in the account.",
+        "key": "Where the account's key is; without it, azure-identity's default credential is used.",
+        "guard_container": "The container for rewrap's lock and checkpoints, with partition key /relation.",
+        "in_flight": "Requests on their way at a time.",
+        "low_priority": "Whether requests say that others go first.",
+        "throughput_bucket": "The throughput bucket that requests belong to.",
+        "settle_s": "Seconds between two clean counts where consistency is below Strong.",
     },
     "Keys": {
         "provider": "Where keys come from.",
@@ -66,9 +77,10 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
     },
     "TargetSection": {
         "table": "`notes`, or `schema.notes`.",
+        "container": "The container, in a Cosmos store.",
         "key": "The column or columns that rows are found by; the primary key.",
         "fields": "The encrypted values of a row.",
-        "store": "The store's name; since there is one only, leave it out.",
+        "store": "The store's name, where the job has more than one.",
         "unmarked": "What becomes of values without a marker that open under a known key.",
         "acknowledge": "Hazards that were looked into and are harmless.",
     },

@@ -30,11 +30,11 @@ class Plan:
         return whole(list(self.forecasts.values()))
 
 
-Shapes = Callable[[Sequence[Table]], Awaitable[tuple[Server, list[TableShape]]]]
-"""The server's settings, and the shape of each of some tables."""
+Shape = Callable[[Table], Awaitable[tuple[Server, TableShape] | None]]
+"""The settings of a table's server, and its shape; None where nothing is known of either."""
 
 
-async def plan(rotation: Rotation, store: Store, census: Verification, shapes: Shapes) -> Plan:
+async def plan(rotation: Rotation, store: Store, census: Verification, shape_of: Shape) -> Plan:
     """Puts the store's survey, a census and a forecast side by side. Reads only."""
     tables = await store.tables()
     notices = list(store.notices)
@@ -42,16 +42,20 @@ async def plan(rotation: Rotation, store: Store, census: Verification, shapes: S
         await store.refuse_fenced(table, rotation.target_markers(table))
         if table.estimated_rows == 0:
             notices.append(f'table "{table.name}" is empty')
-    server, found = await shapes(tables)
+    job = rotation.job
     forecasts = {}
-    for table, shape in zip(tables, found, strict=True):
+    for table in tables:
+        known = await shape_of(table)
+        if known is None:
+            continue
+        server, shape = known
         forecasts[table.name] = forecast(
             shape,
             server,
             await measure(rotation, store, table),
             work_in(rotation, table, census.fields),
-            batch_size=rotation.job.pace.batch_size,
-            shards=rotation.job.shards_at_once,
+            batch_size=job.pace.batch_size,
+            shards=job.shards_at_once(job.store_of(rotation.target(table))),
         )
     return Plan(
         tuple(tables),

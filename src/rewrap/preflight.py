@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from rewrap.api import open_keyring, password_of, rotation_of
+from rewrap.api import open_keyring, rotation_of
 from rewrap.check import Check, Findings, check_keys, check_writes, report_probes
 from rewrap.discover import Discovery, discover
 from rewrap.engine.compile import Rotation
@@ -18,6 +18,8 @@ from rewrap.keys.keyring import Keyring
 from rewrap.keys.local import load_key
 from rewrap.model import Table
 from rewrap.probes.ask import ask
+from rewrap.storage import PostgresStore as PostgresSection
+from rewrap.stores.open import Stores, address_in, password_of
 from rewrap.stores.postgres.canary import try_canary
 from rewrap.stores.postgres.columns import (
     LOCKED_MS,
@@ -28,7 +30,7 @@ from rewrap.stores.postgres.columns import (
     list_tables,
     sample_column,
 )
-from rewrap.stores.postgres.connection import Address, Connection, address_of, close, connect
+from rewrap.stores.postgres.connection import Address, Connection, close, connect
 from rewrap.stores.postgres.inspect import (
     inspect_target,
     length_limits,
@@ -63,7 +65,22 @@ async def check(
         )
     out = Findings()
     rotation, keyring = _keys(out, job, from_versions, to_version, environ)
-    address = address_of(job.store.url, password_of(job, environ))
+    stores = Stores(job, environ)
+    for mine in stores.postgres.values():
+        await _check_postgres(out, mine, rotation, keyring, environ)
+    report_probes(out, await ask(job.probe, stores.asked, job.folder))
+    shown = {key.version: key.fingerprint for key in keyring} if keyring else {}
+    return Check(job, out.ordered(), shown)
+
+
+async def _check_postgres(
+    out: Findings,
+    job: Job,
+    rotation: Rotation | None,
+    keyring: Keyring | None,
+    environ: Mapping[str, str],
+) -> None:
+    address = address_in(job, environ)
     try:
         async with _connected(address, "rewrap check") as connection:
             tables, readable = await _look(out, job, address, connection)
@@ -73,9 +90,6 @@ async def check(
     except UnsafeTarget as exc:
         # a pooler refuses the very connection
         out.refused(exc, "pooler", f"database {address.shown}")
-    report_probes(out, await ask(job.probe, address, job.folder))
-    shown = {key.version: key.fingerprint for key in keyring} if keyring else {}
-    return Check(job, out.ordered(), shown)
 
 
 def _keys(
@@ -183,16 +197,20 @@ async def find_columns(
     Reads only, each column for at most LOOK_MS.
     """
     keyring, refused = _all_keys(job, environ) if job is not None else (Keyring([]), [])
-    schema = job.store.guard_schema if job is not None else "rewrap"
+    schemas = {
+        section.guard_schema
+        for section in (job.stores.values() if job is not None else ())
+        if isinstance(section, PostgresSection)
+    } or {"rewrap"}
     patience = {"statement_timeout": f"{LOOK_MS}ms", "lock_timeout": f"{LOCKED_MS}ms"}
     async with _connected(address, "rewrap discover", **patience) as connection:
-        found = await discover(_Database(connection, address, schema), job, sample)
+        found = await discover(_Database(connection, address, min(schemas)), job, sample)
         found.keys_refused = refused
 
         async def fetch(probe: Job) -> tuple[Table, list[Row]]:
             tables = [one.table for one in await survey(connection, probe, writing=False)]
             table = max(tables, key=lambda one: one.estimated_rows)
-            main = probe.store.model_copy(update={"url": address.url})
+            main = probe.postgres.model_copy(update={"url": address.url})
             store = PostgresStore(probe.model_copy(update={"stores": {"main": main}}), address.password)
             reader = store.reader(table, full=False)
             try:

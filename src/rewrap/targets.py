@@ -14,6 +14,7 @@ from pydantic import (
     PlainSerializer,
     StringConstraints,
     WithJsonSchema,
+    model_validator,
 )
 
 from rewrap.crypto.markers import GROUP
@@ -154,14 +155,32 @@ KeyNames = Annotated[
 
 
 class TargetSection(Section):
-    """`[[targets]]`: one table."""
+    """`[[targets]]`: one table of a Postgres store, or one container of a Cosmos store.
+
+    `table` is the name of either, however the file calls it.
+    """
 
     table: Name
+    container: Name | None = None
     key: KeyNames | None = None
     fields: Annotated[list[FieldSection], Field(min_length=1)]
     store: Name | None = None
     unmarked: Literal["count", "reseal"] = "count"
     acknowledge: list[Literal["triggers"]] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, told: Any) -> Any:
+        if isinstance(told, dict) and "container" in told:
+            if "table" in told:
+                raise ValueError("names both a table and a container")
+            return {**told, "table": told["container"]}
+        return told
+
+    @property
+    def in_container(self) -> bool:
+        """Whether it is a container of a Cosmos store."""
+        return self.container is not None
 
     @property
     def identity(self) -> dict[str, Any]:

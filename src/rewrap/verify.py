@@ -7,61 +7,23 @@ bytes were compared with the digest under which they were put aside.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from rewrap.crypto.ciphers import OPEN_FAILURES
-from rewrap.crypto.layout import Layout, Value
+from rewrap.crypto.layout import Layout
 from rewrap.errors import FenceError
 from rewrap.events import Notice, Verdict
 from rewrap.forms import Forms
-from rewrap.interfaces import Sink
+from rewrap.interfaces import Census, Sink
 from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
 from rewrap.ledgers.sql import ExceptionRecord, RelationRecord
-from rewrap.model import ServerIdentity, StoredValue, Table
+from rewrap.model import Table
 from rewrap.opening import Aside, Opening, associated, misindexed, opened, opens_all
 from rewrap.targets import FieldSection
 from rewrap.verdict import MUST_BE_ZERO, FieldCount, verdict_of
-
-
-class Census(Protocol):
-    """What verify asks of a store: counts and values, in one snapshot."""
-
-    identity: ServerIdentity | None
-
-    async def tables(self) -> list[Table]: ...
-
-    async def tables_now(self, tables: Sequence[Table]) -> list[Table]: ...
-
-    async def former(self, target: str, oid: int) -> Table | None: ...
-
-    async def drain(self, timeout_s: float) -> list[str]: ...
-
-    async def __aenter__(self) -> Census: ...
-
-    async def __aexit__(self, *exc: object) -> None: ...
-
-    async def count(
-        self, table: Table, columns: Mapping[str, Forms]
-    ) -> tuple[int, dict[str, list[tuple[str, str | None, int]]]]: ...
-
-    def bare(self, table: Table, column: str, forms: Forms) -> AsyncIterator[list[Any]]: ...
-
-    def unnamed(self, table: Table, column: str, forms: Forms) -> AsyncIterator[list[Any]]: ...
-
-    def marked(self, table: Table, column: str, forms: Forms) -> AsyncIterator[list[Any]]: ...
-
-    async def value(self, table: Table, column: str, forms: Forms, row_id: str) -> StoredValue | None: ...
-
-    async def check_kept(self) -> None: ...
-
-    async def position(self) -> str: ...
-
-    async def add_fence(self, table: Table, column: str, prefix: Value) -> bool: ...
-
-    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -355,9 +355,9 @@ def test_fewer_connections_mean_fewer_shards_at_once(bench: Workbench) -> None:
     from tests.support.inprocess import load
 
     path = bench.job()
-    assert load(bench).shards_at_once == 4
+    assert load(bench).shards_at_once("main") == 4
     path.write_text(path.read_text().replace('kind = "postgres"', 'kind = "postgres"\nmax_connections = 7'))
-    assert load(bench).shards_at_once == 1
+    assert load(bench).shards_at_once("main") == 1
 
 
 def test_large_values_are_fetched_while_the_next_page_is_read(bench: Workbench) -> None:

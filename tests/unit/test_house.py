@@ -14,7 +14,7 @@ FLOORS = [
     ["crypto.ciphers", "crypto.encodings", "crypto.layout", "crypto.layouts", "crypto", "events"],
     ["recognise", "forecast", "labels", "pieces"],
     ["interfaces", "targets", "forms", "probes.section"],
-    ["formats", "job"],
+    ["formats", "storage", "limits", "joberrors", "job"],
     ["keys", "stores", "ledgers", "probes", "jobschema", "unfinished"],
     [
         "engine.health",

@@ -74,8 +74,8 @@ def test_job_is_read_as_it_is_written() -> None:
     """Every section arrives where the engine looks for it, and what is left out has its default."""
     job = parsed()
     assert job.name == "orders"
-    assert job.store.url == ENVIRON["DATABASE_URL"]
-    assert (job.store.guard_schema, job.store.password) == ("rewrap", None)
+    assert job.postgres.url == ENVIRON["DATABASE_URL"]
+    assert (job.postgres.guard_schema, job.postgres.password) == ("rewrap", None)
     assert list(job.keys.versions) == ["v1", "v2"]
     assert (job.keys.versions["v1"].encoding, job.keys.versions["v2"].encoding) == ("hex", "raw")
     assert [(target.table, target.key) for target in job.targets] == [
@@ -113,14 +113,14 @@ def test_variable_is_put_in_wherever_a_string_stands() -> None:
     """`${NAME}` works in part of a string, more than once, and inside lists of tables."""
     text = changed("${DATABASE_URL}", "postgresql://${HOST}/${NAME}").replace('"body"', '"${COLUMN}"')
     job = parsed(text, NAME="app", COLUMN="body")
-    assert job.store.url == "postgresql://db/app"
+    assert job.postgres.url == "postgresql://db/app"
     assert job.targets[0].fields[0].column == "body"
 
 
 def test_what_a_variable_holds_is_not_read_again() -> None:
     """A `${` inside a variable's value is text: a password may hold one."""
     url = "postgresql://app:${SECRET}@db/app"
-    assert parsed(DATABASE_URL=url).store.url == url
+    assert parsed(DATABASE_URL=url).postgres.url == url
 
 
 def test_unset_variable_is_named_with_its_place() -> None:
@@ -164,7 +164,7 @@ REFUSED = {
         'key = "order_id"',
         "primary = 1",
         "targets[1].primary",
-        "table, key, fields",
+        "table, container, key, fields",
     ),
     "unknown field of a field": (
         'column = "address"',
@@ -180,8 +180,8 @@ REFUSED = {
     "two stores": (
         "[keys.versions.v1]",
         '[stores.other]\nkind = "postgres"\nurl = "postgresql://h/d"\n[keys.versions.v1]',
-        "stores: names more than one store",
-        "docs/job-file.md",
+        "targets[0].store: is missing: the job has more than one store",
+        "stores are main, other",
     ),
     "number as text": ("batch_size = 500", 'batch_size = "500"', "pace.batch_size", "docs/job-file.md"),
     "number out of range": ("batch_size = 500", "batch_size = 0", "pace.batch_size", "docs/job-file.md"),
@@ -329,13 +329,13 @@ def test_password_in_the_file_is_refused_and_not_repeated(url: str) -> None:
 )
 def test_url_without_a_written_password_is_taken(url: str) -> None:
     """A whole variable in the password's place is how it should be."""
-    assert parsed(changed("${DATABASE_URL}", url)).store.url
+    assert parsed(changed("${DATABASE_URL}", url)).postgres.url
 
 
 def test_repr_shows_no_password() -> None:
     """A job in a log or a traceback does not show the URL that its variable held."""
     job = parsed()
-    for shown in (repr(job), str(job), repr(job.store), f"{job.stores}"):
+    for shown in (repr(job), str(job), repr(job.postgres), f"{job.stores}"):
         assert "canary-password" not in shown
 
 

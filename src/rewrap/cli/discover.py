@@ -17,7 +17,6 @@ from rich.table import Table
 from rich.text import Text
 
 from rewrap import preflight
-from rewrap.api import password_of
 from rewrap.cli.terminal import (
     DEFAULT_JOB,
     DebugOption,
@@ -33,6 +32,7 @@ from rewrap.events import Notice
 from rewrap.job import Job
 from rewrap.recognise import Likeness
 from rewrap.report import JsonLines
+from rewrap.stores.open import Stores
 from rewrap.stores.postgres.connection import Address, address_of
 from rewrap.unfinished import UnfinishedJob
 
@@ -97,7 +97,13 @@ def _source(source: str | None) -> tuple[Address, Job | None]:
             hint='rewrap discover "$DATABASE_URL" looks at it; rewrap job init makes a first job file',
         )
     job = UnfinishedJob.load(Path(source or DEFAULT_JOB))
-    return address_of(job.store.url, password_of(job, os.environ)), job
+    asked = Stores(job, os.environ).asked
+    if asked is None:
+        raise UsageError(
+            f'job "{job.name}" has no store in Postgres, and discover looks into no other',
+            hint="name the properties of a container by hand (docs/job-file.md)",
+        )
+    return asked, job
 
 
 def look(address: Address, job: Job | None, sample: int) -> Discovery:

@@ -314,7 +314,9 @@ def _flat(settled: Settled) -> Counter[str]:
 
 
 def _advance(task: ShardTask, page: Page, settled: Settled) -> None:
-    if page.keys:
+    if page.cursor is not None:
+        task.lease.cursor = page.cursor
+    elif page.keys:
         task.lease.cursor = key_text(page.keys[-1])
     task.lease.rows += len(page)
     merge_tally(task.lease.tally, settled.tally)

@@ -10,7 +10,7 @@ from rewrap.engine.pipeline import StopFlag
 from rewrap.engine.proof import Proof
 from rewrap.engine.retry import LOCKED, TABLE_LOCK_PAUSE_S, TABLE_LOCKED
 from rewrap.engine.settle import refuses_value
-from rewrap.errors import StoreError
+from rewrap.errors import StoreError, ValueRefused
 from rewrap.interfaces import Sink, Store, SwapBatch
 
 REHEARSED_ROWS = 5
@@ -32,7 +32,7 @@ async def rehearse(
             if len(batch) and await _written(store, course, batch, stop, sink):
                 return
         except StoreError as exc:
-            if not refuses_value(exc.sqlstate):
+            if not (isinstance(exc, ValueRefused) or refuses_value(exc.sqlstate)):
                 raise
             refused.append(exc)
     if len(refused) == REHEARSED_ROWS:

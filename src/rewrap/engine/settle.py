@@ -22,7 +22,7 @@ from rewrap.engine.retry import (
     TABLE_LOCKED,
     until_reachable,
 )
-from rewrap.errors import StoreError, StoreUnavailable
+from rewrap.errors import StoreError, StoreUnavailable, ValueRefused
 from rewrap.interfaces import Checkpoint, Row, ShardReader, ShardWriter, SwapBatch
 from rewrap.model import Fault, Outcome, Reason, ShardLease, Tally, key_text, merge_tally
 from rewrap.packed import HELD_BACK, Column, listed, picked
@@ -113,7 +113,7 @@ class Settler:
                 if exc.sqlstate == LOCKED and skip_locked and len(batch) > 1:
                     # no row of the table is waited for any more: a trigger of one of them waits elsewhere
                     return await self._halve(batch, checkpoint, done, skip_locked=True)
-                if refuses_value(exc.sqlstate):
+                if isinstance(exc, ValueRefused) or refuses_value(exc.sqlstate):
                     return await self._halve(batch, checkpoint, done)
                 if exc.sqlstate == LOCKED:
                     skip_locked = True

@@ -62,10 +62,12 @@ class Sweeper:
             if course.done:
                 self._fold(course, full=full)
         await self.save(courses)
-        limiter = anyio.CapacityLimiter(self.rotation.job.shards_at_once)
+        job = self.rotation.job
+        limiters = {name: anyio.CapacityLimiter(job.shards_at_once(name)) for name in job.stores}
         async with anyio.create_task_group() as group:
             for course in todo:
-                group.start_soon(self._sweep_table, course, full, limiter)
+                home = job.store_of(self.rotation.target(course.table))
+                group.start_soon(self._sweep_table, course, full, limiters[home])
         return all(course.done for course in courses)
 
     async def _sweep_table(self, course: Course, full: bool, limiter: anyio.CapacityLimiter) -> None:

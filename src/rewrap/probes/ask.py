@@ -32,8 +32,13 @@ class Answer:
     said: str
 
 
-async def ask(probes: Sequence[ProbeSection], address: Address, folder: os.PathLike[str]) -> list[Answer]:
-    """Every probe's answer, in order. Never raises for what a probe does."""
+async def ask(
+    probes: Sequence[ProbeSection], address: Address | None, folder: os.PathLike[str]
+) -> list[Answer]:
+    """Every probe's answer, in order. SQL is asked of the database at `address`.
+
+    Never raises for what a probe does.
+    """
     answers = []
     for probe in probes:
         started = time.monotonic()
@@ -54,7 +59,7 @@ async def ask(probes: Sequence[ProbeSection], address: Address, folder: os.PathL
     return answers
 
 
-async def _wrong(probe: ProbeSection, address: Address, folder: os.PathLike[str]) -> str:
+async def _wrong(probe: ProbeSection, address: Address | None, folder: os.PathLike[str]) -> str:
     """What is wrong with a probe's answer; empty when it is as expected."""
     if probe.kind == "sql":
         return await _ask_sql(probe, address)
@@ -63,7 +68,9 @@ async def _wrong(probe: ProbeSection, address: Address, folder: os.PathLike[str]
     return await _run_command(probe, folder)
 
 
-async def _ask_sql(probe: ProbeSection, address: Address) -> str:
+async def _ask_sql(probe: ProbeSection, address: Address | None) -> str:
+    if address is None:
+        return "the job has no Postgres store to ask"
     connection = await connect(
         address,
         application_name="rewrap probe",

@@ -11,7 +11,7 @@ from typing import Any
 from rewrap.crypto.layout import MARKER_BYTES_MAX, Layout
 from rewrap.errors import StoreError
 from rewrap.forms import Forms, Named
-from rewrap.interfaces import Prefix
+from rewrap.interfaces import ClassCount, Prefix
 from rewrap.job import Job
 from rewrap.model import FieldColumn, ServerIdentity, StoredValue, Table, key_parts
 from rewrap.packed import ELEMENT
@@ -36,10 +36,6 @@ _SNAPSHOTS = 5
 _SMALL_BYTES = 32 * 1024
 
 _VALUE_BYTES_MAX = 64 * 2**20
-
-
-ClassCount = tuple[str, str | None, int]
-"""("null" | "bare" | "marked" | "old", version, number): "old" is marked in the layout that values leave."""
 
 
 class PostgresCensus:

@@ -83,7 +83,7 @@ async def _about_connections(
 ) -> list[Finding]:
     most = int(settings["max_connections"]) - int(settings["superuser_reserved_connections"])
     used = await connection.fetchval("SELECT sum(numbackends)::int FROM pg_stat_database")
-    wanted = 4 + 2 * job.shards_at_once
+    wanted = 4 + 2 * job.shards_at_once(next(iter(job.stores)))
     if most - used >= wanted:
         return []
     return [
@@ -160,7 +160,7 @@ def _mib(size: int) -> str:
 
 async def _about_guard(connection: Connection, job: Job) -> list[Finding]:
     """Whether rewrap may keep its lock and checkpoints where the job says; and who has the lock now."""
-    name = job.store.guard_schema
+    name = job.postgres.guard_schema
     schema, subject = quote(name), f'schema "{name}"'
     row = await connection.fetchrow(_GUARD, name)
     if row["table"] is not None:

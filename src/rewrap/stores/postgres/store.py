@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from rewrap.errors import StoreError
@@ -36,7 +35,7 @@ class PostgresStore:
 
     def __init__(self, job: Job, password: str | None = None) -> None:
         self.job = job
-        self.address: Address = address_of(job.store.url, password)
+        self.address: Address = address_of(job.postgres.url, password)
         self.notices: list[str] = []
         self._connection: Connection | None = None
         self._identity: ServerIdentity | None = None
@@ -72,11 +71,11 @@ class PostgresStore:
     @property
     def lock_timeout_ms(self) -> int:
         """Below the server's deadlock_timeout, so that the application is never a deadlock's victim."""
-        return max(1, min(self.job.store.lock_timeout_ms, self._deadlock_ms // 2))
+        return max(1, min(self.job.postgres.lock_timeout_ms, self._deadlock_ms // 2))
 
     @property
     def guard_table(self) -> str:
-        return PostgresGuard(self.address, self.job.store.guard_schema, _NOBODY).table
+        return PostgresGuard(self.address, self.job.postgres.guard_schema, _NOBODY).table
 
     async def split(self, table: Table, shards: int) -> list[ShardRange]:
         count = max(1, min(shards, table.estimated_rows // _MIN_ROWS_A_SHARD))
@@ -143,6 +142,9 @@ class PostgresStore:
             )
         return Activity(row["inserted"] or 0, row["deleted"] or 0)
 
+    def spent(self) -> dict[str, float]:
+        return {}
+
     async def drain(self, timeout_s: float) -> list[str]:
         return await drain(await self._connected(), self.subject, timeout_s)
 
@@ -156,10 +158,10 @@ class PostgresStore:
             position = await connection.fetchval("SELECT pg_current_wal_flush_lsn()::text")
         return str(position)
 
-    async def shapes(self, tables: Sequence[Table]) -> tuple[Server, list[TableShape]]:
+    async def shape(self, table: Table) -> tuple[Server, TableShape]:
         """What a forecast asks of the catalog."""
         connection = await self._connected()
-        return await server_settings(connection), [await table_shape(connection, table) for table in tables]
+        return await server_settings(connection), await table_shape(connection, table)
 
     def reader(self, table: Table, *, full: bool = True) -> PostgresReader:
         return PostgresReader(

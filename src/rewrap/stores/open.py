@@ -1,0 +1,122 @@
+"""From a job to the adapters of its stores.
+
+What a kind of store needs is imported when a job names one of that kind.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rewrap.errors import UsageError
+from rewrap.interfaces import Census, Guard, Store
+from rewrap.job import Job
+from rewrap.storage import PostgresStore as PostgresSection
+from rewrap.stores.fleet import FleetCensus, FleetGuard, FleetStore
+from rewrap.stores.postgres.census import PostgresCensus
+from rewrap.stores.postgres.connection import Address, address_of
+from rewrap.stores.postgres.guard import PostgresGuard
+from rewrap.stores.postgres.store import PostgresStore
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The stores of a job that its targets are in, each by its name: what opens them."""
+
+    job: Job
+    environ: Mapping[str, str]
+
+    @property
+    def jobs(self) -> dict[str, Job]:
+        """The job restricted to each store that it uses."""
+        used = dict.fromkeys(self.job.store_of(target) for target in self.job.targets)
+        return {name: self.job.of_store(name) for name in used}
+
+    @property
+    def postgres(self) -> dict[str, Job]:
+        """The same, of the stores in Postgres alone."""
+        return {
+            name: job
+            for name, job in self.jobs.items()
+            if isinstance(next(iter(job.stores.values())), PostgresSection)
+        }
+
+    @property
+    def asked(self) -> Address | None:
+        """The database that SQL probes ask: the job's first one in Postgres."""
+        for name, section in self.job.stores.items():
+            if isinstance(section, PostgresSection):
+                return address_in(self.job.of_store(name), self.environ)
+        return None
+
+    def store(self) -> Store:
+        opened = {name: self._store(job) for name, job in self.jobs.items()}
+        return next(iter(opened.values())) if len(opened) == 1 else FleetStore(opened)
+
+    async def guard(self, store: Store) -> Guard:
+        """The guard of a run over a store that this object has opened."""
+        if not isinstance(store, FleetStore):
+            return await self._guard(next(iter(self.jobs.values())), store)
+        members = store.members
+        guards = {name: await self._guard(job, members[name]) for name, job in self.jobs.items()}
+        return FleetGuard(guards, store)
+
+    def census(self) -> Census:
+        opened = {name: self._census(job) for name, job in self.jobs.items()}
+        return next(iter(opened.values())) if len(opened) == 1 else FleetCensus(opened)
+
+    def _store(self, job: Job) -> Store:
+        if _in_postgres(job):
+            return PostgresStore(job, password_of(job, self.environ))
+        from rewrap.stores.cosmos.store import CosmosContainers  # type: ignore[import-not-found]  # fmt: skip
+
+        return CosmosContainers(job, self.environ)  # type: ignore[no-any-return]
+
+    async def _guard(self, job: Job, store: Store) -> Guard:
+        if isinstance(store, PostgresStore):
+            return PostgresGuard(store.address, job.postgres.guard_schema, await store.identity())
+        from rewrap.stores.cosmos.guard import CosmosGuard  # type: ignore[import-not-found]  # fmt: skip
+
+        return CosmosGuard(job, store)  # type: ignore[no-any-return]
+
+    def _census(self, job: Job) -> Census:
+        if _in_postgres(job):
+            return PostgresCensus(job, address_in(job, self.environ))
+        from rewrap.stores.cosmos.census import CosmosCensus  # type: ignore[import-not-found]  # fmt: skip
+
+        return CosmosCensus(job, self.environ)  # type: ignore[no-any-return]
+
+
+def _in_postgres(job: Job) -> bool:
+    return isinstance(next(iter(job.stores.values())), PostgresSection)
+
+
+def address_in(job: Job, environ: Mapping[str, str]) -> Address:
+    """Where the Postgres database of a job is that has one store."""
+    return address_of(job.postgres.url, password_of(job, environ))
+
+
+def password_of(job: Job, environ: Mapping[str, str]) -> str | None:
+    """The password that a Postgres store names apart from its URL."""
+    reference = job.postgres.password
+    return None if reference is None else referred(reference, job, environ, "password")
+
+
+def referred(reference: str, job: Job, environ: Mapping[str, str], what: str) -> str:
+    """The text that `env:NAME` or `file:PATH` refers to. Raises UsageError where it is not there."""
+    scheme, _, place = reference.partition(":")
+    if scheme == "env":
+        if place not in environ:
+            raise UsageError(
+                f"the store's {what} is missing: environment variable {place} is not set",
+                hint=f"set {place}, or correct stores.*.{what}",
+            )
+        return environ[place]
+    try:
+        return (job.folder / os.path.expanduser(place)).read_text().strip()
+    except OSError as exc:
+        raise UsageError(
+            f"the store's {what} is missing: file {place}: {exc.strerror}",
+            hint="check the path and its permissions",
+        ) from None
