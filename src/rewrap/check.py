@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from rewrap.crypto.layout import LayoutError
 from rewrap.engine.compile import Rotation
@@ -184,7 +185,7 @@ async def check_writes(
             await store.refuse_fenced(table, rotation.target_markers(table))
         except StoreError as exc:
             out.refused(exc, "fenced", subject)
-        batches = _resealed(rotation, table, proof)
+        batches = await _resealed(rotation, table, proof)
         await _check_lengths(out, table, batches, lengths)
         if canary is None:
             out.add(
@@ -198,11 +199,14 @@ async def check_writes(
             await _try(out, table, batches, canary)
 
 
-def _resealed(rotation: Rotation, table: Table, proof: Proof) -> list[SwapBatch]:
+async def _resealed(rotation: Rotation, table: Table, proof: Proof) -> list[SwapBatch]:
     if table.relation not in proof.rows:
         return []
     reseal = rotation.reseal(table)
-    batches = [reseal([row]).swap for row in proof.rows.get(table.relation, [])[:REHEARSED_ROWS]]
+    batches = [
+        (await rotation.resolved(partial(reseal, [row]))).swap
+        for row in proof.rows.get(table.relation, [])[:REHEARSED_ROWS]
+    ]
     return [batch for batch in batches if len(batch)]
 
 

@@ -253,6 +253,11 @@ class Store(Protocol):
 
     async def activity(self, table: Table) -> Activity: ...
 
+    @property
+    def waiting_for(self) -> str:
+        """What requests wait for just now, in words; empty when they do not wait."""
+        ...
+
     def spent(self) -> dict[str, float]:
         """What was used up so far, by unit: `{"request_units": 1234.5}`; empty where nothing is metered."""
         ...

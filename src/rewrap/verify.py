@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from rewrap.crypto.ciphers import OPEN_FAILURES
-from rewrap.crypto.layout import Layout
+from rewrap.crypto.layout import BoundLayout, Layout
 from rewrap.errors import FenceError
 from rewrap.events import Notice, Verdict
 from rewrap.forms import Forms
@@ -21,7 +22,7 @@ from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
 from rewrap.ledgers.sql import ExceptionRecord, RelationRecord
 from rewrap.model import Table
-from rewrap.opening import Aside, Opening, associated, misindexed, opened, opens_all
+from rewrap.opening import Aside, Opening, Told, associated, misindexed, opened, opens_all
 from rewrap.targets import FieldSection
 from rewrap.verdict import MUST_BE_ZERO, FieldCount, verdict_of
 
@@ -191,12 +192,12 @@ class _Look:
     async def _tell_unmarked(self, table: Table, column: str, opening: Opening, out: FieldCount) -> None:
         """Moves what opens without a marker out of plaintext; counts what only a missing key could tell."""
         async for page in self.census.bare(table, column, opening.forms):
-            for row in page:
-                opened = opening.opens_bare(row[1], associated(table, opening.forms, row))
-                if opened:
+            told = await self.keyring.resolved(partial(_opened_bare, table, opening, page))
+            for opens in told:
+                if opens:
                     out.classes["plaintext"] -= 1
                     out.classes["unmarked"] += 1
-                elif opened is False and self.missing:
+                elif opens is False and self.missing:
                     out.undecided += 1
 
     async def _tell_unnamed(
@@ -206,9 +207,9 @@ class _Look:
         untold = out.classes.pop("plaintext")
         aside.looked = True
         async for page in self.census.unnamed(table, column, opening.forms):
-            for row in page:
+            each = await self.keyring.resolved(partial(_told, table, opening, page))
+            for row, told in zip(page, each, strict=True):
                 untold -= 1
-                told = opening.tell(row[1], associated(table, opening.forms, row))
                 out.misindexed += not told.indexed
                 if told.version is not None:
                     out.versions[told.version] += 1
@@ -292,21 +293,37 @@ class _Look:
         many = next(field.many for field in table.fields if field.name == column)
         found = 0
         async for page in self.census.marked(table, column, opening.forms):
-            if many:
-                found += sum(opens_all(bound, row[1], _aad(table, layout, row)) for row in page)
-                continue
-            values = [row[1] for row in page]
-            aads = [_aad(table, layout, row) for row in page] if layout.aad else None
-            plains: list[bytes | None]
-            try:
-                plains = [*bound.open_values(values, aads)]
-            except OPEN_FAILURES:
-                bounds = [None] * len(values) if aads is None else aads
-                plains = [opened(bound, value, aad) for value, aad in zip(values, bounds, strict=True)]
-            found += len(plains) - plains.count(None)
-            out.misindexed += misindexed(bound, values, plains)
+            opens = _opening_elements if many else _opening
+            here, misled = await self.keyring.resolved(partial(opens, table, bound, page))
+            found += here
+            out.misindexed += misled
         # what was counted as current and not opened does not open, or went missing: either is no proof
         out.unopenable = max(0, marked - found)
+
+
+def _opened_bare(table: Table, opening: Opening, page: Sequence[Any]) -> list[bool | None]:
+    return [opening.opens_bare(row[1], associated(table, opening.forms, row)) for row in page]
+
+
+def _told(table: Table, opening: Opening, page: Sequence[Any]) -> list[Told]:
+    return [opening.tell(row[1], associated(table, opening.forms, row)) for row in page]
+
+
+def _opening(table: Table, bound: BoundLayout, page: Sequence[Any]) -> tuple[int, int]:
+    """How many values of a page open, and how many of them have blind indexes that are not theirs."""
+    layout, values = bound.layout, [row[1] for row in page]
+    aads = [_aad(table, layout, row) for row in page] if layout.aad else None
+    plains: list[bytes | None]
+    try:
+        plains = [*bound.open_values(values, aads)]
+    except OPEN_FAILURES:
+        bounds = [None] * len(values) if aads is None else aads
+        plains = [opened(bound, value, aad) for value, aad in zip(values, bounds, strict=True)]
+    return len(plains) - plains.count(None), misindexed(bound, values, plains)
+
+
+def _opening_elements(table: Table, bound: BoundLayout, page: Sequence[Any]) -> tuple[int, int]:
+    return sum(opens_all(bound, row[1], _aad(table, bound.layout, row)) for row in page), 0
 
 
 def _aad(table: Table, layout: Layout, row: Sequence[Any]) -> bytes | None:

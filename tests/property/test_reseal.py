@@ -20,7 +20,8 @@ from tests.support.values import KEY_V1, KEY_V2, KEY_V3, KEYS, aead, box, unaead
 TOKEN = builtin_layouts()["libsodium-token"]
 BOUND = Layout("aead", "{version}:", "v[0-9]+", "base64", "aes-256-gcm", AadTemplate.parse("{account_id}"))
 
-AUTHENTICATED = sorted(name for name, cipher in CIPHERS.items() if cipher.authenticated)
+SYMMETRIC = {name: cipher for name, cipher in CIPHERS.items() if cipher.key_bytes}
+AUTHENTICATED = sorted(name for name, cipher in SYMMETRIC.items() if cipher.authenticated)
 
 plain = st.one_of(
     st.binary(max_size=200),
@@ -208,8 +209,7 @@ def test_any_flipped_bit_fails_to_open(name: str, text: bytes, place: int, bit: 
 @given(st.lists(plain, min_size=2, max_size=20))
 def test_no_nonce_is_used_twice_in_a_batch(plains: list[bytes]) -> None:
     """Every value of a batch has a nonce of its own."""
-    for name in CIPHERS:
-        cipher = CIPHERS[name]
+    for name, cipher in SYMMETRIC.items():
         if "derived" in name:
             continue
         sealed = cipher.sealer(bytes(cipher.key_bytes))([cipher.fresh_carry() + p for p in plains], None)

@@ -28,12 +28,12 @@ OPEN_FAILURES = (InvalidTag, CryptoError, ValueError, OverflowError)
 class Cipher(Protocol):
     """A cipher with a random nonce beside what it seals.
 
-    `key_bytes`, `nonce_bytes` and `tag_bytes` are lengths in bytes, `least_bytes` that of a sealed empty
-    plaintext. `seal_limit` is how many messages one key may seal with random nonces before a repeat becomes
-    likely enough to matter; None is no limit in practice. `binds_aad` says whether associated data can be
-    authenticated at all, `authenticated` whether anything is. `order` is how nonce, tag and ciphertext
-    follow each other in what is sealed. A plaintext begins with `carry_bytes` bytes that belong to the
-    sealed form, and are kept when it is sealed again.
+    `key_bytes`, `nonce_bytes` and `tag_bytes` are lengths in bytes (`key_bytes` is 0 where keys have no one
+    length), `least_bytes` that of a sealed empty plaintext. `seal_limit` is how many messages one key may
+    seal with random nonces before a repeat becomes likely enough to matter; None is no limit in practice.
+    `binds_aad` says whether associated data can be authenticated at all, `authenticated` whether anything
+    is. `order` is how nonce, tag and ciphertext follow each other in what is sealed. A plaintext begins
+    with `carry_bytes` bytes that belong to the sealed form, and are kept when it is sealed again.
     """
 
     @property

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from cryptography.hazmat.primitives.hashes import SHA1, SHA256
+
 from rewrap.crypto.aead import AesGcm, SecretBox, XChaCha
 from rewrap.crypto.blocks import LaravelCbc, aes_cbc, aes_ctr
 from rewrap.crypto.cipher import OPEN_FAILURES, Aads, Batch, Cipher, OpenBatch, SealBatch
 from rewrap.crypto.fernet import Fernet
+from rewrap.crypto.rsa import RsaOaep
 
 __all__ = ["CIPHERS", "OPEN_FAILURES", "Aads", "Batch", "Cipher", "OpenBatch", "SealBatch"]
 
@@ -25,6 +28,9 @@ CIPHERS: dict[str, Cipher] = {
         aes_cbc("aes-256-cbc", 32),
         aes_cbc("aes-128-cbc", 16),
         aes_ctr("aes-256-ctr", 32),
+        RsaOaep("rsa-oaep-256", SHA256),
+        # the hash of RFC 8017's default, as services offer it; OAEP does not need it to resist collisions
+        RsaOaep("rsa-oaep", SHA1),
     )
 }
 """By name; those without authentication need a layout that says what plaintexts look like."""

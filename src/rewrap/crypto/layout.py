@@ -136,6 +136,8 @@ class Layout:
             isinstance(CIPHERS[self.cipher_name], AesGcm) and 8 <= self.nonce_bytes <= 64
         ):
             raise LayoutError("nonce_bytes is for AES-GCM, from 8 on; other nonces have one length")
+        if self.kdf is not None and not self.cipher.key_bytes:
+            raise LayoutError(f'keys of cipher "{self.cipher_name}" cannot be derived; leave kdf out')
         if not self.plaintext and not self.cipher.authenticated:
             raise LayoutError(
                 f'cipher "{self.cipher_name}" does not authenticate: a wrong key gives garbage and no error; '
@@ -196,8 +198,8 @@ class Layout:
 
     @property
     def key_bytes(self) -> int | None:
-        """The length in bytes of the secrets it takes; None when keys are derived from them."""
-        return None if self.kdf else self.cipher.key_bytes
+        """The length in bytes of the secrets it takes; None when they have no one length, or are derived."""
+        return None if self.kdf else self.cipher.key_bytes or None
 
     @property
     def carry_bytes(self) -> int:

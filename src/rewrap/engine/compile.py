@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from rewrap.crypto.layout import Layout, Value
 from rewrap.engine.elements import ElementsReseal
@@ -12,11 +13,13 @@ from rewrap.engine.probe import ProbedReseal
 from rewrap.engine.reseal import FieldReseal, Form, Reseal
 from rewrap.errors import KeyRefused
 from rewrap.forms import fits
-from rewrap.interfaces import Scope
+from rewrap.interfaces import Scope, Store
 from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
 from rewrap.model import Table
 from rewrap.targets import FieldSection, TargetSection
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,14 @@ class Rotation:
     _made: dict[str, tuple[FieldReseal, ...]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+
+    async def resolved(self, attempt: Callable[[], T]) -> T:
+        """What a pure computation over stored values gives, once all that it asks of vaults is answered."""
+        return await self.keyring.resolved(attempt)
+
+    def spent(self, store: Store) -> dict[str, float]:
+        """What was used up so far of what the store and the keys' keepers meter."""
+        return {unit: round(count, 2) for unit, count in (store.spent() | self.keyring.spent()).items()}
 
     def target(self, table: Table) -> TargetSection:
         return next(target for target in self.job.targets if target.table == table.target)

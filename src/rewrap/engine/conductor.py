@@ -351,6 +351,7 @@ class Conductor:
             seconds=round(seconds, 3),
             rows_per_s=round(here / seconds, 1) if seconds else 0.0,
             reasons=reasons,
+            spent=self.rotation.spent(self.store),
         )
 
     # beside the work
@@ -366,6 +367,7 @@ class Conductor:
         while True:
             await anyio.sleep(PROGRESS_S)
             for course in self._courses:
+                course.gauge.outside = self.rotation.keyring.waiting_for or self.store.waiting_for
                 course.observe()
                 if course.started and not course.done:
                     self.sink(course.progress())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from rewrap.engine.compile import Rotation
 from rewrap.engine.health import KeyHealth
@@ -72,6 +73,7 @@ async def dry_run(
         seconds=round(seconds, 3),
         rows_per_s=round(rows / seconds, 1),
         reasons=reasons,
+        spent=rotation.spent(store),
     )
 
 
@@ -119,11 +121,11 @@ async def _table(
     try:
         while not stop.requested and (limit := budget.take(rotation.job.pace.batch_size)):
             page = await reader.fetch(whole, after, limit, Scope())
-            results = [reseal.page(page)]
+            results = [await rotation.resolved(partial(reseal.page, page))]
             for key in results[0].large:
                 row = await reader.fetch_large(key)
                 if row is not None:
-                    results.append(reseal.judge_whole(row))
+                    results.append(await rotation.resolved(partial(reseal.judge_whole, row)))
             for result in results:
                 merge_tally(tally, result.tally)
                 for column in result.swap.news:

@@ -21,7 +21,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from rewrap.engine.health import KeyHealth
 from rewrap.engine.reseal import Reseal, Resealed
 from rewrap.engine.retry import LOCKED, TABLE_LOCK_PAUSE_S, TABLE_LOCKED, until_reachable
-from rewrap.engine.settle import Interrupted, Settled, Settler
+from rewrap.engine.settle import Interrupted, Resolve, Settled, Settler
 from rewrap.errors import AccountingError, StoreError
 from rewrap.interfaces import (
     Checkpoint,
@@ -41,7 +41,10 @@ IDLE_CHECKPOINT_S = 1.0
 
 @dataclass(slots=True)
 class Gauge:
-    """What a table's shards did so far in this sweep, for whoever watches. Seconds are busy seconds."""
+    """What a table's shards did so far in this sweep, for whoever watches. Seconds are busy seconds.
+
+    `trouble` is what the pipeline waits for, `outside` what a store's or a vault's own gate waits for.
+    """
 
     rows: int = 0
     resealed: int = 0
@@ -52,6 +55,7 @@ class Gauge:
     cpu_s: float = 0.0
     write_s: float = 0.0
     trouble: str = ""
+    outside: str = ""
 
     @property
     def waiting_for(self) -> str:
@@ -59,8 +63,8 @@ class Gauge:
 
         Before it has begun, that is its turn: other tables' shards are at work.
         """
-        if self.trouble:
-            return self.trouble
+        if self.trouble or self.outside:
+            return self.trouble or self.outside
         stages = {"its turn": 1e-9, "reads": self.read_s, "cpu": self.cpu_s, "writes": self.write_s}
         return max(stages, key=stages.__getitem__)
 
@@ -107,6 +111,7 @@ class ShardTask:
     reader: ShardReader
     writer: ShardWriter
     reseal: Reseal
+    resolved: Resolve
     scope: Scope
     known: Mapping[tuple[str, str], str]
     quarantine: Quarantine
@@ -210,7 +215,7 @@ async def _reseal(
     async with works, pages:
         async for page in pages:
             started = time.perf_counter()
-            resealed = task.reseal.page(page)
+            resealed = await task.resolved(partial(task.reseal.page, page))
             task.gauge.sealed += len(resealed.swap)
             task.gauge.cpu_s += time.perf_counter() - started
             if not await _sent(works, _Work(page, resealed)):
@@ -222,8 +227,9 @@ async def _write(task: ShardTask, works: MemoryObjectReceiveStream[_Work]) -> bo
         task.gauge.trouble = trouble
 
     settler = Settler(
-        task.writer, task.reader, task.reseal, task.lease, task.patience_s, say, lambda: task.stop.requested
-    )
+        task.writer, task.reader, task.reseal, task.resolved, task.lease, task.patience_s, say,
+        lambda: task.stop.requested,
+    )  # fmt: skip
     async with works:
         async for work in works:
             started = time.perf_counter()
@@ -255,7 +261,7 @@ async def _settle(task: ShardTask, settler: Settler, work: _Work) -> Settled:
             for column in task.table.field_names:
                 settled.add(column, Outcome.GONE)
             continue
-        alone = task.reseal.judge_whole(row)
+        alone = await task.resolved(partial(task.reseal.judge_whole, row))
         settled.absorb(Settled(alone.tally, alone.faults, alone.opened))
         settled.absorb(await settler.settle(alone.swap, before))
     values = len(work.page) * len(task.table.fields)

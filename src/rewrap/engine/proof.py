@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from rewrap.crypto.layout import Malformed, Unopenable
 from rewrap.engine.compile import Rotation
@@ -88,15 +90,31 @@ async def gather_proof(
                     rows = await reader.sample(SAMPLE_VALUES, prefixes)
                     if version in rotation.from_versions:
                         proof.rows.setdefault(table.relation, []).extend(rows)
-                    for row in rows:
-                        _try(proof, table, version, forms, row)
+                    for found in await rotation.resolved(partial(_tried, table, forms, rows)):
+                        _note_tried(proof, table, version, found)
         finally:
             await reader.close()
         await _probe(proof, store, table, rotation, vouched)
     return proof
 
 
-def _try(proof: Proof, table: Table, version: str, forms: dict[str, Form], row: Row) -> None:
+Tried = tuple[Any, str, bool]
+"""A row's key, a field's name, and whether its value opened."""
+
+
+def _note_tried(proof: Proof, table: Table, version: str, found: Tried) -> None:
+    key, name, opened = found
+    (proof.opened if opened else proof.failed)[table.relation, name, version] += 1
+    if not opened:
+        proof.where.setdefault(version, f"{table.relation} row {shown_key(key_text(key))}")
+
+
+def _tried(table: Table, forms: dict[str, Form], rows: Sequence[Row]) -> list[Tried]:
+    """Opens the values of some rows that are in one of these forms."""
+    return [found for row in rows for found in _tried_in(table, forms, row)]
+
+
+def _tried_in(table: Table, forms: dict[str, Form], row: Row) -> Iterator[Tried]:
     texts = dict(zip(table.aad_columns, row[1 + len(table.fields) :], strict=True))
     for at, name in enumerate(table.field_names):
         value, form = row[1 + at], forms.get(name)
@@ -109,10 +127,9 @@ def _try(proof: Proof, table: Table, version: str, forms: dict[str, Form], row: 
                 continue
             try:
                 form.bound.open_one(one, aad)
-                proof.opened[table.relation, name, version] += 1
+                yield row[0], name, True
             except (Malformed, Unopenable):
-                proof.failed[table.relation, name, version] += 1
-                proof.where.setdefault(version, f"{table.relation} row {shown_key(key_text(row[0]))}")
+                yield row[0], name, False
 
 
 async def _probe(proof: Proof, store: Store, table: Table, rotation: Rotation, vouched: Vouched) -> None:
@@ -158,11 +175,11 @@ async def _note(
 ) -> None:
     """Adds what judging one field of some rows shows. What they are resealed to is thrown away."""
     relation, only = reseal.table.relation, frozenset({name})
-    results: list[Resealed] = [reseal.page(page, only)]
+    results: list[Resealed] = [await rotation.resolved(partial(reseal.page, page, only))]
     for key in results[0].large:
         row = await reader.fetch_large(key)
         if row is not None:
-            results.append(reseal.judge_whole(row, only))
+            results.append(await rotation.resolved(partial(reseal.judge_whole, row, only)))
     for result in results:
         for version in rotation.from_versions:
             proof.opened[relation, name, version] += result.opened[name, version]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import anyio
 
 from rewrap.engine.compile import Rotation
@@ -27,7 +29,7 @@ async def rehearse(
     reseal = rotation.reseal(course.table)
     refused: list[StoreError] = []
     for row in proof.rows.get(course.table.relation, [])[:REHEARSED_ROWS]:
-        batch = reseal([row]).swap
+        batch = (await rotation.resolved(partial(reseal, [row]))).swap
         try:
             if len(batch) and await _written(store, course, batch, stop, sink):
                 return

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import anyio
 
@@ -26,6 +26,15 @@ from rewrap.errors import StoreError, StoreUnavailable, ValueRefused
 from rewrap.interfaces import Checkpoint, Row, ShardReader, ShardWriter, SwapBatch
 from rewrap.model import Fault, Outcome, Reason, ShardLease, Tally, key_text, merge_tally
 from rewrap.packed import HELD_BACK, Column, listed, picked
+
+T = TypeVar("T")
+
+
+class Resolve(Protocol):
+    """Gives what a pure computation over stored values gives, once all that it asks of vaults is answered."""
+
+    async def __call__(self, attempt: Callable[[], T], /) -> T: ...
+
 
 _TRY_AGAIN = frozenset({"40001", "40P01"})
 _DISCONNECTS_BEFORE_HALVING = 2
@@ -71,6 +80,7 @@ class Settler:
         writer: ShardWriter,
         reader: ShardReader,
         reseal: Reseal,
+        resolved: Resolve,
         lease: ShardLease,
         patience_s: float,
         say: Callable[[str], None],
@@ -80,6 +90,7 @@ class Settler:
         self._writer = writer
         self._reader = reader
         self._reseal = reseal
+        self._resolved = resolved
         self._lease = lease
         self._patience_s = patience_s
         self._say = say
@@ -193,16 +204,18 @@ class Settler:
         batch = batch.unpacked()
         missing = {place for place, _ in lost}
         self._count_swapped(batch, [i for i in range(len(batch)) if i not in missing], done)
-        again: list[SwapBatch] = []
+        there: list[tuple[Row, frozenset[str]]] = []
         for place, row in sorted(lost, key=lambda entry: entry[0]):
             written = frozenset(_written_at(batch, place))
             if row is not None:
                 row = await self._whole(row)
-            if row is None:
-                for column in written:
-                    done.add(column, Outcome.GONE)
+            if row is not None:
+                there.append((row, written))
                 continue
-            judged = self._reseal.judge_whole(row, written)
+            for column in written:
+                done.add(column, Outcome.GONE)
+        again: list[SwapBatch] = []
+        for judged in await self._resolved(lambda: [self._reseal.judge_whole(*one) for one in there]):
             for column, counts in judged.tally.items():
                 for outcome, count in counts.items():
                     # the application wrote the new version in between: it won, and that is as good

@@ -158,6 +158,7 @@ class Sweeper:
                     reader=reader,
                     writer=writer,
                     reseal=self.rotation.reseal(table),
+                    resolved=self.rotation.resolved,
                     scope=Scope() if full else self.rotation.scope(table),
                     known=self.known.get(table.relation, {}),
                     quarantine=self,

@@ -7,22 +7,49 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 from rewrap.errors import KeyAccessError, UsageError
+from rewrap.keys.resolving import Source, resolved
+
+T = TypeVar("T")
+
+
+class RemoteKey(Protocol):
+    """A key whose private half never leaves where it is kept."""
+
+    async def unwrap(self, wrapped: Sequence[bytes]) -> Sequence[bytes | None]:
+        """What each was before it was wrapped; None for what this key does not open.
+
+        Waits where it is throttled. Raises KeyAccessError when the key is refused or its keeper away.
+        """
+        ...
+
+    @property
+    def waiting_for(self) -> str:
+        """What its calls wait for just now, in words; empty when they do not wait."""
+        ...
+
+    @property
+    def calls(self) -> int:
+        """Calls made so far, repeated ones included."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
     """One key version. `secret` is the key's bytes; only its fingerprint is ever shown or stored.
 
-    `index` is the secret that blind indexes are computed with, where it is another.
+    `index` is the secret that blind indexes are computed with, where it is another. Of a `remote` key the
+    `secret` is its public half: DER, SubjectPublicKeyInfo.
     """
 
     version: str
     secret: bytes = field(repr=False)
     index: bytes | None = field(default=None, repr=False)
+    remote: RemoteKey | None = field(default=None, repr=False, compare=False)
 
     @property
     def fingerprint(self) -> str:
@@ -65,6 +92,9 @@ class Keyring:
 
     def __init__(self, keys: Iterable[Key]) -> None:
         self._keys = {key.version: key for key in keys}
+        self._sources: dict[Hashable, Source] = {
+            key.secret: key.remote.unwrap for key in self._keys.values() if key.remote
+        }
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{key.version}={key.fingerprint}" for key in self)
@@ -75,6 +105,25 @@ class Keyring:
 
     def __contains__(self, version: str) -> bool:
         return version in self._keys
+
+    @property
+    def sources(self) -> Mapping[Hashable, Source]:
+        """Who answers what is asked of remote keys, by what their values are opened with."""
+        return self._sources
+
+    async def resolved(self, attempt: Callable[[], T]) -> T:
+        """What a pure computation gives that may open values under remote keys."""
+        return await resolved(attempt, self._sources) if self._sources else attempt()
+
+    @property
+    def waiting_for(self) -> str:
+        """What calls to remote keys wait for just now; empty when none waits."""
+        return next((key.remote.waiting_for for key in self if key.remote and key.remote.waiting_for), "")
+
+    def spent(self) -> dict[str, float]:
+        """Calls to remote keys so far."""
+        calls = sum(key.remote.calls for key in self if key.remote)
+        return {"vault_calls": float(calls)} if calls else {}
 
     def get(self, version: str) -> Key:
         """The key of a version; KeyAccessError when it is not at hand."""

@@ -108,6 +108,11 @@ class FleetStore:
     async def activity(self, table: Table) -> Activity:
         return await self._at(table).activity(table)
 
+    @property
+    def waiting_for(self) -> str:
+        waits = (store.waiting_for for store in self._members.by_name.values())
+        return next((said for said in waits if said), "")
+
     def spent(self) -> dict[str, float]:
         total: Counter[str] = Counter()
         for store in self._members.by_name.values():

@@ -142,6 +142,10 @@ class PostgresStore:
             )
         return Activity(row["inserted"] or 0, row["deleted"] or 0)
 
+    @property
+    def waiting_for(self) -> str:
+        return ""
+
     def spent(self) -> dict[str, float]:
         return {}
 
