@@ -15,6 +15,7 @@ import pytest
 
 from rewrap.demo.postgres import EmbeddedPostgres
 from tests.support.cosmos import CosmosDatabase, CosmosEmulator, CosmosServer, missing_emulator
+from tests.support.proxy import FaultProxy
 from tests.support.workbench import Workbench
 
 _NUMBERS = itertools.count(1)
@@ -104,6 +105,13 @@ def cosmos(cosmos_emulator: CosmosServer) -> Iterator[CosmosDatabase]:
     name = f"rewrap-test-{os.getpid()}-{next(_NUMBERS)}"
     with CosmosDatabase(cosmos_emulator.endpoint, cosmos_emulator.key, name) as database:
         yield database
+
+
+@pytest.fixture
+def cosmos_proxy(cosmos_emulator: CosmosServer) -> Iterator[FaultProxy]:
+    """A proxy in front of it, without a rule."""
+    with FaultProxy(cosmos_emulator.endpoint) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="session")
