@@ -14,6 +14,8 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 
 from rewrap.demo.postgres import EmbeddedPostgres
+from tests.support.cosmos import CosmosDatabase, CosmosEmulator, CosmosServer, missing_emulator
+from tests.support.proxy import FaultProxy
 from tests.support.workbench import Workbench
 
 _NUMBERS = itertools.count(1)
@@ -59,15 +61,57 @@ def bench(server_dsn: str, tmp_path: Path) -> Iterator[Workbench]:
         admin.sql(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def require(component: str, *programs: str) -> None:
+def lacking(message: str) -> None:
     """Skips, loudly, where a component is missing; fails where CI should have it."""
-    missing = [program for program in programs if shutil.which(program) is None]
-    if not missing:
-        return
-    message = f"{component} is missing: no {', '.join(missing)} on the PATH"
     if os.environ.get("REWRAP_REQUIRE_COMPONENTS"):
         pytest.fail(message)
     pytest.skip(message)
+
+
+def require(component: str, *programs: str) -> None:
+    """Skips or fails where a component's programs are not on the PATH."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    if missing:
+        lacking(f"{component} is missing: no {', '.join(missing)} on the PATH")
+
+
+def started_cosmos() -> CosmosEmulator:
+    """An emulator to enter; skips or fails where there is none."""
+    if missing := missing_emulator():
+        lacking(f"the Cosmos DB emulator is missing: {missing}")
+    return CosmosEmulator()
+
+
+@pytest.fixture(scope="session")
+def cosmos_emulator() -> Iterator[CosmosServer]:
+    """The account in COSMOS_TEST_ENDPOINT and COSMOS_TEST_KEY, or else an emulator for all tests."""
+    if given := CosmosServer.of_environment():
+        yield given
+        return
+    with started_cosmos() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def own_cosmos_emulator() -> Iterator[CosmosEmulator]:
+    """An emulator of the test's own, to stop and to restart."""
+    with started_cosmos() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def cosmos(cosmos_emulator: CosmosServer) -> Iterator[CosmosDatabase]:
+    """A fresh database."""
+    name = f"rewrap-test-{os.getpid()}-{next(_NUMBERS)}"
+    with CosmosDatabase(cosmos_emulator.endpoint, cosmos_emulator.key, name) as database:
+        yield database
+
+
+@pytest.fixture
+def cosmos_proxy(cosmos_emulator: CosmosServer) -> Iterator[FaultProxy]:
+    """A proxy in front of it, without a rule."""
+    with FaultProxy(cosmos_emulator.endpoint) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="session")
