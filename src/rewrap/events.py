@@ -138,6 +138,7 @@ class Verdict(Event):
     reasons: list[str] = field(default_factory=list)
     log_position: str = ""
     origin: str = ""
+    counted: str = "in one snapshot"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -342,6 +342,11 @@ class Census(Protocol):
     @property
     def identity(self) -> ServerIdentity | None: ...
 
+    @property
+    def manner(self) -> str:
+        """How it counts, for people: `in one snapshot`."""
+        ...
+
     async def tables(self) -> list[Table]:
         """The job's tables, as they are; refuses what may lag behind."""
         ...

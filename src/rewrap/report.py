@@ -211,6 +211,10 @@ def reporter(*, json_lines: bool, out: TextIO, console: Console) -> Reporter:
     return Lines(console)
 
 
+_METERED = {"request_units": "request units", "vault_calls": "vault calls"}
+"""What people call the units of `RunEnded.spent`."""
+
+
 def summary(ended: RunEnded, verdict: Verdict | None) -> list[Text]:
     """The result of a run, for stdout."""
     colour = {0: "green", 3: "yellow", 4: "yellow"}.get(ended.exit_code, "red")
@@ -231,6 +235,9 @@ def summary(ended: RunEnded, verdict: Verdict | None) -> list[Text]:
         lines.append(
             Text(f"  written under the old version meanwhile, and resealed: {ended.resealed_late:,}")
         )
+    if ended.spent:
+        used = ", ".join(f"{_METERED.get(unit, unit)} {count:,.0f}" for unit, count in ended.spent.items())
+        lines.append(Text(f"  used by this process: {used}"))
     if verdict is not None:
         lines += verdict_lines(verdict)
     lines += [
@@ -260,7 +267,7 @@ def verdict_lines(verdict: Verdict) -> list[Text]:
         Text.assemble(
             f"verify to {verdict.to_version}: ",
             head,
-            f" — {verdict.values:,} values {how} in one snapshot; "
+            f" — {verdict.values:,} values {how} {verdict.counted}; "
             + ", ".join(f"{name} {count:,}" for name, count in shown.items()),
         )
     ]

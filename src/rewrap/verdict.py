@@ -68,6 +68,7 @@ def verdict_of(
     deep: bool,
     position: str,
     identity: ServerIdentity | None,
+    manner: str,
 ) -> Verdict:
     """Whether everything that must be 0 is, and what is not; `missing` are versions without a key at hand."""
     total: Counter[str] = Counter()
@@ -109,4 +110,5 @@ def verdict_of(
         reasons=why,
         log_position=position,
         origin=identity.origin if identity else "",
+        counted=manner,
     )

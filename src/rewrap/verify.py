@@ -88,7 +88,9 @@ async def verify(
         reasons += await look.left_behind(tables, worked_on)
         await census.check_kept()
         position = await census.position()
-    verdict = verdict_of(counted, reasons, to_version, look.missing, deep, position, census.identity)
+    verdict = verdict_of(
+        counted, reasons, to_version, look.missing, deep, position, census.identity, census.manner
+    )
     try:
         if fence:
             await _fence(job, census, tables, to_version, verdict, sink)

@@ -211,6 +211,11 @@ class FleetCensus:
         known = [one for one in found if one is not None]
         return joined_identity(known) if len(known) == len(found) else None
 
+    @property
+    def manner(self) -> str:
+        said = dict.fromkeys(census.manner for census in self._all)
+        return f"store by store, {' or '.join(said)}"
+
     async def tables(self) -> list[Table]:
         found: list[Table] = []
         for name, census in self._members.by_name.items():

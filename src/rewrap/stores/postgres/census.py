@@ -41,6 +41,8 @@ _VALUE_BYTES_MAX = 64 * 2**20
 class PostgresCensus:
     """Counts and reads values in one snapshot. Use as `async with census:` after `tables()`."""
 
+    manner = "in one snapshot"
+
     def __init__(self, job: Job, address: Address) -> None:
         self._job = job
         self._address = address
