@@ -9,14 +9,19 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
 from rewrap.demo.postgres import EmbeddedPostgres
 from tests.support.cosmos import CosmosDatabase, CosmosEmulator, CosmosServer, missing_emulator
-from tests.support.proxy import FaultProxy
 from tests.support.workbench import Workbench
+
+if TYPE_CHECKING:
+    # imported where they are used: half a second for Microsoft's packages, which few tests need
+    from tests.support.proxy import FaultProxy
+    from tests.support.vault import VaultEmulator, VaultServer
 
 _NUMBERS = itertools.count(1)
 
@@ -110,8 +115,42 @@ def cosmos(cosmos_emulator: CosmosServer) -> Iterator[CosmosDatabase]:
 @pytest.fixture
 def cosmos_proxy(cosmos_emulator: CosmosServer) -> Iterator[FaultProxy]:
     """A proxy in front of it, without a rule."""
+    from tests.support.proxy import FaultProxy
+
     with FaultProxy(cosmos_emulator.endpoint) as proxy:
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def vault_server() -> Iterator[VaultServer]:
+    """The vault in AZURE_KEYVAULT_TEST_URL, or else the tests' own."""
+    from tests.support.vault import VaultEmulator, VaultServer
+
+    if given := VaultServer.of_environment():
+        yield given
+        return
+    with VaultEmulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def vault(vault_server: VaultServer) -> VaultServer:
+    """That vault, as at the start but for its keys."""
+    from tests.support.vault import VaultEmulator
+
+    if isinstance(vault_server, VaultEmulator):
+        vault_server.reset()
+    return vault_server
+
+
+@pytest.fixture
+def vault_emulator(vault: VaultServer) -> VaultEmulator:
+    """The tests' own, to make faults with; these tests are skipped with a vault in the environment."""
+    from tests.support.vault import VaultEmulator
+
+    if not isinstance(vault, VaultEmulator):
+        pytest.skip("a vault of the environment makes no faults")
+    return vault
 
 
 @pytest.fixture(scope="session")

@@ -233,6 +233,12 @@ class FaultProxy:
         """Takes all rules away."""
         self.rules = []
 
+    def reset(self) -> None:
+        """Takes all rules away and forgets what was seen."""
+        self.clear()
+        self.seen, self.charged, self.charges = [], 0.0, {}
+        self.most_at_once.clear()
+
     def counts(self) -> Counter[str]:
         """Requests by kind, with those that a fault befell."""
         return Counter(each.kind for each in self.seen)
