@@ -272,28 +272,30 @@ def _can_hold(root: Any, steps: Steps) -> bool:
 
 def _changes(root: Any, at: Steps, parts: Sequence[Location], new: str) -> list[Change]:
     """What to write within `root`, which is found at `at`."""
+    if new == _joined(root, parts):
+        return []
     texts = new.split(PART) if len(parts) > 1 else [new]
     if len(texts) != len(parts):
         raise _slipped()
     payload = _follow(root, _within(next(part for part in parts if part.role is Role.PAYLOAD)))
-    beneath = _blocked_prefix(parts, payload)
+    beneath, whole = _blocked_prefix(parts, payload), _text(payload.value)
     changes: list[Change] = []
     made: dict[str, Any] = {}
     for part, text in zip(parts, texts, strict=True):
         steps = _within(part)
         if beneath is not None and steps[: len(beneath)] == beneath:
             _put(made, steps[len(beneath) :], text)
+        elif text == (whole if part.role is Role.PAYLOAD else _part_text(root, part, beneath)):
+            # as it reads now, and so as it stays, be it missing or a number
+            continue
         elif not steps:
             changes.append(Change(at, text))
-        elif text == "" and _follow(root, steps).value in (MISSING, None):
-            # it is not there, and stays so
-            continue
         elif not _can_hold(root, steps):
             raise ValueRefused(
                 f"a document has no object to write {part.role} to",
                 hint="the place that targets.fields names for it has to be an object",
             )
-        elif _follow(root, steps).value != text:
+        else:
             changes.append(Change((*at, *steps), text))
     if beneath is not None:
         changes.append(Change((*at, *beneath), made))
