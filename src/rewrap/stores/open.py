@@ -69,16 +69,21 @@ class Stores:
     def _store(self, job: Job) -> Store:
         if _in_postgres(job):
             return PostgresStore(job, password_of(job, self.environ))
-        from rewrap.stores.cosmos.store import CosmosContainers  # type: ignore[import-not-found]  # fmt: skip
+        from rewrap.stores.cosmos.store import CosmosContainers
 
-        return CosmosContainers(job, self.environ)  # type: ignore[no-any-return]
+        return CosmosContainers(job, self.environ)
 
     async def _guard(self, job: Job, store: Store) -> Guard:
         if isinstance(store, PostgresStore):
             return PostgresGuard(store.address, job.postgres.guard_schema, await store.identity())
         from rewrap.stores.cosmos.guard import CosmosGuard  # type: ignore[import-not-found]  # fmt: skip
+        from rewrap.stores.cosmos.store import CosmosContainers
 
-        return CosmosGuard(job, store)  # type: ignore[no-any-return]
+        guard = CosmosGuard(job, store)
+        if isinstance(store, CosmosContainers):
+            # its writers ask the guard before each request
+            store.guard = guard
+        return guard  # type: ignore[no-any-return]
 
     def _census(self, job: Job) -> Census:
         if _in_postgres(job):

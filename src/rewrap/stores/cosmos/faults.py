@@ -1,0 +1,102 @@
+"""What a failed request becomes: an error of the project's, sorted by status.
+
+400, 413        ValueRefused for a write: one of its values is too large or not allowed
+401, 403        StoreError, with what to grant
+404             Missing: the document, or the container that should hold it
+408, 410, 449, 5xx, no answer       StoreUnavailable: another attempt may do
+409, 412        Changed: the document is not the one that was read, or is there already
+429             Throttled
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rewrap.errors import StoreError, StoreUnavailable, ValueRefused
+
+READ_ROLE = "Cosmos DB Built-in Data Reader"
+WRITE_ROLE = "Cosmos DB Built-in Data Contributor"
+"""Roles of the data plane: those of the control plane (Contributor, Owner) do not open documents."""
+
+
+class Missing(StoreError):
+    """404: the document is not there, or what should hold it is not."""
+
+
+class BadRequest(StoreError):
+    """400: the server does not take what it was asked."""
+
+
+class Changed(StoreError):
+    """412 or 409: somebody wrote it first; perhaps this very request, whose first answer was lost."""
+
+
+class Throttled(StoreUnavailable):
+    """429, for longer than an attempt waits."""
+
+
+@contextmanager
+def translated(subject: str, *, writes: bool = False) -> Iterator[None]:
+    """Turns the SDK's errors into the project's. Neither documents nor keys are in what they say."""
+    from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
+
+    try:
+        yield
+    except HttpResponseError as exc:
+        status = exc.status_code or 0
+        raise of_status(subject, status, getattr(exc, "sub_status", None), writes=writes) from None
+    except ClientAuthenticationError:
+        raise refused(subject, 401, writes=writes) from None
+    except AzureError as exc:
+        if isinstance(exc.__cause__, StoreError):
+            raise exc.__cause__ from None
+        raise unreachable(subject, type(exc).__name__) from None
+    except (OSError, TimeoutError) as exc:
+        raise unreachable(subject, type(exc).__name__) from None
+
+
+def of_status(subject: str, status: int, sub_status: int | None, *, writes: bool = False) -> StoreError:
+    """The error that an answer's status means."""
+    if status in (401, 403):
+        return refused(subject, status, sub_status, writes=writes)
+    if status == 404:
+        return Missing(f"{subject} is not there", hint="see that the job's database and container exist")
+    if status in (409, 412):
+        return Changed(f"{subject} was changed meanwhile")
+    if status == 429:
+        return Throttled(
+            f"{subject} is throttled: its request units are used up",
+            hint="raise its throughput, or lower stores.*.in_flight; then rewrap resume",
+        )
+    if status in (400, 413):
+        what = "is larger than the store takes (413)" if status == 413 else "is refused (400)"
+        kind = ValueRefused if writes else BadRequest
+        return kind(f"{subject}: what was sent {what}", hint="a document holds at most 2 MB")
+    named = f"{status}.{sub_status}" if sub_status else f"{status}"
+    return StoreUnavailable(
+        f"{subject} answered {named}", hint="the store is busy or moving; rewrap resume goes on from here"
+    )
+
+
+def refused(subject: str, status: int, sub_status: int | None = None, *, writes: bool = False) -> StoreError:
+    """The error of a request that lacks a right, with the role that has it."""
+    if status == 401:
+        return StoreError(
+            f"{subject} refuses this key or identity (401)",
+            hint="see stores.*.key and its environment variable; without a key, that azure-identity finds an "
+            "identity of the account's tenant; and this machine's clock: signatures are valid for 15 minutes",
+        )
+    role = WRITE_ROLE if writes else READ_ROLE
+    detail = f"403.{sub_status}" if sub_status else "403"
+    return StoreError(
+        f"{subject} does not permit this ({detail})",
+        hint=f'an identity needs the data-plane role "{role}" (az cosmosdb sql role assignment create), a '
+        "key has to be a read-write one, and the account's firewall has to let this machine in",
+    )
+
+
+def unreachable(subject: str, what: str) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"{subject} does not answer ({what})", hint="see stores.*.endpoint, the network and the firewall"
+    )

@@ -1,0 +1,235 @@
+"""The Cosmos DB store: containers of one database, read by feed range and patched document by document."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+
+from rewrap.errors import StoreError, UnsafeTarget
+from rewrap.interfaces import Checkpoint, Prefix, SwapBatch
+from rewrap.job import Job
+from rewrap.model import Activity, ServerIdentity, ShardLease, ShardRange, Table
+from rewrap.stores.cosmos.client import Account, Container, Document
+from rewrap.stores.cosmos.documents import differing, part_steps
+from rewrap.stores.cosmos.faults import Changed
+from rewrap.stores.cosmos.queries import COUNT, written_since
+from rewrap.stores.cosmos.reader import ContainerReader
+from rewrap.stores.cosmos.setup import check_indexing, fields_of, key_of, notices_of
+from rewrap.stores.cosmos.shape import ETAG, SYSTEM, Shape, partition_paths
+from rewrap.stores.cosmos.writer import ContainerWriter, Guardian
+
+CLOCK_SLACK_S = 2
+"""Seconds by which the clock that stamps documents may be behind the one that dates answers, and a bit."""
+
+
+@dataclass(slots=True)
+class _Watched:
+    """A container since it was first looked at: when that was, and how many documents there were.
+
+    `patched` counts those that sweeps over everything have written since.
+    """
+
+    since: int
+    documents: int
+    patched: int = 0
+
+
+class CosmosContainers:
+    """One database of a job: its identity, its containers, and readers and writers for them.
+
+    `guard` is set before anything is written: a writer asks it before each request.
+    """
+
+    def __init__(self, job: Job, environ: Mapping[str, str] = os.environ) -> None:
+        self.job = job
+        self.account = Account(job, environ)
+        self.notices: list[str] = []
+        self.guard: Guardian | None = None
+        self._shapes: dict[str, Shape] = {}
+        self._watched: dict[str, _Watched] = {}
+        self._identity: ServerIdentity | None = None
+
+    @property
+    def subject(self) -> str:
+        return self.account.subject
+
+    async def identity(self) -> ServerIdentity:
+        if self._identity is None:
+            region = await self.account.region()
+            if region.multiple_writes:
+                raise UnsafeTarget(
+                    f"{self.subject}: the account takes writes in several regions, and resolves conflicts by "
+                    "dropping one of them",
+                    hint="have it take writes in one region while keys are rotated",
+                )
+            rid = await self.account.database_rid()
+            self._identity = ServerIdentity(self.account.host, rid, self.account.database, 0)
+        return self._identity
+
+    async def tables(self) -> list[Table]:
+        await self.identity()
+        tables = []
+        notices = await self._account_notices()
+        for target in self.job.targets:
+            container = self.account.container(target.table)
+            properties = await container.properties()
+            check_indexing(properties, container.subject)
+            fields, aad_columns = fields_of(self.job, target, properties, container.subject)
+            documents = await container.count(COUNT)
+            table = Table(
+                name=target.table,
+                relation=container.relation,
+                oid=_number(properties["_rid"]),
+                key=key_of(properties),
+                fields=fields,
+                aad_columns=aad_columns,
+                estimated_rows=documents,
+                estimated_bytes=0,
+            )
+            self._shapes[table.relation] = Shape(table, partition_paths(properties))
+            tables.append(table)
+            notices += notices_of(properties, target.table)
+        self.notices = notices
+        return tables
+
+    async def _account_notices(self) -> list[str]:
+        region = await self.account.region()
+        if region.consistency in ("", "Strong"):
+            return []
+        return [
+            f"{self.subject} reads with {region.consistency} consistency: what was just written elsewhere "
+            f"may not be seen; counts are made twice, {self.job.cosmos.settle_s:g} s apart"
+        ]
+
+    async def split(self, table: Table, shards: int) -> list[ShardRange]:
+        """One shard for each feed range, which its lower bound tells; they are the server's partitions."""
+        ranges = await self._container(table).feed_ranges()
+        return [ShardRange(at, json.dumps(one, sort_keys=True), None) for at, one in enumerate(ranges)]
+
+    async def rehearse(self, table: Table, lease: ShardLease, batch: SwapBatch) -> bool:
+        """Swaps one document and reads it back; False when it has changed meanwhile.
+
+        Nothing can be rolled back here. What was meant stays, and is as good as any other write of the run;
+        anything else is undone, as long as nobody has written the document since.
+        """
+        container, shape = self._container(table), self._shape(table)
+        writer = ContainerWriter(container, shape, self.job, self._guardian)
+        one = batch.part([0]).unpacked()
+        place = shape.place_of(one.keys[0])
+        before = await container.read(*place)
+        if before is None:
+            return False
+        checkpoint = Checkpoint(lease.cursor, lease.rows, lease.tally)
+        if not await writer.swap(lease, one, checkpoint, skip_locked=True):
+            return False
+        after = await container.read(*place)
+        if after is None:
+            return False
+        if writer.holds(after, one, 0) and not _beside(before, after, shape):
+            return True
+        await _restore(container, before, after)
+        raise StoreError(
+            f"{container.subject} keeps something else than was written",
+            hint="the document was restored; see what else writes to it, or leave the container out",
+        )
+
+    async def activity(self, table: Table) -> Activity:
+        """Upper bounds of the documents that came and went since the first look; none then.
+
+        No server counts them. Documents written since that first look, less those that a run has written, are
+        no fewer than the new ones. What the number of documents lacks then was deleted; one that came and
+        went between two looks leaves no trace, so as many of those are allowed as others have written.
+        """
+        container = self._container(table)
+        watched = self._watched.get(table.relation)
+        if watched is None:
+            now = await self._server_clock(container)
+            self._watched[table.relation] = _Watched(now - CLOCK_SLACK_S, await container.count(COUNT))
+            return Activity(0, 0)
+        written = await container.count(written_since(watched.since))
+        documents = await container.count(COUNT)
+        inserted = max(0, written - watched.patched)
+        deleted = max(0, watched.documents + inserted - documents)
+        return Activity(inserted, deleted + inserted)
+
+    async def _server_clock(self, container: Container) -> int:
+        date = await container.date()
+        return int(parsedate_to_datetime(date).timestamp())
+
+    @property
+    def waiting_for(self) -> str:
+        return self.account.gate.waiting_for
+
+    def spent(self) -> dict[str, float]:
+        return self.account.spent()
+
+    async def drain(self, timeout_s: float) -> list[str]:
+        """Nothing: no transaction stays open in a store that speaks HTTP."""
+        return []
+
+    async def flush(self) -> str:
+        """Nothing to wait for: what was acknowledged is durable."""
+        return ""
+
+    def reader(self, table: Table, *, full: bool = True) -> ContainerReader:
+        async def restart(shard: int) -> None:
+            if self.guard is None:
+                raise StoreError(
+                    f"container {table.relation}: the server does not go on where it was",
+                    hint="run the command again: nothing was written, and nothing is kept",
+                )
+            await self.guard.reset(await self.guard.lease(table.relation, shard))
+
+        return ContainerReader(self._container(table), self._shape(table), self.job, restart)
+
+    def writer(self, table: Table, *, full: bool = True) -> ContainerWriter:
+        def patched(documents: int) -> None:
+            watched = self._watched.get(table.relation)
+            if watched is not None and full:
+                watched.patched += documents
+
+        return ContainerWriter(self._container(table), self._shape(table), self.job, self._guardian, patched)
+
+    async def refuse_fenced(self, table: Table, prefixes: dict[str, Prefix]) -> None:
+        """Nothing: a container has no constraints."""
+
+    async def close(self) -> None:
+        await self.account.close()
+
+    @property
+    def _guardian(self) -> Guardian:
+        assert self.guard is not None, "nothing is written without a guard"
+        return self.guard
+
+    def _container(self, table: Table) -> Container:
+        return self.account.container(table.name)
+
+    def _shape(self, table: Table) -> Shape:
+        return self._shapes[table.relation]
+
+
+def _number(rid: str) -> int:
+    """The first 63 bits of the SHA-256 of a container's own id: made anew, it is another one."""
+    return int.from_bytes(hashlib.sha256(rid.encode()).digest()[:8], "big") >> 1
+
+
+def _beside(before: Document, after: Document, shape: Shape) -> bool:
+    """Whether anything but encrypted fields, and what the server writes itself, differs."""
+    written = [part_steps(part) for column in shape.table.fields for part in column.parts]
+    return any(
+        path[0] not in SYSTEM
+        and not any(path == one[: len(path)] or one == path[: len(one)] for one in written)
+        for path in differing(before, after)
+    )
+
+
+async def _restore(container: Container, before: Document, after: Document) -> None:
+    try:
+        await container.replace(before, after[ETAG])
+    except Changed:
+        # somebody has written it since, and what they wrote is theirs
+        return

@@ -1,0 +1,102 @@
+"""The line to an account: the SDK's transport, with the gate in front of every single request.
+
+Here, below everything that the SDK does by itself, nothing gets past the gate: neither its own retries nor
+what it asks about containers and partitions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from azure.core.exceptions import ServiceRequestError, ServiceResponseError
+from azure.core.pipeline.transport import AioHttpTransport
+
+from rewrap.stores.cosmos.gate import Gate
+
+CHARGE = "x-ms-request-charge"
+RETRY_AFTER_MS = "x-ms-retry-after-ms"
+RETRY_AFTER_S = "retry-after"
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """What holds for the requests of one task: asked right before each is sent, and how long one may take."""
+
+    check: Callable[[], None]
+    timeout_s: float
+
+
+GUARDED: ContextVar[Guarded | None] = ContextVar("rewrap_cosmos_guarded", default=None)
+
+
+class PacedTransport(AioHttpTransport):  # type: ignore[misc]  # azure-core exports it lazily, untyped
+    """Sends requests through a gate, and tells it what came back."""
+
+    def __init__(self, gate: Gate, in_flight: int) -> None:
+        self._gate = gate
+        self._connections = in_flight
+        self.session: Any = None
+        super().__init__(session=None, session_owner=True)
+
+    async def open(self) -> None:
+        if self.session is None and not self._has_been_opened:
+            # as many connections as there may be requests; the default of 100 a host would do, and no limit
+            # of a pool shall be what paces
+            connector = aiohttp.TCPConnector(limit=self._connections + 4)
+            self.session = aiohttp.ClientSession(
+                connector=connector,
+                trust_env=self._use_env_settings,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+            )
+        await super().open()
+
+    async def send(self, request: Any, **config: Any) -> Any:
+        guarded = GUARDED.get()
+        async with self._gate.passed():
+            if guarded is None:
+                response = await super().send(request, **config)
+            else:
+                # only now: a request may have waited for long, and the lease may have run out meanwhile
+                guarded.check()
+                response = await self._bounded(request, config, guarded.timeout_s)
+        self._note(response.status_code, response.headers)
+        return response
+
+    async def _bounded(self, request: Any, config: dict[str, Any], timeout_s: float) -> Any:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await super().send(request, **config)
+        except TimeoutError as exc:
+            raise ServiceResponseError("no answer in time", error=exc) from exc
+        except ServiceRequestError as exc:
+            # it may well have been carried out: what broke was found when the answer did not come
+            raise ServiceResponseError("no answer", error=exc) from exc
+
+    def _note(self, status: int, headers: Any) -> None:
+        charge = _number(headers.get(CHARGE)) or 0.0
+        if status == 429:
+            self._gate.charged(charge)
+            self._gate.throttled(_retry_after_s(headers))
+        else:
+            self._gate.answered(charge)
+
+
+def _retry_after_s(headers: Any) -> float | None:
+    milliseconds = _number(headers.get(RETRY_AFTER_MS))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    return _number(headers.get(RETRY_AFTER_S))
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        found = None if text is None else float(text)
+    except ValueError:
+        return None
+    return found if found is not None and 0 <= found < float("inf") else None
