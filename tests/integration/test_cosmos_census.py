@@ -164,7 +164,8 @@ def test_markers_in_the_value_itself(cosmos: CosmosDatabase) -> None:
         {"id": "before", "body": box("d", "v2")}, {"id": "scalar", "body": 5}, {"id": "list", "body": [1]},
         {"id": "none", "body": None}, {"id": "nothing"},
     )  # fmt: skip
-    target = 'container = "notes"\nfields = [{ column = "body", path = "text", layout = "libsodium-token" }]\n'
+    field = '{ column = "body", path = "text", layout = "libsodium-token" }'
+    target = f'container = "notes"\nfields = [{field}]\n'
     rows, classes = counted(cosmos, target)
     assert rows == 14
     assert classes == {

@@ -271,7 +271,7 @@ class CosmosCensus:
     async def add_fence(self, table: Table, column: str, prefix: Prefix) -> bool:
         raise FenceError(
             f"no fence was added to {table.relation}: Cosmos DB has no constraints, and so takes old values",
-            hint="what keeps the old key out is taking it from the application; rewrap verify again then, and "
+            hint="what keeps the old key out is taking it from the application; verify again then, and "
             "disable the key only after that",
         )
 
