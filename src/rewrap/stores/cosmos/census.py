@@ -53,11 +53,18 @@ class CosmosCensus:
         self._shapes: dict[str, Shape] = {}
         self._rids: dict[str, str] = {}
         self._kept: list[Table] = []
+        self._strong = False
         self.identity: ServerIdentity | None = None
+
+    @property
+    def manner(self) -> str:
+        twice = f", and again after {self._job.cosmos.settle_s:g} s where nothing was left"
+        return f"by queries, in no snapshot{'' if self._strong else twice}"
 
     async def tables(self) -> list[Table]:
         """The job's containers, as they are; refuses an account whose answers may lag without bound."""
         self.identity = await identify(self._account)
+        self._strong = (await self._account.region()).consistency == "Strong"
         found = await survey(self._account, self._job)
         for entry in found:
             self._shapes[entry.table.relation] = entry.shape
@@ -101,7 +108,7 @@ class CosmosCensus:
     async def count(self, table: Table, columns: Mapping[str, Forms]) -> Counted:
         """The documents of a container, and each field's values by class: of two counts, the worse."""
         first = await self._count(table, columns)
-        if await self._strong() or any(_left(counts, columns[name]) for name, counts in first[1].items()):
+        if self._strong or any(_left(counts, columns[name]) for name, counts in first[1].items()):
             return first
         await anyio.sleep(self._job.cosmos.settle_s)
         rows, second = await self._count(table, columns)
@@ -109,9 +116,6 @@ class CosmosCensus:
             name: max((second[name], first[1][name]), key=lambda counts: _badness(counts, forms))
             for name, forms in columns.items()
         }
-
-    async def _strong(self) -> bool:
-        return (await self._account.region()).consistency == "Strong"
 
     async def _count(self, table: Table, columns: Mapping[str, Forms]) -> Counted:
         """One count that adds up."""
@@ -193,7 +197,7 @@ class CosmosCensus:
             yield page
 
     async def unnamed(self, table: Table, column: str, forms: Forms) -> AsyncIterator[list[Any]]:
-        if not await self._strong():
+        if not self._strong:
             # what is opened now was written some while before it was counted
             await anyio.sleep(self._job.cosmos.settle_s)
         async for page in self._unmarked(table, column, forms):

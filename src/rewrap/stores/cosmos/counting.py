@@ -8,7 +8,6 @@ nothing: each type is asked for before anything is compared.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -171,24 +170,13 @@ def _count(condition: str, parameters: tuple[tuple[str, Any], ...] = ()) -> Quer
     return Query(f"SELECT VALUE COUNT(1) FROM c WHERE {condition}", parameters)
 
 
-def printed(query: Query) -> str:
-    """A query for people to paste: with constants in place of parameters."""
-    values = dict(query.parameters)
-    return (
-        re.sub(r"@[a-z]+[0-9]*", lambda found: literal(values[found[0]]), query.text)
-        if values
-        else query.text
-    )
-
-
-def not_at(field: FieldColumn, forms: Forms) -> str | None:
+def not_at(field: FieldColumn, forms: Forms) -> str:
     """For people to paste: counts the documents with a value that is not under the new version.
 
-    A document whose version is missing, null or no string counts too. None where no marker names versions.
+    A document whose version is missing, null or no string counts too; every document with a value, where no
+    marker names versions.
     """
-    target = next((form for form in forms.named if form.new), None)
-    if target is None or target.version != forms.versions[0]:
-        return None
+    target = next((form for form in forms.named if form.new and form.version == forms.versions[0]), None)
     payload, version = _payload(field), _version(field)
     if not field.many:
         condition = _not_at(steps_to(payload), steps_to(version) if version else None, target)
@@ -203,8 +191,10 @@ def not_at(field: FieldColumn, forms: Forms) -> str | None:
     return f"SELECT VALUE COUNT(1) FROM c WHERE EXISTS(SELECT VALUE e FROM e IN {array} WHERE {condition})"
 
 
-def _not_at(payload: Steps, version: Steps | None, target: Named, root: str = "c") -> str:
+def _not_at(payload: Steps, version: Steps | None, target: Named | None, root: str = "c") -> str:
     there = present(payload, root)
+    if target is None:
+        return there
     if version is None:
         begins, (name, prefix) = _named(_texts(payload, root), target, "@p", apart=False)
         return f"{there} AND NOT ({begins.replace(name, literal(prefix))})"
