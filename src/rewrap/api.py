@@ -227,11 +227,38 @@ async def plan(
 async def queries(
     job: Job, *, to_version: str | None = None, environ: Mapping[str, str] = os.environ
 ) -> list[tuple[str, str]]:
-    """Verify's census as SQL for psql: what each counts, and the statement. Defaults as `verify`."""
+    """Verify's census to paste into psql, or into Data Explorer: what each query counts, and its text.
+
+    Defaults as `verify`.
+    """
     to_version = await _target_version(job, to_version, environ)
+    stores = Stores(job, environ)
     out = []
-    for mine in Stores(job, environ).postgres.values():
-        out += await _postgres_queries(mine, to_version, environ)
+    for name, mine in stores.jobs.items():
+        ask = _postgres_queries if name in stores.postgres else _cosmos_queries
+        out += await ask(mine, to_version, environ)
+    return out
+
+
+async def _cosmos_queries(job: Job, to_version: str, environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    from rewrap.stores.cosmos.census import CosmosCensus
+    from rewrap.stores.cosmos.counting import not_at
+
+    census = CosmosCensus(job, environ)
+    try:
+        tables = await census.tables()
+    finally:
+        await census.close()
+    out = []
+    for table, target in zip(tables, job.targets, strict=True):
+        for field, entry in zip(table.fields, target.fields, strict=True):
+            forms = job.forms(entry, to_version)
+            says = f"documents with a value that is not under {to_version}; must be 0, but for plaintext"
+            if not forms.new.versioned:
+                says = "documents with a value; it names no version, so only rewrap verify can tell which"
+            elif forms.probed:
+                says += " and for values that name no version: only rewrap verify can tell these"
+            out.append((f"{table.name}.{entry.name}: {says}", not_at(field, forms)))
     return out
 
 
@@ -253,7 +280,7 @@ async def _postgres_queries(job: Job, to_version: str, environ: Mapping[str, str
                 says = "its values name no version, so SQL cannot count them by it; only rewrap verify can"
             elif forms.probed:
                 says += '; what is "bare" names no version: only rewrap verify can tell it'
-            out.append((f"{table.name}.{entry.name}: {says}", count_query(table, entry.name, forms)))
+            out.append((f"{table.name}.{entry.name}: {says}", f"{count_query(table, entry.name, forms)};"))
     return out
 
 

@@ -33,7 +33,10 @@ def verify(
     ] = None,
     deep: Annotated[bool, typer.Option("--deep", help="Open every value with the new key alone.")] = False,
     print_queries: Annotated[
-        bool, typer.Option("--print-queries", help="Print the census as SQL for psql, and leave.")
+        bool,
+        typer.Option(
+            "--print-queries", help="Print the census as SQL, for psql or Data Explorer, and leave."
+        ),
     ] = False,
     fence: Annotated[
         bool,
@@ -90,4 +93,4 @@ def _print_queries(job: Job, to_version: str | None) -> None:
         return await api.queries(job, to_version=to_version)
 
     for says, statement in anyio.run(work):
-        typer.echo(f"-- {says}\n{statement};")
+        typer.echo(f"-- {says}\n{statement}")

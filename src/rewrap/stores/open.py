@@ -76,21 +76,20 @@ class Stores:
     async def _guard(self, job: Job, store: Store) -> Guard:
         if isinstance(store, PostgresStore):
             return PostgresGuard(store.address, job.postgres.guard_schema, await store.identity())
-        from rewrap.stores.cosmos.guard import CosmosGuard  # type: ignore[import-not-found]  # fmt: skip
+        from rewrap.stores.cosmos.guard import CosmosGuard
         from rewrap.stores.cosmos.store import CosmosContainers
 
-        guard = CosmosGuard(job, store)
-        if isinstance(store, CosmosContainers):
-            # its writers ask the guard before each request
-            store.guard = guard
-        return guard  # type: ignore[no-any-return]
+        assert isinstance(store, CosmosContainers)
+        # its writers ask the guard before each request
+        store.guard = guard = CosmosGuard(job, store)
+        return guard
 
     def _census(self, job: Job) -> Census:
         if _in_postgres(job):
             return PostgresCensus(job, address_in(job, self.environ))
-        from rewrap.stores.cosmos.census import CosmosCensus  # type: ignore[import-not-found]  # fmt: skip
+        from rewrap.stores.cosmos.census import CosmosCensus
 
-        return CosmosCensus(job, self.environ)  # type: ignore[no-any-return]
+        return CosmosCensus(job, self.environ)
 
 
 def _in_postgres(job: Job) -> bool:

@@ -61,9 +61,7 @@ def notices_of(properties: Mapping[str, Any], name: str) -> list[str]:
     """What an operator should know of a container."""
     found = []
     if properties.get("defaultTtl") is not None:
-        found.append(
-            f"container {name} lets documents expire: each write moves _ts, and with it their end"
-        )
+        found.append(f"container {name} lets documents expire: each write moves _ts, and with it their end")
     if len(properties["partitionKey"]["paths"]) > 1:
         found.append(f"container {name} has a hierarchical partition key, with which rewrap is untested")
     return found

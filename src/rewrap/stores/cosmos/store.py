@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
-from rewrap.errors import StoreError, UnsafeTarget
+from rewrap.errors import StoreError
 from rewrap.interfaces import Checkpoint, Prefix, SwapBatch
 from rewrap.job import Job
 from rewrap.model import Activity, ServerIdentity, ShardLease, ShardRange, Table
@@ -18,8 +17,9 @@ from rewrap.stores.cosmos.documents import differing, part_steps
 from rewrap.stores.cosmos.faults import Changed
 from rewrap.stores.cosmos.queries import COUNT, written_since
 from rewrap.stores.cosmos.reader import ContainerReader
-from rewrap.stores.cosmos.setup import check_indexing, fields_of, key_of, notices_of
-from rewrap.stores.cosmos.shape import ETAG, SYSTEM, Shape, partition_paths
+from rewrap.stores.cosmos.setup import notices_of
+from rewrap.stores.cosmos.shape import ETAG, SYSTEM, Shape
+from rewrap.stores.cosmos.survey import identify, survey
 from rewrap.stores.cosmos.writer import ContainerWriter, Guardian
 
 CLOCK_SLACK_S = 2
@@ -59,42 +59,18 @@ class CosmosContainers:
 
     async def identity(self) -> ServerIdentity:
         if self._identity is None:
-            region = await self.account.region()
-            if region.multiple_writes:
-                raise UnsafeTarget(
-                    f"{self.subject}: the account takes writes in several regions, and resolves conflicts by "
-                    "dropping one of them",
-                    hint="have it take writes in one region while keys are rotated",
-                )
-            rid = await self.account.database_rid()
-            self._identity = ServerIdentity(self.account.host, rid, self.account.database, 0)
+            self._identity = await identify(self.account)
         return self._identity
 
     async def tables(self) -> list[Table]:
         await self.identity()
-        tables = []
         notices = await self._account_notices()
-        for target in self.job.targets:
-            container = self.account.container(target.table)
-            properties = await container.properties()
-            check_indexing(properties, container.subject)
-            fields, aad_columns = fields_of(self.job, target, properties, container.subject)
-            documents = await container.count(COUNT)
-            table = Table(
-                name=target.table,
-                relation=container.relation,
-                oid=_number(properties["_rid"]),
-                key=key_of(properties),
-                fields=fields,
-                aad_columns=aad_columns,
-                estimated_rows=documents,
-                estimated_bytes=0,
-            )
-            self._shapes[table.relation] = Shape(table, partition_paths(properties))
-            tables.append(table)
-            notices += notices_of(properties, target.table)
+        found = await survey(self.account, self.job)
+        for one in found:
+            self._shapes[one.table.relation] = one.shape
+            notices += notices_of(one.properties, one.table.name)
         self.notices = notices
-        return tables
+        return [one.table for one in found]
 
     async def _account_notices(self) -> list[str]:
         region = await self.account.region()
@@ -210,11 +186,6 @@ class CosmosContainers:
 
     def _shape(self, table: Table) -> Shape:
         return self._shapes[table.relation]
-
-
-def _number(rid: str) -> int:
-    """The first 63 bits of the SHA-256 of a container's own id: made anew, it is another one."""
-    return int.from_bytes(hashlib.sha256(rid.encode()).digest()[:8], "big") >> 1
 
 
 def _beside(before: Document, after: Document, shape: Shape) -> bool:

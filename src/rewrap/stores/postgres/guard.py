@@ -7,33 +7,29 @@ the cursor that belongs to its rows.
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
 
-from rewrap.errors import LeaseHeld, LeaseLost, StoreError, UnsafeTarget, UsageError
+from rewrap.errors import LeaseHeld, LeaseLost, StoreError, UnsafeTarget
 from rewrap.interfaces import Claim
-from rewrap.model import ServerIdentity, ShardLease, ShardRange, Tally
+from rewrap.model import ServerIdentity, ShardLease, ShardRange
+from rewrap.stores.claims import (
+    Standing,
+    lease_lost,
+    load_tally,
+    may_go_on,
+    origin_of,
+    out_of_order,
+    refuse_others,
+)
 from rewrap.stores.postgres.connection import Address, Connection, close, connect, translated
 from rewrap.stores.postgres.places import quote
 
 _CLAIM_LOCK = 0x7265777261700001
 """Advisory lock for the one transaction that claims tables: "rewrap" in ASCII, and a number."""
-
-_ORDER = " key "
-"""Stands in a shard's origin between the database and what the order of the table's keys depends on."""
-
-
-def dump_tally(tally: Tally) -> str:
-    return json.dumps(tally, separators=(",", ":"))
-
-
-def load_tally(text: str) -> Tally:
-    return {name: Counter(counts) for name, counts in json.loads(text).items()}
 
 
 class PostgresGuard:
@@ -131,7 +127,7 @@ class PostgresGuard:
                 )
                 for relation, ranges in claim.ranges.items():
                     held = await connection.fetch(_HELD.format(self.table), relation)
-                    keep = self._may_take(relation, held, claim) and self._in_order(relation, held, claim)
+                    keep = self._may_take(relation, held, claim)
                     # from the clock where there is no older one: a fence is never used twice
                     fence = 1 + max([row["fence"] for row in held], default=began)
                     if not keep:
@@ -150,45 +146,20 @@ class PostgresGuard:
 
     def _may_take(self, relation: str, held: list[Connection], claim: Claim) -> bool:
         """Whether the shards there are this run's to go on with; raises when they are somebody else's."""
-        for row in held:
-            other = row["run_id"] != claim.run_id
-            if row["live"] and row["owner"] != claim.owner:
-                raise LeaseHeld(
-                    f"table {relation} is being worked on by run {row['run_id']} ({row['owner']})",
-                    hint="wait for it, stop it with Ctrl-C where it runs, or watch it with "
-                    f"rewrap status; its lease ends {claim.ttl_s:.0f} s after its last sign of life",
-                )
-            if (
-                other
-                and not row["finished"]
-                and row["to_version"] != claim.to_version
-                and claim.abandon != row["run_id"]
-            ):
-                raise UsageError(
-                    f"table {relation} has an unfinished run {row['run_id']} from "
-                    f"{row['from_versions']} to {row['to_version']}",
-                    hint=f"finish it with --from {row['from_versions']} --to {row['to_version']}, or "
-                    f"give it up with --abandon {row['run_id']}; its rows stay readable under both keys",
-                )
-        return bool(held) and not claim.restart and all(
-            row["run_id"] == claim.run_id and row["origin"].partition(_ORDER)[0] == self._identity.origin
-            for row in held
-        )  # fmt: skip
-
-    def _in_order(self, relation: str, held: list[Connection], claim: Claim) -> bool:
-        """Whether the cursors there still mean what they meant: rows before them are before them now."""
-        if all(row["origin"].partition(_ORDER)[2] == claim.orders.get(relation, "") for row in held):
-            return True
-        self.notices.append(
-            f"table {relation}: its key has changed since this run began, or the version of its collation: "
-            "it is read from the start"
-        )
-        return False
+        standings = [_standing(row) for row in held]
+        for standing in standings:
+            refuse_others("table", relation, standing, claim)
+        if not may_go_on(standings, claim, self._identity.origin):
+            return False
+        moved = out_of_order("table", relation, standings, claim)
+        if moved is not None:
+            self.notices.append(moved)
+        return moved is None
 
     def _row(self, relation: str, entry: ShardRange, claim: Claim, fence: int) -> tuple[Any, ...]:
         return (
             relation, entry.shard, claim.run_id,
-            f"{self._identity.origin}{_ORDER}{claim.orders.get(relation, '')}",
+            origin_of(self._identity.origin, claim, relation),
             ",".join(claim.from_versions), claim.to_version, entry.lower, entry.upper, fence,
             claim.owner,
         )  # fmt: skip
@@ -237,11 +208,15 @@ class PostgresGuard:
         return lease_lost(self._subject)
 
 
-def lease_lost(subject: str) -> LeaseLost:
-    """The error of a process whose place another run has taken."""
-    return LeaseLost(
-        f"{subject}: another run took over while this one did not answer",
-        hint="nothing was written after it did; see rewrap status",
+def _standing(row: Connection) -> Standing:
+    return Standing(
+        run_id=row["run_id"],
+        owner=row["owner"],
+        from_versions=row["from_versions"],
+        to_version=row["to_version"],
+        origin=row["origin"],
+        live=row["live"],
+        finished=row["finished"],
     )
 
 

@@ -9,8 +9,8 @@ from rewrap.interfaces import Checkpoint, Row, SwapBatch
 from rewrap.job import Job
 from rewrap.model import ShardLease, Table
 from rewrap.packed import Column, listed, packable, packed
+from rewrap.stores.claims import dump_tally, lease_lost
 from rewrap.stores.postgres.connection import Address, Connection, close, connect, translated
-from rewrap.stores.postgres.guard import dump_tally, lease_lost
 from rewrap.stores.postgres.keys import KeySql
 from rewrap.stores.postgres.statements import Statements
 
