@@ -21,9 +21,9 @@ from rewrap.errors import KeyAccessError, LedgerError, UsageError
 from rewrap.events import Event, Notice, RunEnded
 from rewrap.forecast import Server, TableShape
 from rewrap.interfaces import Sink, Store
-from rewrap.job import Job
+from rewrap.job import Job, split_versions
 from rewrap.keys.keyring import Keyring
-from rewrap.keys.local import load_key
+from rewrap.keys.open import open_keyring, open_local
 from rewrap.ledgers.sql import ExceptionRecord, Ledger, RunRecord, TableProgress, operator
 from rewrap.model import Table
 from rewrap.plan import Plan
@@ -59,17 +59,20 @@ async def run(
     fails raises a RewrapError.
     """
     options, stop = options or RunOptions(), stop or StopFlag()
-    rotation = rotation_of(job, from_versions, to_version, environ)
-    stores = Stores(job, environ)
-    store = stores.store()
+    rotation = await rotation_of(job, from_versions, to_version, environ)
+    stores = Stores(rotation.job, environ)
     try:
-        if dry:
-            ended = await dry_run(rotation, store, sink, stop, options)
-        else:
-            ended = await _run(rotation, stores, store, sink, stop, options)
-            ended = await _probed(job, ended, sink, environ)
+        store = stores.store()
+        try:
+            if dry:
+                ended = await dry_run(rotation, store, sink, stop, options)
+            else:
+                ended = await _run(rotation, stores, store, sink, stop, options)
+                ended = await _probed(job, ended, sink, environ)
+        finally:
+            await store.close()
     finally:
-        await store.close()
+        await rotation.keyring.close()
     sink(ended)
     return ended
 
@@ -95,20 +98,51 @@ async def _probed(job: Job, ended: RunEnded, sink: Sink, environ: Mapping[str, s
     return replace(ended, exit_code=3, reasons=[*ended.reasons, *reasons])
 
 
-def rotation_of(job: Job, from_versions: str, to_version: str, environ: Mapping[str, str]) -> Rotation:
-    """The rotation that a `--from` and a `--to` ask for, with its keys; `any` is all others at hand."""
+async def rotation_of(job: Job, from_versions: str, to_version: str, environ: Mapping[str, str]) -> Rotation:
+    """The rotation that a `--from` and a `--to` ask for, with its keys; `any` is all others at hand.
+
+    Its keyring is to be closed after use. Its job knows every version that anybody told of.
+    """
+    if job.keys.remote:
+        return await _remote_rotation(job, from_versions, to_version, environ)
     if from_versions == "any":
-        at_hand = [key.version for key in open_keyring(job, [], environ) if key.version != to_version]
-        if not at_hand and to_version in job.keys.versions:
-            raise KeyAccessError(
-                f'no key but that of "{to_version}" is at hand to open values with',
-                hint=f"versions in the job are {', '.join(job.keys.versions)}; set their variables or files",
-            )
+        at_hand = [key.version for key in open_local(job, [], environ) if key.version != to_version]
+        if not at_hand and to_version in job.versions:
+            raise _nothing_at_hand(job, to_version, "set their variables or files")
         from_versions = ",".join(at_hand)
     versions = job.resolve_from(from_versions, to_version)
-    keyring = open_keyring(job, [*versions, to_version], environ)
+    keyring = open_local(job, [*versions, to_version], environ)
     keyring.require_distinct(versions, to_version)
     return Rotation(job, keyring, versions, to_version)
+
+
+async def _remote_rotation(
+    job: Job, from_versions: str, to_version: str, environ: Mapping[str, str]
+) -> Rotation:
+    every = from_versions == "any"
+    named = [] if every else split_versions(from_versions)
+    latest = await _latest(job, environ)
+    keyring = await open_keyring(job, [*named, to_version], environ, wanted=None if every else [])
+    try:
+        earlier = () if latest is None else (*latest.from_versions, latest.to_version)
+        job = job.with_versions((*keyring.known, *earlier))
+        if every:
+            named = [key.version for key in keyring if key.version != to_version]
+            if not named:
+                raise _nothing_at_hand(job, to_version, "enable the version that values are under")
+        versions = job.resolve_from(",".join(named), to_version)
+        keyring.require_distinct(versions, to_version)
+    except BaseException:
+        await keyring.close()
+        raise
+    return Rotation(job, keyring, versions, to_version)
+
+
+def _nothing_at_hand(job: Job, to_version: str, what_to_do: str) -> KeyAccessError:
+    return KeyAccessError(
+        f'no key but that of "{to_version}" is at hand to open values with',
+        hint=f"versions in the job are {', '.join(job.versions)}; {what_to_do}",
+    )
 
 
 async def _run(
@@ -178,9 +212,15 @@ async def verify(
     values from plaintext.
     """
     to_version = await _target_version(job, to_version, environ)
-    keyring = open_keyring(job, [to_version], environ)
-    async with _ledger(job, environ, create=False) as ledger:
-        return await _verified(job, keyring, to_version, ledger, sink, environ, deep=deep, fence=fence)
+    latest = await _latest(job, environ)
+    left = latest.from_versions if latest and latest.to_version == to_version else ()
+    keyring = await open_keyring(job, [to_version], environ, wanted=left)
+    job = job.with_versions(keyring.known)
+    try:
+        async with _ledger(job, environ, create=False) as ledger:
+            return await _verified(job, keyring, to_version, ledger, sink, environ, deep=deep, fence=fence)
+    finally:
+        await keyring.close()
 
 
 async def _target_version(job: Job, version: str | None, environ: Mapping[str, str]) -> str:
@@ -190,10 +230,11 @@ async def _target_version(job: Job, version: str | None, environ: Mapping[str, s
         if latest is None:
             raise UsageError(f'job "{job.name}" has no run to verify', hint="name the version: --to v2")
         version = latest.to_version
-    if version not in job.keys.versions:
+    # what versions a vault has, only the vault can say
+    if version not in job.versions and not job.keys.remote:
         raise UsageError(
             f'job "{job.name}" has no key version "{version}"',
-            hint=f"versions in the job are {', '.join(job.keys.versions)}",
+            hint=f"versions in the job are {', '.join(job.versions)}",
         )
     return version
 
@@ -206,7 +247,15 @@ async def plan(
     environ: Mapping[str, str] = os.environ,
 ) -> Plan:
     """What a rotation would meet: tables, census by class and version, hazards. Reads only."""
-    rotation = rotation_of(job, from_versions, to_version, environ)
+    rotation = await rotation_of(job, from_versions, to_version, environ)
+    try:
+        return await _planned(rotation, environ)
+    finally:
+        await rotation.keyring.close()
+
+
+async def _planned(rotation: Rotation, environ: Mapping[str, str]) -> Plan:
+    job = rotation.job
     stores = Stores(job, environ)
     store = stores.store()
 
@@ -217,7 +266,7 @@ async def plan(
     try:
         async with _ledger(job, environ, create=False) as ledger:
             census = await _verified(
-                job, rotation.keyring, to_version, ledger, ignore, environ, drain_s=0.0, settle=False
+                job, rotation.keyring, rotation.to_version, ledger, ignore, environ, drain_s=0.0, settle=False
             )
         return await _plan(rotation, store, census, shape_of)
     finally:
@@ -232,6 +281,9 @@ async def queries(
     Defaults as `verify`.
     """
     to_version = await _target_version(job, to_version, environ)
+    if job.keys.remote:
+        latest = await _latest(job, environ)
+        job = job.with_versions((to_version, *(latest.from_versions if latest else ())))
     stores = Stores(job, environ)
     out = []
     for name, mine in stores.jobs.items():
@@ -364,22 +416,6 @@ async def _mark(
         if ledger is None or latest is None:
             raise LedgerError(f'job "{job.name}" has no ledger', hint="run it first")
         await ledger.mark(latest.to_version, entries, state, note)
-
-
-def open_keyring(job: Job, required: Sequence[str], environ: Mapping[str, str] = os.environ) -> Keyring:
-    """The job's keys: those required, and whatever others are at hand."""
-    keys = []
-    for version, section in job.keys.versions.items():
-        try:
-            key = load_key(version, section.material, section.encoding, job.key_lengths, environ, job.folder)
-            if section.index is not None:
-                apart = load_key(version, section.index, section.encoding, frozenset(), environ, job.folder)
-                key = replace(key, index=apart.secret)
-            keys.append(key)
-        except KeyAccessError:
-            if version in required:
-                raise
-    return Keyring(keys)
 
 
 async def _verified(

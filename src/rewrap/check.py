@@ -17,7 +17,7 @@ from rewrap.errors import KeyRefused, RewrapError, StoreError
 from rewrap.events import Checked, Finding
 from rewrap.interfaces import Store, SwapBatch
 from rewrap.job import Job
-from rewrap.keys.keyring import Keyring
+from rewrap.keys.keyring import Keyring, TriedKey
 from rewrap.model import Table
 from rewrap.packed import listed
 from rewrap.probes.ask import Answer
@@ -77,6 +77,21 @@ class Findings:
         """Errors first, then warnings; within them as they were found."""
         rank = ("error", "warning", "info")
         return tuple(sorted(self.found, key=lambda one: rank.index(one.severity)))
+
+
+async def try_remote(out: Findings, rotation: Rotation | None) -> bool:
+    """Has each key of a rotation tried where it is kept. False when one is refused there."""
+    if rotation is None:
+        return True
+    fit = True
+    for version in (*rotation.from_versions, rotation.to_version):
+        remote = rotation.keyring.get(version).remote
+        if not isinstance(remote, TriedKey):
+            continue
+        for doubt in await remote.tried(target=version == rotation.to_version):
+            out.add(doubt.severity, doubt.code, f"key {version}", doubt.reason, doubt.hint)
+            fit = fit and doubt.severity != "error"
+    return fit
 
 
 async def check_keys(

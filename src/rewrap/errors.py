@@ -86,7 +86,13 @@ class FenceError(StoreError):
 
 
 class KeyAccessError(RewrapError):
+    """A key is not at hand; `code` says why, as `check` has it."""
+
     exit_code = 10
+
+    def __init__(self, message: str, *, hint: str | None = None, code: str = "key-missing") -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
 
 
 class KeyRefused(KeyAccessError):

@@ -33,15 +33,82 @@ class KeyVersion(Section):
     """`[keys.versions.NAME]`: where one version's bytes are, and how they are written."""
 
     material: Reference
-    encoding: Literal["hex", "base64", "raw", "utf8"] = "hex"
+    encoding: Literal["hex", "base64", "raw", "utf8", "pem"] = "hex"
     index: Reference | None = None
 
 
 class Keys(Section):
-    """`[keys]`: the provider and its versions."""
+    """`[keys]`: the provider and its versions.
 
-    provider: Literal["local"] = "local"
-    versions: Annotated[dict[str, KeyVersion], Field(min_length=1)]
+    `local` names its versions here. In `azure-key-vault` they are those of the key `name` in `vault`;
+    `max_calls_per_s`, `in_flight` and `patience_s` are how hard the vault is asked, `reopen` the share of
+    new values that it opens again before they are written.
+    """
+
+    provider: Literal["local", "azure-key-vault"] = "local"
+    versions: dict[str, KeyVersion] = Field(default_factory=dict)
+    vault: Name | None = None
+    name: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z-]{1,127}$")] | None = None
+    max_calls_per_s: Annotated[float, Field(gt=0, le=10_000)] | None = None
+    in_flight: Annotated[int, Field(ge=1, le=256)] = 16
+    patience_s: Annotated[float, Field(ge=1, le=3_600)] = 300.0
+    reopen: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    @property
+    def remote(self) -> bool:
+        """Whether the keys stay where they are: only their public halves come here."""
+        return self.provider != "local"
+
+    def refused(self) -> tuple[str, str, str] | None:
+        """The first field that does not suit the provider: which, why, and what to do; None when all do."""
+        if not self.remote:
+            if not self.versions:
+                # as a required field would be refused
+                given = "versions" in self.model_fields_set
+                return "versions", "is empty" if given else "is missing", "see docs/job-file.md"
+            for field in _OF_A_VAULT:
+                if field in self.model_fields_set:
+                    return (
+                        field,
+                        "is for keys in a vault",
+                        'leave it out, or set provider = "azure-key-vault"',
+                    )
+            return None
+        if self.versions:
+            return (
+                "versions", "are the vault's own",
+                "leave them out; rewrap check shows them, and --from and --to name them",
+            )  # fmt: skip
+        if self.vault is None:
+            return "vault", "is missing", 'write vault = "${AZURE_KEYVAULT_URL}"'
+        if not re.fullmatch(r"https://[A-Za-z0-9.-]+(:[0-9]+)?/?", self.vault):
+            return (
+                "vault",
+                "is no address of a vault",
+                "it is https:// and a name: https://NAME.vault.azure.net",
+            )
+        if self.name is None:
+            return "name", "is missing", "it is the key's name in the vault"
+        return None
+
+
+def refused_remote(layout: Layout, first: str) -> tuple[str, str] | None:
+    """Why a layout cannot be used with keys in a vault, and what to do; `first` is the job's first cipher."""
+    cipher = layout.cipher.name
+    if not cipher.startswith("rsa-oaep"):
+        return (
+            f'layout "{layout.name}" needs the bytes of its key, and a vault keeps them',
+            'its cipher has to be "rsa-oaep-256" or "rsa-oaep"',
+        )
+    if cipher != first:
+        return (
+            f'layout "{layout.name}" is under {cipher}, and the first field under {first}',
+            "a vault is asked for one algorithm in a job: make it two jobs",
+        )
+    return None
+
+
+_OF_A_VAULT = ("vault", "name", "max_calls_per_s", "in_flight", "patience_s", "reopen")
 
 
 class LayoutSection(Section):

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +30,7 @@ from rewrap.formats import (
     LayoutSection,
     compile_index,
     compile_layouts,
+    refused_remote,
 )
 from rewrap.forms import Forms, fits, refused_change
 from rewrap.joberrors import job_error
@@ -64,6 +65,7 @@ class Job(Section):
 
     _path: Path = PrivateAttr(default=Path("rewrap.toml"))
     _layouts: dict[str, Layout] = PrivateAttr(default_factory=dict)
+    _found: tuple[str, ...] = PrivateAttr(default=())
 
     @classmethod
     def load(cls, path: str | Path, environ: Mapping[str, str] = os.environ) -> Job:
@@ -106,6 +108,17 @@ class Job(Section):
     def with_batch_size(self, rows: int) -> Job:
         """The same job with another batch size; its digest stays the same."""
         return self.model_copy(update={"pace": self.pace.model_copy(update={"batch_size": rows})})
+
+    def with_versions(self, versions: Iterable[str]) -> Job:
+        """The same job, which knows key versions that its file does not name; its digest stays the same."""
+        job = self.model_copy()
+        job._found = tuple(dict.fromkeys((*self._found, *versions)))
+        return job
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """The key versions that are known: those of the file, and what a vault or a command line named."""
+        return tuple(dict.fromkeys((*self.keys.versions, *self._found)))
 
     def shards_at_once(self, store: str) -> int:
         """Shards that may work side by side in a store; in Postgres each takes two connections."""
@@ -158,7 +171,7 @@ class Job(Section):
 
     def forms(self, entry: FieldSection, to_version: str) -> Forms:
         """The ways in which a field's values may be stored on their way to a version."""
-        versions = dict.fromkeys((to_version, *self.keys.versions))
+        versions = dict.fromkeys((to_version, *self.versions))
         return Forms(self.old_layout(entry), self.new_layout(entry), tuple(versions))
 
     def _joined(self, entry: FieldSection, name: str) -> Layout:
@@ -179,8 +192,7 @@ class Job(Section):
         """SHA-256 over what a ledger's cursors depend on, in hex."""
         identity = {
             "name": self.name,
-            # without defaults: a field that a later version adds must not change what an old file is
-            "keys": {v: k.model_dump(exclude_defaults=True) for v, k in sorted(self.keys.versions.items())},
+            "keys": self._keys_identity,
             "layouts": {n: self._layouts[n].identity for n in sorted(self._counted_layouts)},
             "targets": [target.identity for target in self.targets],
             "stores": {n: s.kind for n, s in sorted(self.stores.items())},
@@ -188,6 +200,14 @@ class Job(Section):
         if self.indexes:
             identity["indexes"] = {n: one.model_dump(exclude_none=True) for n, one in self.indexes.items()}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def _keys_identity(self) -> dict[str, Any]:
+        if self.keys.remote:
+            # not the versions: another one in the vault does not make it another job
+            return {"provider": self.keys.provider, "vault": self.keys.vault, "name": self.keys.name}
+        # without defaults: a field that a later version adds must not change what an old file is
+        return {v: k.model_dump(exclude_defaults=True) for v, k in sorted(self.keys.versions.items())}
 
     @property
     def _counted_layouts(self) -> set[str]:
@@ -206,15 +226,28 @@ class Job(Section):
         }
         return frozenset(length for length in taken if length is not None)
 
+    @property
+    def wraps_by_rsa(self) -> bool:
+        """Whether some layout in use takes RSA keys."""
+        used = (self.layout(name) for t in self.targets for entry in t.fields for name in entry.layouts)
+        return any(layout.cipher.name.startswith("rsa-oaep") for layout in used)
+
+    @property
+    def remote_cipher(self) -> str:
+        """The one cipher of a job whose keys are in a vault."""
+        return self.layout(self.targets[0].fields[0].layout).cipher.name
+
     def resolve_from(self, spec: str, to_version: str) -> tuple[str, ...]:
         """The versions a `--from` names: one, or several with commas."""
-        known = list(self.keys.versions)
-        versions = [part.strip() for part in spec.split(",") if part.strip()]
+        known = self.versions
+        versions = split_versions(spec)
         for version in [*versions, to_version]:
             if version not in known:
                 raise UsageError(
                     f'job "{self.name}" has no key version "{version}"',
-                    hint=f"versions in the job are {', '.join(known)}; "
+                    hint=f"versions in the vault are {', '.join(known) or 'none'}"
+                    if self.keys.remote
+                    else f"versions in the job are {', '.join(known)}; "
                     f"add [keys.versions.{version}] to {self._path.name}",
                 )
         if to_version in versions:
@@ -228,8 +261,11 @@ class Job(Section):
         return tuple(dict.fromkeys(versions))
 
     def _check_versions(self, from_versions: list[str], to_version: str) -> None:
-        for target in self.targets:
-            for entry in target.fields:
+        for at, target in enumerate(self.targets):
+            for place, entry in enumerate(target.fields):
+                if self.keys.remote:
+                    # the file named no versions to look at
+                    self._check_forms(at, target, place, entry)
                 old, new = self.old_layout(entry), self.new_layout(entry)
                 # a new layout may have been in use before: what is in it only, the old one need not name
                 named = [(old, version) for version in from_versions if not fits(new, version)]
@@ -240,6 +276,15 @@ class Job(Section):
                         raise JobError(str(exc), hint=f"correct layouts.{layout.name}.version") from None
 
     def _check_keys(self) -> None:
+        unsuited = self.keys.refused()
+        if unsuited is not None:
+            where, message, hint = unsuited
+            raise self._error(f"keys.{where}", message, hint)
+        if self.keys.remote and self.indexes:
+            raise self._error(
+                "indexes", "blind indexes are computed with a secret, and a key in a vault gives none",
+                "rotate targets with blind indexes in a job with local keys",
+            )  # fmt: skip
         lacking = [name for name, section in self.keys.versions.items() if section.index is None]
         if self._index_keys_apart and lacking:
             raise self._error(
@@ -294,6 +339,9 @@ class Job(Section):
                 own = ", ".join(sorted(self.layouts)) or "none of its own"
                 hint = f"known: {own}, and the built-in ones of docs/layouts.md"
                 raise self._error(f"{where}.{key}", f'there is no layout "{name}"', hint)
+            reason = refused_remote(self._layouts[name], self.remote_cipher) if self.keys.remote else None
+            if reason is not None:
+                raise self._error(f"{where}.{key}", *reason)
             try:
                 aad = self._joined(entry, name).aad
             except LayoutError as exc:
@@ -313,7 +361,7 @@ class Job(Section):
             reason = "its values name no version, and elements are not probed", "give the layout a marker"
         if reason is not None:
             raise self._error(f"targets[{at}].fields[{place}].path", *reason)
-        reason = refused_change(self.old_layout(entry), self.new_layout(entry), list(self.keys.versions))
+        reason = refused_change(self.old_layout(entry), self.new_layout(entry), self.versions)
         if reason is not None:
             raise self._error(f"targets[{at}].fields[{place}].to_layout", *reason)
         layouts = (self.old_layout(entry), self.new_layout(entry))
@@ -332,6 +380,11 @@ class Job(Section):
 
     def _error(self, where: str, message: str, hint: str) -> JobError:
         return JobError(f"job file {self._path}: {where}: {message}", hint=hint)
+
+
+def split_versions(spec: str) -> list[str]:
+    """The versions in a `--from`."""
+    return [part.strip() for part in spec.split(",") if part.strip()]
 
 
 def _substitute(value: Any, environ: Mapping[str, str], path: Path, where: str = "") -> Any:

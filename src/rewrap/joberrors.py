@@ -37,7 +37,7 @@ def job_error(exc: ValidationError, path: Path, job: type[BaseModel]) -> JobErro
     more = f" (and {len(rest)} more)" if rest else ""
     hint = "see docs/job-file.md"
     if where.endswith(".encoding") and where.startswith("keys"):
-        hint = "encodings are hex, base64, raw, utf8"
+        hint = "encodings are hex, base64, raw, utf8, pem"
     if where == "targets":
         hint = (
             "name a table and its columns (docs/job-file.md); rewrap discover tries keys without targets too"

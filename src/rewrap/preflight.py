@@ -7,15 +7,16 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from rewrap.api import open_keyring, rotation_of
-from rewrap.check import Check, Findings, check_keys, check_writes, report_probes
+from rewrap.api import rotation_of
+from rewrap.check import Check, Findings, check_keys, check_writes, report_probes, try_remote
 from rewrap.discover import Discovery, discover
 from rewrap.engine.compile import Rotation
 from rewrap.errors import KeyAccessError, UnsafeTarget, UsageError
 from rewrap.interfaces import Row, SwapBatch
-from rewrap.job import Job
+from rewrap.job import Job, split_versions
 from rewrap.keys.keyring import Keyring
 from rewrap.keys.local import load_key
+from rewrap.keys.open import open_keyring
 from rewrap.model import Table
 from rewrap.probes.ask import ask
 from rewrap.storage import PostgresStore as PostgresSection
@@ -64,12 +65,18 @@ async def check(
             "--from and --to go together", hint="name both, or neither for what needs no versions"
         )
     out = Findings()
-    rotation, keyring = _keys(out, job, from_versions, to_version, environ)
-    stores = Stores(job, environ)
-    for mine in stores.postgres.values():
-        await _check_postgres(out, mine, rotation, keyring, environ)
-    report_probes(out, await ask(job.probe, stores.asked, job.folder))
-    shown = {key.version: key.fingerprint for key in keyring} if keyring else {}
+    rotation, keyring = await _keys(out, job, from_versions, to_version, environ)
+    shown = {key.version: key.fingerprint for key in keyring}
+    try:
+        # where a vault refuses a key, stored values could say nothing more of it
+        known = keyring if await try_remote(out, rotation) else None
+        rotation = rotation if known is not None else None
+        stores = Stores(rotation.job if rotation is not None else job, environ)
+        for mine in stores.postgres.values():
+            await _check_postgres(out, mine, rotation, known, environ)
+        report_probes(out, await ask(job.probe, stores.asked, job.folder))
+    finally:
+        await keyring.close()
     return Check(job, out.ordered(), shown)
 
 
@@ -92,38 +99,50 @@ async def _check_postgres(
         out.refused(exc, "pooler", f"database {address.shown}")
 
 
-def _keys(
+async def _keys(
     out: Findings, job: Job, from_versions: str | None, to_version: str | None, environ: Mapping[str, str]
-) -> tuple[Rotation | None, Keyring | None]:
+) -> tuple[Rotation | None, Keyring]:
     """The rotation asked for, if its keys are at hand; each key that is not becomes a finding."""
-    wanted: Sequence[str] = ()
     if from_versions is not None and to_version is not None:
-        if from_versions != "any":
-            wanted = [*job.resolve_from(from_versions, to_version), to_version]
-        missing = False
-        for version in wanted:
-            try:
-                open_keyring(job, [version], environ)
-            except KeyAccessError as exc:
-                out.refused(exc, "key-missing", f"key {version}")
-                missing = True
-        if not missing:
-            try:
-                rotation = rotation_of(job, from_versions, to_version, environ)
-                return rotation, rotation.keyring
-            except KeyAccessError as exc:
-                out.refused(exc, "key-missing", "keys")
-            except UsageError as exc:
-                out.refused(exc, "same-key", f"key {to_version}")
-    keyring = open_keyring(job, [], environ)
-    if from_versions is None:
-        for version in job.keys.versions:
-            if version not in keyring:
-                out.add(
-                    "info", "key-not-at-hand", f"key {version}",
-                    "is not set here, or is not a key; only the keys of a rotation must be",
-                )  # fmt: skip
+        wanted = [] if from_versions == "any" else [*split_versions(from_versions), to_version]
+        if wanted:
+            # what the command line gets wrong is no finding
+            job.with_versions(wanted if job.keys.remote else ()).resolve_from(from_versions, to_version)
+        try:
+            rotation = await rotation_of(job, from_versions, to_version, environ)
+            return rotation, rotation.keyring
+        except UsageError as exc:
+            out.refused(exc, "same-key", f"key {to_version}")
+        except KeyAccessError as exc:
+            if not await _missing(out, job, wanted, environ):
+                out.refused(exc, exc.code, "keys")
+    try:
+        keyring = await open_keyring(job, [], environ, wanted=[])
+    except KeyAccessError as exc:
+        if from_versions is None:
+            out.refused(exc, exc.code, "keys")
+        return None, Keyring([])
+    for version in keyring.known if from_versions is None else ():
+        if job.keys.remote:
+            out.add("info", "key-listed", f"key {version}", "is in the vault; --from and --to have it tried")
+        elif version not in keyring:
+            out.add(
+                "info", "key-not-at-hand", f"key {version}",
+                "is not set here, or is not a key; only the keys of a rotation must be",
+            )  # fmt: skip
     return None, keyring
+
+
+async def _missing(out: Findings, job: Job, wanted: Sequence[str], environ: Mapping[str, str]) -> bool:
+    """Says of each version that is not at hand why; whether there is one."""
+    missing = False
+    for version in wanted:
+        try:
+            await (await open_keyring(job, [version], environ, wanted=[])).close()
+        except KeyAccessError as exc:
+            out.refused(exc, exc.code, f"key {version}")
+            missing = True
+    return missing
 
 
 async def _look(

@@ -64,7 +64,7 @@ async def verify(
     a marker that looks sealed is told from plaintext by their keys; where one is not at hand, verify does
     not say complete.
     """
-    others = [version for version in job.keys.versions if version != to_version]
+    others = [version for version in job.versions if version != to_version]
     look = _Look(job, census, keyring, to_version, exceptions, tuple(left_versions or others))
     tables = await census.tables()
     # an old value in an open transaction is in no snapshot, and in the table the moment after
@@ -166,7 +166,7 @@ class _Look:
         """The class of values under a version; in the old layout none is current."""
         if version == self.to_version and new:
             return "current"
-        return "stale" if version in self.job.keys.versions else "other_version"
+        return "stale" if version in self.job.versions else "other_version"
 
     async def left_behind(self, tables: Sequence[Table], worked_on: Sequence[RelationRecord]) -> list[str]:
         """What tables still hold that were rotated with a target and are no part of it any more."""

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewrap.api import open_keyring
 from rewrap.crypto.ciphers import OPEN_FAILURES
 from rewrap.crypto.layout import Layout, LayoutError, Malformed, Unopenable, builtin_layouts, compiled
 from rewrap.errors import JobError
 from rewrap.job import Job
+from rewrap.keys.open import open_local
 from rewrap.packed import PART, Packed
 
 LAYOUTS = builtin_layouts()
@@ -276,7 +276,7 @@ def test_secret_of_any_length_is_read_for_a_layout_that_derives() -> None:
     """`key_lengths` is empty then; with another layout beside it that layout's length holds."""
     job = parsed()
     assert job.key_lengths == frozenset()
-    keyring = open_keyring(job, ["v1", "v2"], ENVIRON)
+    keyring = open_local(job, ["v1", "v2"], ENVIRON)
     assert keyring.get("v1").secret == b"first secret of the application"
     beside = ('layout = "mine"', 'layout = "aes-gcm"')
     assert parsed(beside).key_lengths == {32}
@@ -286,14 +286,14 @@ def test_index_is_computed_with_the_version_s_secret_or_its_own() -> None:
     """One `index` reference asks for one in every version."""
     job = parsed()
     entry = job.targets[0].fields[0]
-    keyring = open_keyring(job, ["v1", "v2"], ENVIRON)
+    keyring = open_local(job, ["v1", "v2"], ENVIRON)
     one = job.old_layout(entry).bind("v1", keyring.get("v1").secret, "users", entry.name)
     own = [('material = "env:KEY_V1"', 'material = "env:KEY_V1"\nindex = "env:I"')]
     with pytest.raises(JobError, match=r"keys.versions.v2.index: is missing"):
         parsed(*own)
     own.append(('material = "env:KEY_V2"', 'material = "env:KEY_V2"\nindex = "env:I"'))
     apart = parsed(*own)
-    key = open_keyring(apart, ["v1", "v2"], ENVIRON).get("v1")
+    key = open_local(apart, ["v1", "v2"], ENVIRON).get("v1")
     assert "iiii" not in repr(key)
     layout = apart.old_layout(entry)
     two = layout.bind("v1", key.secret, "users", entry.name, index_key=key.index)

@@ -188,9 +188,9 @@ REFUSED = {
     "name with a slash": ('"orders"', '"a/b"', "name: ", "docs/job-file.md"),
     "unknown encoding": (
         'encoding = "raw"',
-        'encoding = "pem"',
+        'encoding = "ascii"',
         "keys.versions.v2.encoding",
-        "hex, base64, raw, utf8",
+        "hex, base64, raw, utf8, pem",
     ),
     "unknown built-in layout": (
         'like = "libsodium-token"',

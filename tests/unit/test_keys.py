@@ -9,9 +9,18 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rewrap.crypto.rsa import private_key
 from rewrap.errors import KeyAccessError, UsageError
 from rewrap.keys.keyring import Key, Keyring
 from rewrap.keys.local import load_key
@@ -247,3 +256,38 @@ def test_secret_of_any_length_is_taken_unless_it_is_short() -> None:
 def test_base64_key_may_begin_as_laravel_writes_it() -> None:
     """`APP_KEY` is `base64:` and the key."""
     assert decoded("base64:" + base64.b64encode(KEY).decode(), "base64") == KEY
+
+
+def pem(
+    private: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey,
+    password: bytes | None = None,
+    *,
+    traditional: bool = False,
+) -> str:
+    form = PrivateFormat.TraditionalOpenSSL if traditional else PrivateFormat.PKCS8
+    lock = BestAvailableEncryption(password) if password else NoEncryption()
+    return private.private_bytes(Encoding.PEM, form, lock).decode()
+
+
+RSA_KEY = rsa.generate_private_key(65537, 2048)
+
+
+def test_an_rsa_key_has_one_fingerprint_in_either_form_of_pem() -> None:
+    """PKCS #1 and PKCS #8 hold the same key: a ledger recognises it in both."""
+    one, other = (from_environment(pem(RSA_KEY, traditional=old), "pem") for old in (False, True))
+    assert one.fingerprint == other.fingerprint
+    assert private_key(one.secret) is not None
+
+
+def test_what_is_no_rsa_key_in_pem_is_refused_without_being_shown() -> None:
+    """A locked key, a public key, a key of another kind, and text that is no key."""
+    public = RSA_KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    for text, said in (
+        (pem(RSA_KEY, b"passphrase"), "encrypted with a passphrase"),
+        (public, "no private key in PEM"),
+        (pem(ec.generate_private_key(ec.SECP256R1())), "no RSA key"),
+        ("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "no private key in PEM"),
+    ):
+        error = refusal(text, "pem")
+        assert said in error.message
+        assert text.splitlines()[1] not in f"{error.message}{error.hint}"

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from random import SystemRandom
 from typing import Any
 
 
@@ -26,11 +27,13 @@ class Answers:
 
     `known` is by source and item: a key and what was wrapped under it, say. `made` is what the attempt has
     made at random, by what it was made of: made again it has to be the same, or it would never be opened.
+    `reopen` is the share of what was made that is asked for like anything else; the rest is believed.
     """
 
     known: dict[tuple[Hashable, Hashable], Any] = field(default_factory=dict, repr=False)
     missing: dict[Hashable, dict[Hashable, None]] = field(default_factory=dict, repr=False)
     made: dict[Hashable, list[bytes]] = field(default_factory=dict, repr=False)
+    reopen: float = 1.0
     _used: Counter[Hashable] = field(default_factory=Counter, repr=False)
 
     def begin(self) -> None:
@@ -46,14 +49,20 @@ class Answers:
             raise Unresolved
         return [self.known[source, item] for item in items]
 
-    def same(self, what: Hashable, make: Callable[[], bytes]) -> bytes:
+    def same(self, source: Hashable, item: Hashable, make: Callable[[], bytes]) -> bytes:
         """What `make` gives; the same again in the next attempt, for the same use of the same thing."""
+        what = source, item
         at = self._used[what]
         self._used[what] += 1
         there = self.made.setdefault(what, [])
         if at == len(there):
             there.append(make())
+            if self.reopen < 1.0 and _SAMPLE.random() >= self.reopen:
+                self.known[source, there[at]] = item
         return there[at]
+
+
+_SAMPLE = SystemRandom()
 
 
 AT_HAND: ContextVar[Answers | None] = ContextVar("answers at hand", default=None)
@@ -68,7 +77,7 @@ def answers(source: Hashable, items: Sequence[Hashable]) -> list[Any]:
     return at_hand.of(source, items)
 
 
-def same_again(what: Hashable, make: Callable[[], bytes]) -> bytes:
-    """Something random that is the same when the attempt in hand is made again."""
+def same_again(source: Hashable, item: Hashable, make: Callable[[], bytes]) -> bytes:
+    """Something random that a source turns back into `item`; the same when the attempt is made again."""
     at_hand = AT_HAND.get()
-    return make() if at_hand is None else at_hand.same(what, make)
+    return make() if at_hand is None else at_hand.same(source, item, make)

@@ -63,7 +63,7 @@ class RsaOaep(Carried):
         public, padding = public_key(key) if private is None else private.public_key(), self.padding
 
         def seal_batch(plain: Batch, aads: Aads | None) -> Batch:
-            return [same_again((key, text), partial(public.encrypt, text, padding)) for text in plain]
+            return [same_again(key, text, partial(public.encrypt, text, padding)) for text in plain]
 
         return seal_batch
 

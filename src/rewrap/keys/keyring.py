@@ -9,7 +9,7 @@ import hashlib
 import hmac
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from rewrap.errors import KeyAccessError, UsageError
 from rewrap.keys.resolving import Source, resolved
@@ -36,6 +36,39 @@ class RemoteKey(Protocol):
     def calls(self) -> int:
         """Calls made so far, repeated ones included."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """What is to be said of a key after it was tried where it is kept: as a finding of `check` says it."""
+
+    severity: str
+    code: str
+    reason: str
+    hint: str | None
+
+
+@runtime_checkable
+class TriedKey(RemoteKey, Protocol):
+    """A remote key that can be tried before a run, and that has a budget."""
+
+    async def tried(self, *, target: bool) -> list[Doubt]:
+        """What there is to say after a key was wrapped and unwrapped under it; `target` if values get it."""
+        ...
+
+    @property
+    def calls_per_s(self) -> float: ...
+
+    @property
+    def budget(self) -> str:
+        """Where that many calls come from, in words."""
+        ...
+
+
+class Keeper(Protocol):
+    """Whoever keeps remote keys, while they are in use."""
+
+    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +121,24 @@ class Digester:
 
 
 class Keyring:
-    """The key versions at hand, by version name."""
+    """The key versions at hand, by version name.
 
-    def __init__(self, keys: Iterable[Key]) -> None:
+    `known` are versions that exist, at hand or not. `reopen` is the share of new values under remote keys
+    that are opened again before they are written.
+    """
+
+    def __init__(
+        self,
+        keys: Iterable[Key],
+        *,
+        known: Iterable[str] = (),
+        keeper: Keeper | None = None,
+        reopen: float = 1.0,
+    ) -> None:
         self._keys = {key.version: key for key in keys}
+        self.known = tuple(dict.fromkeys((*known, *self._keys)))
+        self.reopen = reopen
+        self._keeper = keeper
         self._sources: dict[Hashable, Source] = {
             key.secret: key.remote.unwrap for key in self._keys.values() if key.remote
         }
@@ -99,6 +146,11 @@ class Keyring:
     def __repr__(self) -> str:
         shown = ", ".join(f"{key.version}={key.fingerprint}" for key in self)
         return f"Keyring({shown})"
+
+    async def close(self) -> None:
+        """Ends the connection to whoever keeps the keys."""
+        if self._keeper is not None:
+            await self._keeper.close()
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self._keys.values())
@@ -113,7 +165,7 @@ class Keyring:
 
     async def resolved(self, attempt: Callable[[], T]) -> T:
         """What a pure computation gives that may open values under remote keys."""
-        return await resolved(attempt, self._sources) if self._sources else attempt()
+        return await resolved(attempt, self._sources, self.reopen) if self._sources else attempt()
 
     @property
     def waiting_for(self) -> str:

@@ -7,13 +7,21 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from pybase64 import b64decode
 
 from rewrap.crypto.kdf import LEAST_SECRET_BYTES
 from rewrap.errors import KeyAccessError
 from rewrap.keys.keyring import Key
 
-ENCODINGS = ("hex", "base64", "raw", "utf8")
+ENCODINGS = ("hex", "base64", "raw", "utf8", "pem")
 
 _LARAVEL = b"base64:"
 """Stands before a key in base64 where Laravel keeps it."""
@@ -52,6 +60,8 @@ def load_key(
                 f'key version "{version}" is missing: {where}: {exc.strerror}',
                 hint="check the path and its permissions; a relative path starts at the job file",
             ) from None
+    if encoding == "pem":
+        return Key(version, _private(stored, version, where))
     secret = _decode(stored, encoding, version, where)
     if not lengths:
         if len(secret) < LEAST_SECRET_BYTES:
@@ -88,6 +98,27 @@ def _decode(stored: bytes, encoding: str, version: str, where: str) -> bytes:
             f"to one of {', '.join(ENCODINGS)}",
         ) from None
     return stored
+
+
+def _private(stored: bytes, version: str, where: str) -> bytes:
+    """An RSA key from PEM, as PKCS #8 in DER: the same key has one form, and one fingerprint."""
+    try:
+        key = load_pem_private_key(stored, None)
+    except TypeError:
+        raise KeyAccessError(
+            f'key version "{version}" in {where} is encrypted with a passphrase',
+            hint="write it without one: openssl pkey -in KEY.pem -out PLAIN.pem",
+        ) from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise KeyAccessError(
+            f'key version "{version}" in {where} is no private key in PEM',
+            hint="it begins with -----BEGIN PRIVATE KEY-----; a public key or a certificate opens nothing",
+        ) from None
+    if not isinstance(key, RSAPrivateKey):
+        raise KeyAccessError(
+            f'key version "{version}" in {where} is no RSA key', hint="make one with: openssl genrsa 4096"
+        )
+    return key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
 
 
 def _length_hint(stored: bytes, secret: bytes, encoding: str, lengths: frozenset[int]) -> str:

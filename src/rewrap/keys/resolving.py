@@ -19,12 +19,14 @@ ROUNDS_MAX = 12
 """Attempts after which a missing answer is a defect: each can only ask for what the last one led to."""
 
 
-async def resolved(attempt: Callable[[], T], sources: Mapping[Hashable, Source]) -> T:
+async def resolved(attempt: Callable[[], T], sources: Mapping[Hashable, Source], reopen: float = 1.0) -> T:
     """The result of an attempt that found all its answers. It is made several times, and must be pure.
+
+    `reopen` is the share of what the attempt wraps that is asked for again.
 
     Raises what the attempt raises once nothing is missing, and what a source raises.
     """
-    at_hand = Answers()
+    at_hand = Answers(reopen=reopen)
     for _ in range(ROUNDS_MAX):
         at_hand.begin()
         token = AT_HAND.set(at_hand)

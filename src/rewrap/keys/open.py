@@ -1,0 +1,64 @@
+"""From a job to its keyring, whoever keeps the keys.
+
+What a provider needs is imported when a job names it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from rewrap.crypto.rsa import private_key
+from rewrap.errors import KeyAccessError
+from rewrap.job import Job
+from rewrap.keys.keyring import Keyring
+from rewrap.keys.local import load_key
+
+
+async def open_keyring(
+    job: Job,
+    required: Sequence[str],
+    environ: Mapping[str, str] = os.environ,
+    *,
+    wanted: Sequence[str] | None = None,
+) -> Keyring:
+    """The job's keys: those required, and what else is at hand. To be closed after use.
+
+    Raises KeyAccessError where a required one is not there. Of a vault, only those `wanted` are looked at
+    besides, None being every enabled version: each takes a call. `known` of the keyring are the versions that
+    exist as far as anybody told.
+    """
+    if not job.keys.remote:
+        return open_local(job, required, environ)
+    try:
+        from rewrap.keys.vault import open_vault
+    except ImportError as exc:
+        if not (exc.name or "").startswith(("azure", "aiohttp")):
+            raise
+        raise KeyAccessError(
+            f'keys from "{job.keys.provider}" need the package {exc.name}, which is not installed',
+            hint='pip install "rewrap[azure]"',
+        ) from None
+    return await open_vault(job, required, wanted)
+
+
+def open_local(job: Job, required: Sequence[str], environ: Mapping[str, str]) -> Keyring:
+    """Keys from environment variables and files: those required, and whatever others are there."""
+    keys = []
+    for version, section in job.keys.versions.items():
+        try:
+            key = load_key(version, section.material, section.encoding, job.key_lengths, environ, job.folder)
+            if job.wraps_by_rsa and private_key(key.secret) is None:
+                raise KeyAccessError(
+                    f'key version "{version}" is no RSA key, and its layouts wrap with RSA',
+                    hint=f'set keys.versions.{version}.encoding = "pem" for a key in PEM',
+                )
+            if section.index is not None:
+                apart = load_key(version, section.index, section.encoding, frozenset(), environ, job.folder)
+                key = replace(key, index=apart.secret)
+            keys.append(key)
+        except KeyAccessError:
+            if version in required:
+                raise
+    return Keyring(keys, known=job.versions)

@@ -1,0 +1,154 @@
+"""The keys of a job whose `[keys]` are in Azure Key Vault, each with what opens its values there."""
+
+from __future__ import annotations
+
+import hmac
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from rewrap.crypto.ciphers import CIPHERS
+from rewrap.errors import KeyAccessError, KeyRefused
+from rewrap.job import Job
+from rewrap.keys.azure import KeyVault, VaultVersion
+from rewrap.keys.keyring import Doubt, Key, Keyring
+
+TRIED_BYTES = 32
+"""Bytes of the random key that a trial wraps: what a data key of AES-256 has."""
+
+
+async def open_vault(
+    job: Job, required: Sequence[str], wanted: Sequence[str] | None, vault: KeyVault | None = None
+) -> Keyring:
+    """The versions required, and of those wanted what the vault lets be used; None wants every enabled one.
+
+    A required version that is not there, disabled or not to be read raises KeyAccessError.
+    """
+    section = job.keys
+    assert section.vault is not None
+    assert section.name is not None
+    vault = vault or KeyVault(
+        section.vault,
+        section.name,
+        calls_per_s=section.max_calls_per_s,
+        in_flight=section.in_flight,
+        patience_s=section.patience_s,
+    )
+    try:
+        return await _open(job, required, wanted, vault)
+    except BaseException:
+        await vault.close()
+        raise
+
+
+async def _open(job: Job, required: Sequence[str], wanted: Sequence[str] | None, vault: KeyVault) -> Keyring:
+    listed = await vault.versions()
+    there = None if listed is None else [one.version for one in listed]
+    for version in required:
+        if there is not None and version not in there:
+            raise KeyRefused(
+                f'{vault.shown} has no version "{version}"',
+                hint=f"versions visible to this identity are {', '.join(there) or 'none'}",
+                code="key-missing",
+            )
+    if wanted is None:
+        if listed is None:
+            raise KeyAccessError(
+                f"{vault.shown}: this identity may not list the versions that there are",
+                hint='name them in --from, or grant it keys/list, or the role "Key Vault Crypto User"',
+                code="key-not-permitted",
+            )
+        wanted = [one.version for one in listed if one.enabled]
+    keys: list[Key] = []
+    for version in dict.fromkeys((*required, *wanted)):
+        try:
+            keys.append(await _key(vault, version, job.remote_cipher))
+        except KeyAccessError:
+            if version in required:
+                raise
+    known = dict.fromkeys((*(there or ()), *required, *wanted))
+    return Keyring(keys, known=tuple(known), keeper=vault, reopen=job.keys.reopen)
+
+
+async def _key(vault: KeyVault, version: str, cipher: str) -> Key:
+    described = await vault.describe(version)
+    if not described.enabled:
+        raise vault.disabled(version)
+    return Key(version, described.der, remote=VaultKey(vault, described, cipher))
+
+
+class VaultKey:
+    """One version of a key in a vault: what opens values under it. `cipher` is the layouts' name of how."""
+
+    def __init__(self, vault: KeyVault, described: VaultVersion, cipher: str) -> None:
+        self._vault, self._described, self._cipher = vault, described, cipher
+
+    async def unwrap(self, wrapped: Sequence[bytes]) -> list[bytes | None]:
+        return await self._vault.unwrap(self._described.version, self._cipher, wrapped)
+
+    @property
+    def waiting_for(self) -> str:
+        return self._vault.gate.reason
+
+    @property
+    def calls(self) -> int:
+        return self._vault.calls[self._described.version]
+
+    @property
+    def calls_per_s(self) -> float:
+        """Calls a second that are made at most."""
+        return self._vault.gate.budget
+
+    @property
+    def budget(self) -> str:
+        """Where that comes from, in words."""
+        return self._vault.gate.named
+
+    async def tried(self, *, target: bool) -> list[Doubt]:
+        """What the vault says to a key wrapped and unwrapped there, once; an "info" when it was one.
+
+        Wrapping with the public key takes no permission and shows no state: only the vault's own answers do.
+        `target` when values are to be written under this version.
+        """
+        doubts = self._validity(target)
+        version, vault = self._described.version, self._vault
+        secret = os.urandom(TRIED_BYTES)
+        (wrapped_here,) = CIPHERS[self._cipher].sealer(self._described.der)([secret], None)
+        try:
+            (opened,) = await self.unwrap([wrapped_here])
+        except KeyAccessError as exc:
+            return [*doubts, Doubt("error", _apart(exc.code, "unwrap"), exc.message, exc.hint)]
+        if opened is None or not hmac.compare_digest(opened, secret):
+            what = f"the vault does not unwrap what was wrapped with its public key by {self._cipher}"
+            return [*doubts, Doubt("error", "key-unfit", what, "see what operations the key allows")]
+        try:
+            wrapped_there = await vault.wrap(version, self._cipher, secret)
+            again = None if wrapped_there is None else (await self.unwrap([wrapped_there]))[0]
+        except KeyAccessError as exc:
+            # new values are wrapped here; that the vault would not, an application finds out
+            severity = "warning" if exc.code == "key-not-permitted" or not target else "error"
+            return [*doubts, Doubt(severity, _apart(exc.code, "wrap"), exc.message, exc.hint)]
+        if again is None or not hmac.compare_digest(again, secret):
+            what = "the vault does not unwrap what it wrapped itself"
+            return [*doubts, Doubt("error", "key-unfit", what, None)]
+        if not doubts:
+            what = f"the vault wrapped and unwrapped a test key under it (RSA-{self._described.bits})"
+            doubts.append(Doubt("info", "key-unwraps", what, None))
+        return doubts
+
+    def _validity(self, target: bool) -> list[Doubt]:
+        """A window of validity that is over, or not open yet: the vault still unwraps, and does not wrap."""
+        now, severity = datetime.now(UTC), "error" if target else "warning"
+        begin, end = self._described.not_before, self._described.expires
+        if end is not None and end <= now:
+            what = f"expired at {end:%Y-%m-%d %H:%M} UTC: it unwraps, and applications cannot wrap under it"
+            return [Doubt(severity, "key-expired", what, "mint a new version, or move its date")]
+        if begin is not None and begin > now:
+            what = f"is not valid before {begin:%Y-%m-%d %H:%M} UTC: applications cannot wrap under it"
+            return [Doubt(severity, "key-not-yet-valid", what, "wait until then, or move its date")]
+        return []
+
+
+def _apart(code: str, operation: str) -> str:
+    """A finding's code: which operation it is that is not allowed."""
+    return f"key-no-{operation}" if code == "key-not-permitted" else code

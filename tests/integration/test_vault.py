@@ -1,0 +1,187 @@
+"""A rotation of data keys in Postgres under a key in a vault: the whole program, as a user runs it."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from dataclasses import dataclass
+
+import pytest
+
+from tests.support.proxy import forbidden, slowed_down
+from tests.support.vault import VaultEmulator, VaultServer
+from tests.support.workbench import Result, Workbench
+
+JOB = """
+name = "test"
+[stores.main]
+kind = "postgres"
+url = "${{DATABASE_URL}}"
+[keys]
+provider = "azure-key-vault"
+vault = "${{AZURE_KEYVAULT_URL}}"
+name = "{name}"
+{keys}
+[layouts.wrapped]
+encoding = "base64"
+cipher = "rsa-oaep-256"
+[pace]
+batch_size = 8
+[[targets]]
+table = "deks"
+fields = [{{ column = "wrapped_dek", layout = "wrapped", version = {{ column = "mek_version" }} }}]
+"""
+
+RECORDS = 24
+
+
+@dataclass
+class Deks:
+    """A table of wrapped data keys, and the vault that they are wrapped in."""
+
+    bench: Workbench
+    vault: VaultServer
+    name: str
+    old: str
+    new: str
+    keys: dict[int, bytes]
+
+    def job(self, keys: str = "") -> None:
+        (self.bench.folder / "rewrap.toml").write_text(JOB.format(name=self.name, keys=keys))
+
+    def rewrap(self, *arguments: str) -> Result:
+        return self.bench.rewrap(*arguments, **self.vault.environ)
+
+    def run(self, *arguments: str) -> Result:
+        return self.rewrap(
+            "run", "--from", self.old, "--to", self.new, "--allow-unseen-target", "--json", *arguments
+        )
+
+    @property
+    def under(self) -> dict[str | None, int]:
+        found = self.bench.sql("SELECT mek_version, count(*) FROM deks GROUP BY 1")
+        return dict(found)
+
+    def opens(self) -> None:
+        """Every record opens to the data key that it was made of, under the version that it names."""
+        rows = self.bench.sql("SELECT id, wrapped_dek, mek_version FROM deks ORDER BY id")
+        for number, wrapped, version in rows:
+            opened = self.vault.unwrap(self.name, version, base64.b64decode(wrapped))
+            assert opened == self.keys[number]
+
+
+@pytest.fixture
+def deks(bench: Workbench, vault: VaultServer) -> Deks:
+    name = vault.new_name()
+    old = vault.create_version(name)
+    made = {number: secrets.token_bytes(32) for number in range(RECORDS)}
+    bench.sql(
+        "CREATE TABLE deks (id bigint PRIMARY KEY, wrapped_dek text NOT NULL, mek_version text NOT NULL)"
+    )
+    rows = [
+        (number, base64.b64encode(vault.wrap(name, old, key)).decode(), old) for number, key in made.items()
+    ]
+    bench.insert("deks", ["id", "wrapped_dek", "mek_version"], rows)
+    new = vault.create_version(name)
+    found = Deks(bench, vault, name, old, new, made)
+    found.job()
+    return found
+
+
+def test_data_keys_are_wrapped_under_the_new_version(deks: Deks) -> None:
+    """Every record is at the new version, and opens to what it held; the calls are told."""
+    done = deks.run()
+    assert done.code == 0, done.err
+    assert deks.under == {deks.new: RECORDS}
+    deks.opens()
+    ended = done.event("run_ended")
+    # each once under the old version and once under the new, and what the proof and the rehearsal took
+    assert 2 * RECORDS <= ended["spent"]["vault_calls"] <= 4 * RECORDS + 10
+    assert deks.rewrap("verify", "--deep").code == 0
+
+
+def test_a_dry_run_needs_no_right_to_write_and_writes_nothing(deks: Deks) -> None:
+    """Values are opened and wrapped as in a run; the table stays as it is."""
+    before = deks.bench.sql("SELECT * FROM deks ORDER BY id")
+    done = deks.run("--dry-run")
+    assert done.code == 0, done.err
+    assert deks.bench.sql("SELECT * FROM deks ORDER BY id") == before
+
+
+def test_any_stands_for_every_enabled_version_of_the_vault(deks: Deks) -> None:
+    """Versions that the job file does not name are found where they are."""
+    done = deks.rewrap("run", "--from", "any", "--to", deks.new, "--allow-unseen-target", "--json")
+    assert done.code == 0, done.err
+    assert deks.under == {deks.new: RECORDS}
+
+
+def test_a_version_of_the_vault_is_stale_and_any_other_is_foreign(deks: Deks) -> None:
+    """Verify counts what the vault knows as stale, and what nobody knows apart."""
+    deks.bench.sql("UPDATE deks SET mek_version = 'of-another-vault' WHERE id < 3")
+    done = deks.rewrap("verify", "--to", deks.new, "--json")
+    assert done.code == 3, done.err
+    verdict = done.event("verdict")
+    assert (verdict["stale"], verdict["other_version"]) == (RECORDS - 3, 3)
+
+
+def test_verify_by_version_takes_no_right_to_unwrap(deks: Deks, vault_emulator: VaultEmulator) -> None:
+    """A count by version reads the vault's list and the new public key; only --deep opens values."""
+    assert deks.run().code == 0
+    vault_emulator.permit("get", "list")
+    assert deks.rewrap("verify", "--to", deks.new).code == 0
+    refused = deks.rewrap("verify", "--to", deks.new, "--deep")
+    assert refused.code == 10
+    assert "keys/unwrapKey" in refused.err
+
+
+def test_without_the_right_to_list_the_versions_named_are_known(
+    deks: Deks, vault_emulator: VaultEmulator
+) -> None:
+    """A run names its versions itself; `any` cannot be asked for."""
+    vault_emulator.permit("get", "unwrapKey")
+    every = deks.rewrap("run", "--from", "any", "--to", deks.new)
+    assert every.code == 10
+    assert "keys/list" in every.err
+    assert deks.run().code == 0
+    assert deks.under == {deks.new: RECORDS}
+
+
+def test_a_vault_that_throttles_and_then_refuses_stops_the_run(
+    deks: Deks, vault_emulator: VaultEmulator
+) -> None:
+    """Exit 10, nothing put aside, and a later resume ends what was begun."""
+    vault_emulator.proxy.add(slowed_down(1), "unwrapkey", skip=30, times=3)
+    vault_emulator.proxy.add(forbidden(), "unwrapkey", skip=40)
+    stopped = deks.run()
+    assert stopped.code == 10, stopped.err
+    assert "keys/unwrapKey" in stopped.err
+    under = deks.under
+    assert under[deks.old] > 0
+    assert sum(under.values()) == RECORDS
+    assert deks.rewrap("quarantine", "list", "--json").events == []
+    vault_emulator.proxy.clear()
+    deks.opens()
+    done = deks.rewrap("resume")
+    assert done.code == 0, done.err
+    assert deks.under == {deks.new: RECORDS}
+    deks.opens()
+
+
+def test_a_version_that_is_disabled_on_the_way_stops_the_run(deks: Deks) -> None:
+    """Before the first value: the old version is disabled too soon."""
+    deks.vault.disable(deks.name, deks.old)
+    stopped = deks.run()
+    assert stopped.code == 10
+    assert "is disabled" in stopped.err
+    assert "az keyvault key set-attributes" in stopped.err
+    assert deks.under == {deks.old: RECORDS}
+
+
+def test_a_sample_of_new_values_is_opened_again(deks: Deks, vault_emulator: VaultEmulator) -> None:
+    """With `reopen` fewer calls are made than values are written, and what was written opens all the same."""
+    deks.job("reopen = 0.1")
+    done = deks.run()
+    assert done.code == 0, done.err
+    again = done.event("run_ended")["spent"]["vault_calls"]
+    deks.opens()
+    assert again < 2 * RECORDS + 10
