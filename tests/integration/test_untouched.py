@@ -382,6 +382,8 @@ def test_what_cannot_be_read_ends_the_run_before_it_writes(
     bench.sql("CREATE TABLE keyless (body text)")
     bench.sql("CREATE VIEW seen AS SELECT * FROM payloads")
     bench.job(DEKS, f"[[untouched]]\n{section}\n")
+    found = bench.rewrap("check", "--json")
+    assert [said in e["reason"] for e in found.events if e.get("code") == "untouched"] == [True]
     refused = bench.run()
     assert refused.code == code
     assert said in refused.err
