@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import anyio
+
 from rewrap.engine.compile import Rotation
 from rewrap.engine.conductor import Conductor, Examined
 from rewrap.engine.dryrun import dry_run
@@ -35,6 +37,7 @@ from rewrap.stores.postgres.census import PostgresCensus, count_query
 from rewrap.stores.postgres.store import PostgresStore
 from rewrap.verify import Verification
 from rewrap.verify import verify as _verify
+from rewrap.witness import Witness, take
 
 
 def ignore(_event: Event) -> None:
@@ -165,8 +168,18 @@ async def _run(
             verdict = found.verdict
             return Examined(verdict.complete, tuple(verdict.reasons), found.values, +left, tuple(said))
 
+        async def fingerprint(run_id: str) -> None:
+            census = stores.census()
+            try:
+                await take(job, census, ledger.fingerprints, run_id, sink)
+            finally:
+                # also when it is told to stop in the middle of a query
+                with anyio.CancelScope(shield=True):
+                    await census.close()
+
+        before = fingerprint if job.witnessed else None
         try:
-            return await Conductor(rotation, store, guard, ledger, sink, stop, options, examine).run()
+            return await Conductor(rotation, store, guard, ledger, sink, stop, options, examine, before).run()
         finally:
             await guard.close()
 
@@ -436,10 +449,13 @@ async def _verified(
     latest = await ledger.latest() if ledger else None
     worked_on = await ledger.relations(to_version) if ledger else []
     left = latest.from_versions if latest and latest.to_version == to_version else None
+    witness = None
+    if deep and ledger is not None and latest is not None and left is not None and job.witnessed:
+        witness = Witness(job, ledger.fingerprints, latest.run_id)
     try:
         found = await _verify(
             job, census, keyring, to_version, exceptions, sink,
-            left_versions=left, deep=deep, fence=fence, drain_s=drain_s, worked_on=worked_on,
+            left_versions=left, deep=deep, fence=fence, drain_s=drain_s, worked_on=worked_on, witness=witness,
         )  # fmt: skip
     finally:
         await census.close()

@@ -117,8 +117,44 @@ class FieldVerdict(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FingerprintTaken(Event):
+    """What a run must leave as it is, as it was before the first write. No columns: whole rows."""
+
+    type: ClassVar[str] = "fingerprint_taken"
+    target: str
+    columns: list[str]
+    rows: int
+    fingerprint: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Untouched(Event):
+    """What became of it since: rows that are the same, that differ, that are new, that are gone.
+
+    `since` is when the first fingerprint was taken. Who wrote what differs is not known.
+    """
+
+    type: ClassVar[str] = "untouched"
+    target: str
+    columns: list[str]
+    since: str
+    rows_before: int
+    rows: int
+    unchanged: int
+    changed: int
+    inserted: int
+    deleted: int
+    fingerprint_before: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict(Event):
-    """What verify found over every target. `complete` only when everything that must be 0 is 0."""
+    """What verify found over every target. `complete` only when everything that must be 0 is 0.
+
+    `untouched` sums up what was compared with fingerprints: empty where nothing was.
+    """
 
     type: ClassVar[str] = "verdict"
     complete: bool
@@ -139,6 +175,7 @@ class Verdict(Event):
     log_position: str = ""
     origin: str = ""
     counted: str = "in one snapshot"
+    untouched: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

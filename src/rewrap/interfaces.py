@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rewrap.events import Event
 from rewrap.forms import Forms
@@ -22,6 +22,7 @@ from rewrap.model import (
     Tally,
 )
 from rewrap.packed import Column, Packed, listed, picked
+from rewrap.untouched import Witnessed
 
 Sink = Callable[[Event], None]
 """Takes events; must not block and must not raise."""
@@ -398,6 +399,22 @@ class Census(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class Fingerprinting(Protocol):
+    """A census that can say row by row what is stored, for the proof that it stayed as it was."""
+
+    async def settled(self, what: Witnessed) -> Witnessed:
+        """The same with its key and its places named one by one, as the table has them now.
+
+        Raises SchemaMismatch or UnsafeTarget when they are not there, or cannot be read.
+        """
+        ...
+
+    def entries(self, what: Witnessed) -> AsyncIterator[bytes]:
+        """The sorted entries of what was settled, some thousands at a time (`rewrap.fingerprint`)."""
+        ...
 
 
 class Quarantine(Protocol):

@@ -38,6 +38,7 @@ from rewrap.limits import Limits, Pace
 from rewrap.probes.section import ProbeSection
 from rewrap.storage import CosmosStore, PostgresStore, StoreSection
 from rewrap.targets import FieldSection, Section, TargetSection, elements_apart, refused_places
+from rewrap.untouched import UntouchedSection, Witnessed, refused_untouched, witnessed
 
 _REFERENCED = re.compile(r"^keys\..*\.(?:material|index)$|\.password$")
 """Where fields are references themselves, in which nothing is replaced."""
@@ -59,6 +60,7 @@ class Job(Section):
     layouts: dict[str, LayoutSection] = Field(default_factory=dict)
     indexes: dict[str, IndexKind] = Field(default_factory=dict)
     targets: Annotated[list[TargetSection], Field(min_length=1)]
+    untouched: list[UntouchedSection] = Field(default_factory=list)
     pace: Pace = Pace()
     limits: Limits = Limits()
     probe: list[ProbeSection] = Field(default_factory=list)
@@ -130,7 +132,9 @@ class Job(Section):
     def of_store(self, name: str) -> Job:
         """The same job, restricted to one of its stores and the targets there: what an adapter works on."""
         targets = [target for target in self.targets if self.store_of(target) == name]
-        return self.model_copy(update={"stores": {name: self.stores[name]}, "targets": targets})
+        untouched = [one for one in self.untouched if one.store in (None, name)]
+        mine = {"stores": {name: self.stores[name]}, "targets": targets, "untouched": untouched}
+        return self.model_copy(update=mine)
 
     def store_of(self, target: TargetSection) -> str:
         """The name of the store that a target is in."""
@@ -199,6 +203,8 @@ class Job(Section):
         }
         if self.indexes:
             identity["indexes"] = {n: one.model_dump(exclude_none=True) for n, one in self.indexes.items()}
+        if self.untouched:
+            identity["untouched"] = [one.model_dump(exclude_defaults=True) for one in self.untouched]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -214,6 +220,11 @@ class Job(Section):
         """The layouts that make up a job: its own, those in use, and the first that was ever built in."""
         used = {name for target in self.targets for entry in target.fields for name in entry.layouts}
         return {"libsodium-token", *self.layouts, *used}
+
+    @property
+    def witnessed(self) -> tuple[Witnessed, ...]:
+        """What is fingerprinted before a run, and again by a deep verification."""
+        return witnessed(self.targets, self.untouched, self.stores)
 
     @property
     def key_lengths(self) -> frozenset[int]:
@@ -309,6 +320,9 @@ class Job(Section):
             for place, entry in enumerate(target.fields):
                 self._check_layouts(f"targets[{at}].fields[{place}]", target, entry)
                 self._check_forms(at, target, place, entry)
+        refused = refused_untouched(self.targets, self.untouched, self.stores)
+        if refused is not None:
+            raise self._error(*refused)
 
     def _check_store(self, at: int, target: TargetSection) -> None:
         stores = ", ".join(self.stores)

@@ -12,6 +12,7 @@ from rewrap.limits import Limits, Pace
 from rewrap.probes.section import ProbeSection
 from rewrap.storage import CosmosStore, PostgresStore
 from rewrap.targets import FieldSection, TargetSection
+from rewrap.untouched import UntouchedSection
 
 _FIXES = {
     "extra_forbidden": "is not a field here; check the spelling",
@@ -59,6 +60,7 @@ def _allowed_hint(loc: tuple[int | str, ...], job: type[BaseModel]) -> str:
         "layouts": LayoutSection,
         "indexes": IndexKind,
         "targets": TargetSection,
+        "untouched": UntouchedSection,
         "pace": Pace,
         "limits": Limits,
         "probe": ProbeSection,

@@ -17,6 +17,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "targets": "The tables, each once.",
         "pace": "How hard a run works. May change at any time.",
         "limits": "When a run gives up or waits. May change at any time.",
+        "untouched": "Tables that are no targets, and are proved to stay as they are.",
         "probe": "Questions to the application, asked by check and after a run.",
         "indexes": "How blind indexes are computed, by name.",
     },
@@ -83,6 +84,14 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "store": "The store's name, where the job has more than one.",
         "unmarked": "What becomes of values without a marker that open under a known key.",
         "acknowledge": "Hazards that were looked into and are harmless.",
+        "untouched": "What of it must stay as it is: columns and paths, or `*` for every other column.",
+    },
+    "UntouchedSection": {
+        "table": "The table; it is no target.",
+        "container": "The container, in a Cosmos store.",
+        "store": "The store's name, where the job has more than one.",
+        "key": "The column or columns that rows are told by; the primary key.",
+        "columns": "The columns and paths that must stay as they are; without any, all.",
     },
     "FieldSection": {
         "column": "The column that holds the value.",
@@ -116,6 +125,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "drain_s": "Seconds that a run waits, in all, for open write transactions.",
         "lease_s": "Seconds that a table's lock outlives the last sign of life.",
         "reconnect_s": "Seconds to keep trying when the database or the ledger is away.",
+        "changed_payloads": "Whether a row that must stay as it is, and differs, fails a verification.",
     },
     "ProbeSection": {
         "name": "What reports call it.",

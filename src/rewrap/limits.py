@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -27,3 +27,4 @@ class Limits(Section):
     drain_s: Annotated[float, Field(ge=0, le=3_600)] = 30.0
     lease_s: Annotated[float, Field(ge=2, le=3_600)] = 30.0
     reconnect_s: Annotated[float, Field(ge=0, le=3_600)] = 60.0
+    changed_payloads: Literal["warn", "fail"] = "warn"

@@ -11,7 +11,7 @@ from rewrap.api import rotation_of
 from rewrap.check import Check, Findings, check_keys, check_writes, report_probes, try_remote
 from rewrap.discover import Discovery, discover
 from rewrap.engine.compile import Rotation
-from rewrap.errors import KeyAccessError, UnsafeTarget, UsageError
+from rewrap.errors import KeyAccessError, SchemaMismatch, UnsafeTarget, UsageError
 from rewrap.interfaces import Row, SwapBatch
 from rewrap.job import Job, split_versions
 from rewrap.keys.keyring import Keyring
@@ -32,6 +32,7 @@ from rewrap.stores.postgres.columns import (
     sample_column,
 )
 from rewrap.stores.postgres.connection import Address, Connection, close, connect
+from rewrap.stores.postgres.fingerprints import settle
 from rewrap.stores.postgres.inspect import (
     inspect_target,
     length_limits,
@@ -173,6 +174,12 @@ async def _look(
             if table.estimated_rows == 0:
                 out.add("info", "empty", f"table {table.name}", "is empty")
             tables.append(table)
+    for what in job.witnessed:
+        try:
+            await settle(connection, what)
+        except (SchemaMismatch, UnsafeTarget) as exc:
+            reason = exc.message.removeprefix(f'table "{what.table}"').strip(" :")
+            out.add("error", "untouched", f"table {what.table}", reason, exc.hint)
     return (tables, readable) if identity is not None else ([], [])
 
 

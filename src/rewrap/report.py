@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TextIO
 
 from rich.console import Console, Group
@@ -15,6 +15,7 @@ from rich.text import Text
 from rewrap.events import (
     Event,
     FieldVerdict,
+    FingerprintTaken,
     Notice,
     Progress,
     Quarantined,
@@ -22,6 +23,7 @@ from rewrap.events import (
     RunStarted,
     SweepDone,
     SweepStarted,
+    Untouched,
     Verdict,
 )
 from rewrap.model import shown_key
@@ -89,7 +91,9 @@ class Lines:
                 self._dry = event.dry_run
                 self.say(_started(event))
             case Notice():
-                self.say(_notice(event))
+                self.say(notice_text(event))
+            case FingerprintTaken():
+                self.say(_fingerprint_taken(event))
             case Quarantined():
                 self._quarantined += 1
                 if self._quarantined <= QUARANTINE_LINES:
@@ -292,6 +296,29 @@ def field_lines(fields: list[FieldVerdict]) -> Table:
     return table
 
 
+def untouched_line(event: Untouched) -> Text:
+    """What became of something that a run had to leave as it was, for stdout."""
+    since = event.since[:19].replace("T", " ")
+    text = Text.assemble((f"untouched {event.target}", "bold"), f" ({columns_said(event.columns)}): ")
+    if event.fingerprint == event.fingerprint_before:
+        return text.append("unchanged", "bold green").append(
+            f" — {event.rows:,} rows, fingerprint {event.fingerprint[:16]} as at {since} UTC"
+        )
+    text.append(
+        f"{event.changed:,} differ" if event.changed else "none differs",
+        "bold yellow" if event.changed else "bold green",
+    )
+    return text.append(
+        f" of {event.unchanged + event.changed:,} rows that were there at {since} UTC and are there now; "
+        f"{event.inserted:,} new, {event.deleted:,} gone since"
+    )
+
+
+def columns_said(columns: Sequence[str]) -> str:
+    """What of a table was fingerprinted, for people."""
+    return ", ".join("every other column" if name == "*" else name for name in columns) or "whole rows"
+
+
 def classes(counts: Mapping[str, int]) -> str:
     """`2,840 resealed, 7 current`: the classes that occur, largest first, equal ones by name."""
     ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
@@ -333,7 +360,16 @@ def _started(event: RunStarted) -> Text:
     )
 
 
-def _notice(event: Notice) -> Text:
+def _fingerprint_taken(event: FingerprintTaken) -> Text:
+    return Text.assemble(
+        (f"[{event.target}] ", "cyan"),
+        f"fingerprint {event.fingerprint[:16]} of {event.rows:,} rows ({columns_said(event.columns)}) "
+        f"taken in {duration(event.seconds)}",
+    )
+
+
+def notice_text(event: Notice) -> Text:
+    """A notice with its hint, as people read it."""
     style = "yellow" if event.level == "warning" else ""
     text = Text.assemble((f"{event.level}: " if event.level != "info" else "", style), event.message)
     if event.hint:

@@ -68,6 +68,26 @@ def _path_text(value: object) -> object:
 PathText = Annotated[str, BeforeValidator(_path_text)]
 
 
+def parse_place(text: str) -> Place:
+    """The column, and the path in it, of a text like `body`, `doc.patient.name`, `"odd.name".items[*].id`.
+
+    Raises ValueError for what is no place.
+    """
+    column, *path = parse_path(text)
+    if not isinstance(column, str):
+        raise ValueError(f'"{text}" does not begin with a column')
+    return Place(column, tuple(path))
+
+
+def _place_text(value: object) -> object:
+    if isinstance(value, str):
+        parse_place(value)
+    return value
+
+
+PlaceText = Annotated[str, BeforeValidator(_place_text)]
+
+
 class PartSection(Section):
     """Where a part of a value is stored: a column of its own, or a path in a column of jsonb.
 
@@ -154,6 +174,15 @@ KeyNames = Annotated[
 ]
 
 
+def table_named(told: Any) -> Any:
+    """What a section says, with the name of its container as that of its table."""
+    if isinstance(told, dict) and "container" in told:
+        if "table" in told:
+            raise ValueError("names both a table and a container")
+        return {**told, "table": told["container"]}
+    return told
+
+
 class TargetSection(Section):
     """`[[targets]]`: one table of a Postgres store, or one container of a Cosmos store.
 
@@ -167,15 +196,12 @@ class TargetSection(Section):
     store: Name | None = None
     unmarked: Literal["count", "reseal"] = "count"
     acknowledge: list[Literal["triggers"]] = []
+    untouched: list[PlaceText] = []
 
     @model_validator(mode="before")
     @classmethod
     def _named(cls, told: Any) -> Any:
-        if isinstance(told, dict) and "container" in told:
-            if "table" in told:
-                raise ValueError("names both a table and a container")
-            return {**told, "table": told["container"]}
-        return told
+        return table_named(told)
 
     @property
     def in_container(self) -> bool:
@@ -236,7 +262,7 @@ def refused_places(target: TargetSection) -> tuple[str, str] | None:
                 if reason is not None:
                     return reason
                 continue
-            clash = next((other for other in taken if _overlap(other, place)), None)
+            clash = next((other for other in taken if overlap(other, place)), None)
             if clash is not None:
                 what = "a column" if clash == place and not place.path else "a place in a column"
                 return (
@@ -261,7 +287,7 @@ def _refused_share(entry: FieldSection, place: Place, *, same: bool) -> tuple[st
     return None
 
 
-def _overlap(one: Place, other: Place) -> bool:
+def overlap(one: Place, other: Place) -> bool:
     """Whether writing one place would write the other too."""
     if one.column != other.column:
         return False

@@ -8,7 +8,7 @@ bytes were compared with the digest under which they were put aside.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from rewrap.model import Table
 from rewrap.opening import Aside, Opening, Told, associated, misindexed, opened, opens_all
 from rewrap.targets import FieldSection
 from rewrap.verdict import MUST_BE_ZERO, FieldCount, verdict_of
+from rewrap.witness import Witness
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ async def verify(
     fence: bool = False,
     drain_s: float | None = None,
     worked_on: Sequence[RelationRecord] = (),
+    witness: Witness | None = None,
 ) -> Verification:
     """Counts every configured column in one snapshot, by version and class.
 
@@ -63,6 +65,8 @@ async def verify(
     `left_versions` are the versions that values came from (the job's others, if not given). A value without
     a marker that looks sealed is told from plaintext by their keys; where one is not at hand, verify does
     not say complete.
+
+    With `witness`, what a run had to leave as it was is compared with its fingerprints, in the same snapshot.
     """
     others = [version for version in job.versions if version != to_version]
     look = _Look(job, census, keyring, to_version, exceptions, tuple(left_versions or others))
@@ -86,11 +90,15 @@ async def verify(
                 counted.append(one)
                 sink(one.event())
         reasons += await look.left_behind(tables, worked_on)
+        if witness is not None:
+            reasons += await witness.look(census, sink)
         await census.check_kept()
         position = await census.position()
     verdict = verdict_of(
         counted, reasons, to_version, look.missing, deep, position, census.identity, census.manner
     )
+    if witness is not None:
+        verdict = replace(verdict, untouched=witness.counts)
     try:
         if fence:
             await _fence(job, census, tables, to_version, verdict, sink)

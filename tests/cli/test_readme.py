@@ -23,6 +23,7 @@ from rewrap.limits import Limits, Pace
 from rewrap.probes.section import ProbeSection
 from rewrap.storage import CosmosStore, PostgresStore
 from rewrap.targets import FieldSection, TargetSection
+from rewrap.untouched import UntouchedSection
 from tests.support.workbench import Workbench
 
 ROOT = Path(__file__).parents[2]
@@ -180,6 +181,7 @@ SECTIONS: dict[str, list[type[BaseModel]]] = {
     "`[layouts.NAME]`": [LayoutSection],
     "`[indexes.NAME]`": [IndexKind],
     "`[[targets]]`": [TargetSection, FieldSection],
+    "`[[untouched]]`": [UntouchedSection],
     "`[pace]`": [Pace],
     "`[limits]`": [Limits],
     "`[[probe]]`": [ProbeSection],

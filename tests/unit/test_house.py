@@ -12,8 +12,8 @@ ROOT = Path(rewrap.__file__).parent
 FLOORS = [
     ["errors", "model", "packed"],
     ["crypto.ciphers", "crypto.encodings", "crypto.layout", "crypto.layouts", "crypto", "events"],
-    ["recognise", "forecast", "labels", "pieces"],
-    ["interfaces", "targets", "forms", "probes.section"],
+    ["recognise", "forecast", "labels", "pieces", "fingerprint"],
+    ["interfaces", "targets", "untouched", "forms", "probes.section"],
     ["formats", "storage", "limits", "joberrors", "job"],
     ["keys", "stores", "ledgers", "probes", "jobschema", "unfinished"],
     [
@@ -30,7 +30,7 @@ FLOORS = [
         "engine.compile",
         "engine.proof",
     ],
-    ["engine", "verify", "opening", "verdict", "report"],
+    ["engine", "verify", "witness", "opening", "verdict", "report"],
     ["plan", "measure", "check", "discover", "draft", "trial"],
     ["api"],
     ["preflight"],

@@ -18,10 +18,10 @@ from rewrap.cli.terminal import (
     load_job,
     stdout_console,
 )
-from rewrap.events import Event, FieldVerdict, Notice, Verdict
+from rewrap.events import Event, FieldVerdict, Notice, Untouched, Verdict
 from rewrap.interfaces import Sink
 from rewrap.job import Job
-from rewrap.report import JsonLines, field_lines, verdict_lines
+from rewrap.report import JsonLines, field_lines, notice_text, untouched_line, verdict_lines
 from rewrap.verify import Verification
 
 
@@ -53,6 +53,7 @@ def verify(
             return
         fields: list[FieldVerdict] = []
         notices: list[Notice] = []
+        untouched: list[Untouched] = []
         verdicts: list[Verdict] = []
         lines = JsonLines(sys.stdout)
 
@@ -63,6 +64,8 @@ def verify(
                 fields.append(event)
             elif isinstance(event, Notice):
                 notices.append(event)
+            elif isinstance(event, Untouched):
+                untouched.append(event)
             elif isinstance(event, Verdict):
                 verdicts.append(event)
 
@@ -71,15 +74,19 @@ def verify(
         finally:
             # with a fence that could not be added, too
             if verdicts and not as_json:
-                _show(fields, notices, verdicts[-1])
+                _show(fields, untouched, notices, verdicts[-1])
         raise typer.Exit(found.exit_code)
 
 
-def _show(fields: list[FieldVerdict], notices: list[Notice], verdict: Verdict) -> None:
+def _show(
+    fields: list[FieldVerdict], untouched: list[Untouched], notices: list[Notice], verdict: Verdict
+) -> None:
     console = stdout_console()
     console.print(field_lines(fields))
+    for compared in untouched:
+        console.print(untouched_line(compared))
     for notice in notices:
-        console.print(notice.message)
+        console.print(notice_text(notice), soft_wrap=True, highlight=False)
     for line in verdict_lines(verdict):
         console.print(line)
 

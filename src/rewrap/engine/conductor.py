@@ -64,6 +64,9 @@ class Examined:
 Examine = Callable[[float], Awaitable[Examined]]
 """Verifies, waiting for open writers for at most so many seconds."""
 
+Before = Callable[[str], Awaitable[None]]
+"""What is to be done, for the run of this id, before its first write. Done again it changes nothing."""
+
 
 class Conductor:
     """Runs one rotation. Made for one use: `await Conductor(…).run()`."""
@@ -78,6 +81,7 @@ class Conductor:
         stop: StopFlag,
         options: RunOptions,
         examine: Examine,
+        before: Before | None = None,
     ) -> None:
         self.rotation = rotation
         self.limits = rotation.job.limits
@@ -88,6 +92,7 @@ class Conductor:
         self.stop = stop
         self.options = options
         self.examine = examine
+        self.before = before
         self.health = KeyHealth(self.limits.max_quarantine, self.limits.max_quarantine_share)
         self.run_id = ""
         self._courses: list[Course] = []
@@ -150,6 +155,8 @@ class Conductor:
     # sweeps
 
     async def _work(self, admitted: Admitted, started: float) -> RunEnded:
+        if self.before is not None and not await self._unless_stopped(self.before):
+            return self._stopped(started)
         await self._prepare(admitted)
         first = [course for course in self._courses if course.leases[0].sweep == 1]
         if first and not await self.sweeper.sweep(first, 1, full=True):
@@ -167,6 +174,29 @@ class Conductor:
             if not await self._sweep_again(left, highest + sweeps, sweeps):
                 break
         return self._stopped(started)
+
+    async def _unless_stopped(self, before: Before) -> bool:
+        """Whether what comes before the first write is done; a stop ends it in the middle."""
+
+        async def watch(scope: anyio.CancelScope) -> None:
+            while True:
+                await anyio.sleep(DRAIN_STEP_S)
+                if self.stop.requested:
+                    scope.cancel()
+
+        async def work() -> bool:
+            await before(self.run_id)
+            return True
+
+        done = None
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(watch, group.cancel_scope)
+                done = await self._unlocked(work)
+                group.cancel_scope.cancel()
+        except BaseExceptionGroup as errors:
+            raise first_of(errors) from None
+        return bool(done)
 
     async def _sweep_again(self, courses: list[Course], sweep: int, count: int) -> bool:
         """Looks for what is still in scope, after a pause that grows with every such sweep."""

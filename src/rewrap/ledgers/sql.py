@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rewrap.errors import LedgerError, LedgerUnavailable, StoreError
+from rewrap.ledgers.fingerprints import KeptFingerprints
 from rewrap.ledgers.place import (
     LEDGER_VARIABLE,
     check_place,
@@ -72,6 +73,7 @@ class Ledger:
         self._path = path
         self._there = False
         self.job = job
+        self.fingerprints = KeptFingerprints(self._writing, self._rows)
         self.shown = str(path) if path is not None else LEDGER_VARIABLE
 
     @classmethod
@@ -135,8 +137,8 @@ class Ledger:
             async with self._engine.begin() as connection:
                 await self._lock_creation(connection)
                 number = await connection.scalar(sa.select(meta.c.value).where(meta.c.name == "schema"))
+                await connection.run_sync(metadata.create_all)
                 if int(number or 1) < 2:
-                    await connection.run_sync(metadata.create_all)
                     await connection.execute(
                         sa.text(f"ALTER TABLE {exceptions.name} ADD COLUMN row_key TEXT")
                     )

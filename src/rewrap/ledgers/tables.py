@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-SCHEMA_NUMBER = 2
+SCHEMA_NUMBER = 3
 
 metadata = sa.MetaData()
 
@@ -96,4 +96,28 @@ seals = sa.Table(
     metadata,
     sa.Column("fingerprint", sa.String(64), primary_key=True),
     sa.Column("sealed", sa.BigInteger, nullable=False),
+)
+
+fingerprints = sa.Table(
+    "rewrap_fingerprint",
+    metadata,
+    # what a run must leave as it is, as it was before the first write: rows, and SHA-256 over their entries
+    sa.Column("run_id", sa.String(32), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    # what the job asked for, and what that was then: table, key and columns, as JSON
+    sa.Column("declared", sa.Text, nullable=False),
+    sa.Column("witnessed", sa.Text, nullable=False),
+    sa.Column("rows", sa.BigInteger, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("taken_at", sa.String(32), nullable=False),
+)
+
+fingerprint_rows = sa.Table(
+    "rewrap_fingerprint_rows",
+    metadata,
+    # the sorted entries of a fingerprint, 32 bytes a row, cut into parts of about 256 KiB
+    sa.Column("run_id", sa.String(32), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("part", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("entries", sa.LargeBinary, nullable=False),
 )

@@ -15,12 +15,13 @@ from typing import Any, Generic, TypeVar
 import anyio
 
 from rewrap.crypto.layout import Value
-from rewrap.errors import SchemaMismatch
+from rewrap.errors import SchemaMismatch, UnsafeTarget
 from rewrap.forms import Forms
 from rewrap.interfaces import (
     Census,
     Claim,
     ClassCount,
+    Fingerprinting,
     Guard,
     Prefix,
     ShardReader,
@@ -29,6 +30,7 @@ from rewrap.interfaces import (
     SwapBatch,
 )
 from rewrap.model import Activity, ServerIdentity, ShardLease, ShardRange, StoredValue, Table
+from rewrap.untouched import Witnessed
 
 T = TypeVar("T")
 
@@ -68,6 +70,16 @@ def joined_identity(identities: Sequence[ServerIdentity]) -> ServerIdentity:
         "+".join(one.database for one in identities),
         max(one.version for one in identities),
     )
+
+
+def fingerprinting(census: Census, what: Witnessed) -> Fingerprinting:
+    """The census as one that can fingerprint a table. Raises UnsafeTarget where its store cannot."""
+    if not isinstance(census, Fingerprinting):
+        raise UnsafeTarget(
+            f'"{what.table}" is in a store of which no fingerprints can be taken',
+            hint=f'leave "{what.table}" out of what the job names as untouched',
+        )
+    return census
 
 
 class FleetStore:
@@ -279,6 +291,12 @@ class FleetCensus:
 
     async def add_fence(self, table: Table, column: str, prefix: Value) -> bool:
         return await self._at(table).add_fence(table, column, prefix)
+
+    async def settled(self, what: Witnessed) -> Witnessed:
+        return await fingerprinting(self._members.by_name[what.store], what).settled(what)
+
+    def entries(self, what: Witnessed) -> AsyncIterator[bytes]:
+        return fingerprinting(self._members.by_name[what.store], what).entries(what)
 
     async def close(self) -> None:
         for census in self._all:

@@ -18,11 +18,13 @@ from rewrap.packed import ELEMENT
 from rewrap.stores.postgres.connection import Address, Connection, close, connect, translated
 from rewrap.stores.postgres.drain import drain
 from rewrap.stores.postgres.fence import add_fence
+from rewrap.stores.postgres.fingerprints import entries, settle
 from rewrap.stores.postgres.keys import KeySql
 from rewrap.stores.postgres.moment import NOT_THERE, as_seen, hold, known
 from rewrap.stores.postgres.places import literal, quote, sha256_of, value_of
 from rewrap.stores.postgres.schema import find_table, former_table, identify, same_leaves, survey
 from rewrap.stores.postgres.statements import byte_literal
+from rewrap.untouched import Witnessed
 
 _FETCH_ROWS = 200
 """Rows a server-side cursor hands over at a time."""
@@ -249,6 +251,15 @@ class PostgresCensus:
                 row["head"] or row["whole"] or "", row["whole"], row["size"] or 0, row["sha256"] or ""
             )
         )
+
+    async def settled(self, what: Witnessed) -> Witnessed:
+        """What is to be fingerprinted, as the table has it; keeps the table from being altered."""
+        return await settle(await self._connected(), what)
+
+    async def entries(self, what: Witnessed) -> AsyncIterator[bytes]:
+        """Its sorted entries, in the snapshot."""
+        async for page in entries(await self._connected(), what):
+            yield page
 
     async def check_kept(self) -> None:
         """Raises StoreError when a table that was looked at had lost its name: a schema may be renamed."""
