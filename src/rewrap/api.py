@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rewrap.audit.auditor import Auditor, Delivery
+from rewrap.audit.record import Listener
 from rewrap.engine.compile import Rotation
 from rewrap.engine.conductor import Conductor, Examined
 from rewrap.engine.dryrun import dry_run
@@ -56,22 +58,41 @@ async def run(
 
     Resumes the job's unfinished run of the same versions, if there is one. `stop` ends it at the next batch's
     edge. The result's `exit_code` is 0 when verified complete, 3 when values remain, 4 when stopped; whatever
-    fails raises a RewrapError.
+    fails raises a RewrapError. Either way the job's audit is told, but of a dry run.
     """
     options, stop = options or RunOptions(), stop or StopFlag()
-    rotation = rotation_of(job, from_versions, to_version, environ)
-    stores = Stores(job, environ)
-    store = stores.store()
-    try:
-        if dry:
-            ended = await dry_run(rotation, store, sink, stop, options)
-        else:
+
+    async def work(sink: Sink) -> RunEnded:
+        rotation = rotation_of(job, from_versions, to_version, environ)
+        stores = Stores(job, environ)
+        store = stores.store()
+        try:
+            if dry:
+                return await dry_run(rotation, store, sink, stop, options)
             ended = await _run(rotation, stores, store, sink, stop, options)
-            ended = await _probed(job, ended, sink, environ)
-    finally:
-        await store.close()
+            return await _probed(job, ended, sink, environ)
+        finally:
+            await store.close()
+
+    if dry or job.audit is None:
+        ended = await work(sink)
+    else:
+        asked = [version.strip() for version in from_versions.split(",")]
+        listener = Listener(
+            job.name, job.digest, asked, to_version, compromised=options.compromised, sink=sink
+        )
+        ended = await Auditor(job, environ).audited(listener, work, lambda: stop.requested)
     sink(ended)
     return ended
+
+
+async def send_audit(job: Job, *, environ: Mapping[str, str] = os.environ) -> Delivery:
+    """Sends the records of runs that the job's webhook has not taken yet."""
+    if job.audit is None or not job.audit.webhook:
+        raise UsageError(
+            f'job "{job.name}" has no audit webhook', hint="set audit.webhook; see docs/audit.md"
+        )
+    return await Auditor(job, environ).deliver()
 
 
 async def _probed(job: Job, ended: RunEnded, sink: Sink, environ: Mapping[str, str]) -> RunEnded:
