@@ -14,6 +14,8 @@ from pathlib import Path
 
 import anyio
 
+from rewrap.audit.auditor import Auditor, Delivery
+from rewrap.audit.record import Listener
 from rewrap.engine.compile import Rotation
 from rewrap.engine.conductor import Conductor, Examined
 from rewrap.engine.dryrun import dry_run
@@ -59,25 +61,56 @@ async def run(
 
     Resumes the job's unfinished run of the same versions, if there is one. `stop` ends it at the next batch's
     edge. The result's `exit_code` is 0 when verified complete, 3 when values remain, 4 when stopped; whatever
-    fails raises a RewrapError.
+    fails raises a RewrapError. Either way the job's audit is told, but of a dry run.
     """
     options, stop = options or RunOptions(), stop or StopFlag()
-    rotation = await rotation_of(job, from_versions, to_version, environ)
-    stores = Stores(rotation.job, environ)
-    try:
-        store = stores.store()
+
+    async def work(sink: Sink) -> RunEnded:
+        rotation = await rotation_of(job, from_versions, to_version, environ)
         try:
-            if dry:
-                ended = await dry_run(rotation, store, sink, stop, options)
-            else:
-                ended = await _run(rotation, stores, store, sink, stop, options)
-                ended = await _probed(job, ended, sink, environ)
+            return await _rotated(rotation, environ, sink, stop, options, dry=dry)
         finally:
-            await store.close()
-    finally:
-        await rotation.keyring.close()
+            await rotation.keyring.close()
+
+    if dry or job.audit is None:
+        ended = await work(sink)
+    else:
+        asked = [version.strip() for version in from_versions.split(",")]
+        listener = Listener(
+            job.name, job.digest, asked, to_version, compromised=options.compromised, sink=sink
+        )
+        ended = await Auditor(job, environ).audited(listener, work, lambda: stop.requested)
     sink(ended)
     return ended
+
+
+async def send_audit(job: Job, *, environ: Mapping[str, str] = os.environ) -> Delivery:
+    """Sends the records of runs that the job's webhook has not taken yet."""
+    if job.audit is None or not job.audit.webhook:
+        raise UsageError(
+            f'job "{job.name}" has no audit webhook', hint="set audit.webhook; see docs/audit.md"
+        )
+    return await Auditor(job, environ).deliver()
+
+
+async def _rotated(
+    rotation: Rotation,
+    environ: Mapping[str, str],
+    sink: Sink,
+    stop: StopFlag,
+    options: RunOptions,
+    *,
+    dry: bool,
+) -> RunEnded:
+    stores = Stores(rotation.job, environ)
+    store = stores.store()
+    try:
+        if dry:
+            return await dry_run(rotation, store, sink, stop, options)
+        ended = await _run(rotation, stores, store, sink, stop, options)
+        return await _probed(rotation.job, ended, sink, environ)
+    finally:
+        await store.close()
 
 
 async def _probed(job: Job, ended: RunEnded, sink: Sink, environ: Mapping[str, str]) -> RunEnded:

@@ -22,6 +22,7 @@ from pydantic import (
     ValidationError,
 )
 
+from rewrap.audit.section import AuditSection
 from rewrap.crypto.layout import Layout, LayoutError
 from rewrap.errors import JobError, UsageError
 from rewrap.formats import (
@@ -64,6 +65,7 @@ class Job(Section):
     pace: Pace = Pace()
     limits: Limits = Limits()
     probe: list[ProbeSection] = Field(default_factory=list)
+    audit: AuditSection | None = None
 
     _path: Path = PrivateAttr(default=Path("rewrap.toml"))
     _layouts: dict[str, Layout] = PrivateAttr(default_factory=dict)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from rewrap.audit.section import AuditSection
 from rewrap.errors import JobError
 from rewrap.formats import IndexKind, Keys, KeyVersion, LayoutSection
 from rewrap.limits import Limits, Pace
@@ -64,6 +65,7 @@ def _allowed_hint(loc: tuple[int | str, ...], job: type[BaseModel]) -> str:
         "pace": Pace,
         "limits": Limits,
         "probe": ProbeSection,
+        "audit": AuditSection,
     }
     model: type[BaseModel] = job if len(loc) == 1 else sections.get(str(loc[0]), job)
     if loc[:2] == ("keys", "versions"):

@@ -20,6 +20,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "untouched": "Tables that are no targets, and are proved to stay as they are.",
         "probe": "Questions to the application, asked by check and after a run.",
         "indexes": "How blind indexes are computed, by name.",
+        "audit": "Where the record of every run goes.",
     },
     "PostgresStore": {
         "kind": '"postgres".',
@@ -138,6 +139,13 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "contains": "For `http`: text that must be in the answer.",
         "argv": "For `command`: the program and its arguments; no shell.",
         "exit_code": "For `command`: what it must exit with.",
+    },
+    "AuditSection": {
+        "file": "A file that each run adds a line to; a relative path starts at the job file.",
+        "webhook": "An https:// URL that each run's record is posted to.",
+        "secret": "`env:NAME` or `file:PATH`: what records are signed with.",
+        "timeout_s": "Seconds that one attempt to deliver may take.",
+        "attempts": "How often a delivery is tried.",
     },
 }
 """By section and field: one sentence. A field without one is shown by its name alone."""

@@ -16,6 +16,8 @@ import typer.main
 from pydantic import BaseModel
 
 from rewrap import errors, events
+from rewrap.audit.record import Listener
+from rewrap.audit.section import AuditSection
 from rewrap.cli import app
 from rewrap.formats import IndexKind, Keys, KeyVersion, LayoutSection
 from rewrap.job import Job
@@ -185,6 +187,7 @@ SECTIONS: dict[str, list[type[BaseModel]]] = {
     "`[pace]`": [Pace],
     "`[limits]`": [Limits],
     "`[[probe]]`": [ProbeSection],
+    "`[audit]`": [AuditSection],
 }
 
 
@@ -240,3 +243,11 @@ def test_page_is_well_formed(page: Path) -> None:
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
     assert [number for number, line in enumerate(text.splitlines(), 1) if len(line) > LONGEST_LINE] == []
+
+
+def test_audit_page_has_every_field_of_a_record() -> None:
+    """The fields of a record stand on docs/audit.md, and no others."""
+    listener = Listener("shop", "", [], "v2", compromised=False, sink=print)
+    record = listener.failed(RuntimeError())
+    documented = rows(section(DOCS / "audit.md", "What it says"))
+    assert set(documented) == set(record)

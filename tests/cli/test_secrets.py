@@ -12,6 +12,7 @@ import pytest
 import typer
 
 from rewrap.cli.terminal import errors_shown
+from tests.support.receiver import Receiver, Say
 from tests.support.values import KEYS, box
 from tests.support.workbench import Result, Workbench, wait_for
 
@@ -29,11 +30,12 @@ CANARY_KEYS = {version: f"canary-key-of-version-{version}".ljust(32, "!").encode
 class Guarded:
     """A bench with canaries in every place a secret can be, and a look at everything that comes out."""
 
-    def __init__(self, bench: Workbench) -> None:
+    def __init__(self, bench: Workbench, receiver: Receiver) -> None:
         self.bench = bench
         self.role = "s_" + urlsplit(bench.dsn).path.strip("/")
         self.said: list[Result] = []
         self.stored: set[str] = set()
+        self.receiver = receiver
         for version, key in CANARY_KEYS.items():
             bench.environ[f"KEY_{version.upper()}"] = key.hex()
 
@@ -60,8 +62,10 @@ class Guarded:
         self._note_stored()
         places = {f"{at}. command, stdout": ran.out.encode() for at, ran in enumerate(self.said, 1)}
         places |= {f"{at}. command, stderr": ran.err.encode() for at, ran in enumerate(self.said, 1)}
-        for path in self.bench.folder.glob("*ledger*"):
-            places[path.name] = path.read_bytes()
+        for pattern in ("*ledger*", "*audit*", "*audit*/*"):
+            for path in filter(Path.is_file, self.bench.folder.glob(pattern)):
+                places[path.name] = path.read_bytes()
+        places |= {f"{at}. message": got.body for at, got in enumerate(self.receiver.got, 1)}
         if self.bench.value("SELECT to_regclass('rewrap.shard')"):
             places["guard table"] = repr(self.bench.sql("SELECT s::text FROM rewrap.shard s")).encode()
         canaries = forms() | {f"stored value {at}": text.encode() for at, text in enumerate(self.stored)}
@@ -97,7 +101,8 @@ def sealed(number: int, version: str = "v1", *, length: int = 0) -> str:
 @pytest.fixture
 def guarded(bench: Workbench) -> Iterator[Guarded]:
     """The bench with canaries, connected by a role whose password is one; checked at the end of the test."""
-    found = Guarded(bench)
+    receiver = Receiver()
+    found = Guarded(bench, receiver)
     bench.sql(f"CREATE ROLE {found.role} SUPERUSER LOGIN PASSWORD '{PASSWORD}'")
     parts = urlsplit(bench.dsn)
     netloc = f"{found.role}:{quote(PASSWORD)}@{parts.hostname}:{parts.port}"
@@ -106,6 +111,7 @@ def guarded(bench: Workbench) -> Iterator[Guarded]:
         yield found
         found.check()
     finally:
+        receiver.close()
         bench.sql(f"DROP OWNED BY {found.role}")
         bench.sql(f"DROP ROLE {found.role}")
 
@@ -127,6 +133,25 @@ def test_good_run_says_nothing_secret(guarded: Guarded, flags: tuple[str, ...]) 
     assert guarded.rewrap(*RUN, *flags).code == 0
     for command in {(): ["status"], FLAGGED: ["plan --from v1 --to v2", "verify --deep"]}[flags]:
         assert guarded.rewrap(*command.split(), *flags).code == 0
+
+
+def test_audit_says_nothing_secret(guarded: Guarded) -> None:
+    """Records of runs that end well, leave values, are refused and fail: in the file, sent and waiting."""
+    guarded.notes([*(sealed(i) for i in range(50)), PLAINTEXT, f"v1:{PLAINTEXT}", f"v9:{PLAINTEXT}"])
+    guarded.bench.environ["HOOK"] = guarded.receiver.url
+    guarded.receiver.answers = [Say(200), Say(200), Say(400)]
+    guarded.bench.job(more='[audit]\nfile = "audit.jsonl"\nwebhook = "${HOOK}"\n')
+    assert guarded.rewrap(*RUN, "--sample", "20").code == 4
+    assert guarded.rewrap("resume", *FLAGGED).code == 3
+    guarded.bench.sql(f"UPDATE notes SET body = 'v1:{PLAINTEXT}' || body WHERE id < 30")
+    assert guarded.rewrap(*RUN, *FLAGGED).code == 3
+    assert guarded.rewrap(*RUN, KEY_V1=CANARY_KEYS["v3"].hex()).code == 10
+    guarded.bench.sql("DROP TABLE notes")
+    assert guarded.rewrap(*RUN).code == 2
+    guarded.bench.notes([sealed(1)])
+    lines = (guarded.bench.folder / "audit.jsonl").read_text().splitlines()
+    assert len(lines) == 5
+    assert len(guarded.receiver.got) >= 5
 
 
 def test_dry_run_says_nothing_secret(guarded: Guarded) -> None:

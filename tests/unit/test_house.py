@@ -14,8 +14,8 @@ FLOORS = [
     ["crypto.ciphers", "crypto.encodings", "crypto.layout", "crypto.layouts", "crypto", "events"],
     ["recognise", "forecast", "labels", "pieces", "fingerprint"],
     ["interfaces", "targets", "untouched", "forms", "probes.section"],
-    ["formats", "storage", "limits", "joberrors", "job"],
-    ["keys", "stores", "ledgers", "probes", "jobschema", "unfinished"],
+    ["formats", "storage", "limits", "joberrors", "audit.section", "job"],
+    ["keys", "stores", "ledgers", "probes", "audit", "jobschema", "unfinished"],
     [
         "engine.health",
         "engine.retry",

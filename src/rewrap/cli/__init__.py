@@ -9,10 +9,10 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from rewrap.cli import check, discover, job, plan, quarantine, run, status, verify
+from rewrap.cli import audit, check, discover, job, plan, quarantine, run, status, verify
 from rewrap.cli.terminal import UsageMistake, quiet_libraries, show_usage_mistake
 
-_ORDER = ("check", "plan", "run", "status", "verify", "resume", "quarantine", "discover", "job")
+_ORDER = ("check", "plan", "run", "status", "verify", "resume", "quarantine", "audit", "discover", "job")
 """The commands of a rotation in the order of their use, then the others."""
 
 
@@ -58,6 +58,7 @@ app.command("status")(status.status)
 app.command("verify")(verify.verify)
 app.command("resume")(run.resume)
 app.add_typer(quarantine.app, name="quarantine")
+app.add_typer(audit.app, name="audit")
 app.command("discover")(discover.discover)
 app.add_typer(job.app, name="job")
 

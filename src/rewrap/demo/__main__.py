@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     narrator = Narrator(Console(stderr=options.json, highlight=False))
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
     try:
-        result = perform(narrator, rows=options.rows, seed=seed)
+        result = perform(narrator, rows=options.rows, seed=seed, cosmos=options.cosmos)
     except DemoError as exc:
         narrator.failure(exc.message, exc.hint)
         return 1
@@ -40,6 +40,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
     parser.add_argument(
         "--rows", type=_positive, default=300_000, metavar="N", help="in total; default 300000"
+    )
+    parser.add_argument(
+        "--cosmos", action="store_true", help="with documents in a Cosmos DB emulator besides"
     )
     parser.add_argument("--seed", type=int, metavar="S", help="of the rows and the writers")
     return parser

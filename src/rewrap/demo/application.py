@@ -180,8 +180,8 @@ class Application:
             deletes=self._counts["delete"],
             reads=self._counts["read"],
             seconds=now - self._tally_began,
-            p50_ms=_quantile(latencies, 0.50) * 1000,
-            p99_ms=_quantile(latencies, 0.99) * 1000,
+            p50_ms=quantile(latencies, 0.50) * 1000,
+            p99_ms=quantile(latencies, 0.99) * 1000,
         )
         self._counts = dict.fromkeys(_WEIGHTS, 0)
         self._latencies_s = []
@@ -393,5 +393,5 @@ class Application:
         self._counts[operation] += 1
 
 
-def _quantile(ordered: Sequence[float], quantile: float) -> float:
+def quantile(ordered: Sequence[float], quantile: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * quantile))] if ordered else 0.0

@@ -1,6 +1,7 @@
 """The demonstration: a key is rotated under a live application, and the run is killed midway."""
 
 import asyncio
+import contextlib
 import json
 import secrets
 import tempfile
@@ -11,8 +12,11 @@ from pathlib import Path
 
 from rewrap.demo.application import Application, Audit, TableModel, Tally
 from rewrap.demo.command import Command
+from rewrap.demo.documents import DATABASE, Documents
+from rewrap.demo.emulator import KEY, CosmosEmulator
 from rewrap.demo.errors import DemoError
 from rewrap.demo.narrator import Narrator
+from rewrap.demo.pair import Pair
 from rewrap.demo.postgres import EmbeddedPostgres
 
 TABLES = (
@@ -75,6 +79,28 @@ key = "id"
 fields = [{ column = "body", layout = "aead" }]
 """
 
+DOCUMENTS = f"""
+[stores.documents]
+kind = "cosmos"
+endpoint = "${{REWRAP_DEMO_COSMOS_ENDPOINT}}"
+key = "env:REWRAP_DEMO_COSMOS_KEY"
+database = "{DATABASE}"
+settle_s = 1.0
+
+[layouts.wrapped]
+encoding = "base64"
+cipher = "aes-256-gcm"
+
+[[targets]]
+store = "documents"
+container = "deks"
+fields = [{{ column = "wrappedDek", layout = "wrapped", version = {{ column = "mekVersion" }} }}]
+"""
+"""What the job has besides, with documents in Cosmos DB: records of DEKs, whose wrapping changes."""
+
+DEKS = 4_000
+"""Records of DEKs that are loaded: the emulator's pages cost the more the more documents it has."""
+
 
 @dataclass(slots=True)
 class Result:
@@ -126,27 +152,36 @@ class Result:
         }
 
 
-def perform(narrator: Narrator, *, rows: int, seed: int) -> Result:
-    """Plays the whole demonstration on a server of its own and returns what it measured.
+def perform(narrator: Narrator, *, rows: int, seed: int, cosmos: bool = False) -> Result:
+    """Plays the whole demonstration on servers of its own and returns what it measured.
 
-    Raises DemoError when it could not be played to the end. Nothing is left behind.
+    With `cosmos` there are documents in a Cosmos DB emulator besides, in the same job. Raises DemoError when
+    it could not be played to the end. Nothing is left behind.
     """
     began = time.monotonic()
-    narrator.step("A Postgres of our own")
-    with (
-        EmbeddedPostgres() as server,
-        tempfile.TemporaryDirectory(prefix="rewrap-demo-") as directory,
-    ):
+    narrator.step("A Postgres of our own" + (", and a Cosmos DB emulator" if cosmos else ""))
+    with contextlib.ExitStack() as stack:
+        # first: it may not be installed
+        emulator = stack.enter_context(CosmosEmulator()) if cosmos else None
+        server = stack.enter_context(EmbeddedPostgres())
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="rewrap-demo-"))
         release = server.psql("SHOW server_version").strip()
         took = time.monotonic() - began
         narrator.fact(f"Postgres {release} on 127.0.0.1:{server.port}, started in {took:.1f} s")
         keys = {version: secrets.token_bytes(32) for version in ("v1", "v2")}
-        application = Application(server.dsn(), TABLES, keys, "v1", seed=seed)
+        tables = Application(server.dsn(), TABLES, keys, "v1", seed=seed)
+        application: Application | Pair = tables
         environment = {
             "DATABASE_URL": server.dsn(),
             "REWRAP_DEMO_KEY_V1": keys["v1"].hex(),
             "REWRAP_DEMO_KEY_V2": keys["v2"].hex(),
         }
+        if emulator is not None:
+            narrator.fact(f"Cosmos DB emulator on {emulator.endpoint.removeprefix('http://')}, in memory")
+            documents = Documents(emulator.endpoint, KEY, keys, "v1", seed=seed)
+            application = Pair(tables, documents, min(DEKS, max(1, rows)))
+            environment["REWRAP_DEMO_COSMOS_ENDPOINT"] = emulator.endpoint
+            environment["REWRAP_DEMO_COSMOS_KEY"] = KEY
         play = _Play(application, Path(directory), environment, narrator)
         result = asyncio.run(play.perform(rows))
     result.seconds = time.monotonic() - began
@@ -158,7 +193,7 @@ class _Play:
 
     def __init__(
         self,
-        application: Application,
+        application: Application | Pair,
         directory: Path,
         environment: Mapping[str, str],
         narrator: Narrator,
@@ -170,7 +205,14 @@ class _Play:
         self._result = Result()
 
     async def perform(self, rows: int) -> Result:
-        self._job.write_text(JOB)
+        try:
+            return await self._perform(rows)
+        finally:
+            if isinstance(self._application, Pair):
+                await self._application.close()
+
+    async def _perform(self, rows: int) -> Result:
+        self._job.write_text(_job(isinstance(self._application, Pair)))
         await self._load(rows)
         self._application.start()
         try:
@@ -196,6 +238,11 @@ class _Play:
         narrator.fact(f"{per_table * len(TABLES):,} rows in {names} ({result.load_s:.1f} s)")
         narrator.fact("messages and contacts: libsodium secretbox; documents: AES-256-GCM bound to")
         narrator.fact("the row's account. The application shares no code with rewrap.")
+        if isinstance(self._application, Pair):
+            narrator.fact(
+                f"In Cosmos DB {self._application.deks:,} DEKs, wrapped with AES-256-GCM, and notes under"
+            )
+            narrator.fact("them. A rotation wraps the DEKs anew, and leaves every note untouched.")
 
     async def _write_before(self) -> Tally:
         narrator = self._narrator
@@ -320,6 +367,12 @@ class _Play:
     def _expect(self, true: bool, otherwise: str) -> None:
         if not true:
             self._result.reasons.append(otherwise)
+
+
+def _job(cosmos: bool) -> str:
+    if not cosmos:
+        return JOB
+    return JOB.replace("[[targets]]\n", '[[targets]]\nstore = "main"\n') + DOCUMENTS
 
 
 def _verdict(printed: list[str]) -> dict[str, int]:

@@ -1,0 +1,109 @@
+"""20,000 DEK records over two containers, a live writer, and ten kills at random moments: nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+from tests.support.cosmos import CosmosDatabase
+from tests.support.notelett import NoteLett, merged
+
+RECORDS = 10_000
+"""In each of the two containers: what the emulator reads a page of in 0.1 s."""
+
+NOTES = 1_500
+
+KILLS = 10
+
+SEED = 20_261_121
+
+LEASE_HELD = 11
+"""The exit code while the lease of a process that was killed still holds."""
+
+LONGEST_S = 2.5
+"""Seconds after a process began to sweep within which it is killed."""
+
+MORE = """
+[[targets]]
+container = "user_dek_store"
+
+[[targets.fields]]
+column = "wrappedDek"
+layout = "dek-${FIELD_ENCRYPT_KEY_PROVIDER:-akv}"
+version = { column = "mekVersion" }
+
+[limits]
+lease_s = 2.0
+
+[pace]
+batch_size = 250
+"""
+
+
+def test_twenty_thousand_deks_survive_ten_kills(cosmos: CosmosDatabase, tmp_path: Path) -> None:
+    """Every DEK unwraps with the new MEK alone to what it was; every note is the byte-identical document."""
+    notelett = NoteLett(cosmos, tmp_path, more_deks=("user_dek_store",))
+    job = tmp_path / "notelett-deks.toml"
+    job.write_text(job.read_text() + MORE)
+    made = notelett.node(
+        "make", json.dumps({"dek_store": RECORDS, "user_dek_store": RECORDS, "notes": NOTES})
+    )
+    before = notelett.node("read")
+    chance = random.Random(SEED)
+    with notelett.writing(SEED) as told:
+        for kill in range(KILLS):
+            assert killed(notelett, chance.uniform(0.0, LONGEST_S)), f"it ended before kill {kill + 1}"
+        ended = finished(notelett)
+    assert (ended["exit_code"], ended["state"]) == (0, "complete"), ended
+    verified = notelett.rewrap("verify", "--deep", "--json")
+    assert verified.code == 0, verified.err + verified.out
+
+    read = notelett.node("read", forget=notelett.old)
+    truth = merged(made, told[0])
+    for store in ("dek_store", "user_dek_store"):
+        assert read[store].keys() == truth[store].keys()
+        assert not [name for name, was in truth[store].items() if read[store][name].get("dek") != was["dek"]]
+        assert not [name for name, record in read[store].items() if record["mekVersion"] != notelett.new]
+    assert {name: read["notes"][name]["hash"] for name in made["notes"]} == {
+        name: note["hash"] for name, note in before["notes"].items()
+    }
+    for name, note in truth["notes"].items():
+        assert read["notes"][name]["plains"] == note["plains"]
+
+    marked: dict[str, str] = {}
+    for store in ("dek_store", "user_dek_store"):
+        marked |= {record["id"]: record.get("lastUsed", "") for record in cosmos.documents(store)}
+    assert len(told[0]["marked"]) > 100
+    assert not [name for name, mark in told[0]["marked"].items() if marked[name] != mark]
+
+
+def killed(notelett: NoteLett, after_s: float) -> bool:
+    """Whether a process of the run was ended by SIGKILL, so long after it began to sweep."""
+    while True:
+        with notelett.bench.started(*arguments(notelett)) as process:
+            assert process.stdout is not None
+            if any(json.loads(line)["type"] == "sweep_started" for line in process.stdout):
+                time.sleep(after_s)
+                process.kill()
+            _, err = process.communicate(timeout=60)
+        if process.returncode != LEASE_HELD:
+            assert process.returncode in (-signal.SIGKILL, 0), err
+            return process.returncode != 0
+
+
+def finished(notelett: NoteLett) -> dict[str, object]:
+    """The last event of the run, left to itself."""
+    while True:
+        ran = notelett.bench.rewrap(*arguments(notelett), timeout=180)
+        if ran.code != LEASE_HELD:
+            assert ran.code == 0, ran.err + ran.out
+            return ran.event("run_ended")
+
+
+def arguments(notelett: NoteLett) -> list[str]:
+    """What goes on with the run, once the lease of the process before has ended."""
+    versions = ["--from", notelett.old, "--to", notelett.new]
+    return ["run", "notelett-deks.toml", *versions, "--allow-unseen-target", "--json"]
