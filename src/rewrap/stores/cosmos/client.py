@@ -194,10 +194,6 @@ class Account:
     async def _ask(self, client: Any) -> Region:
         try:
             account = await self.patiently(client._get_database_account, self.subject)
-        except ValueError as exc:
-            # the first request is the first that is signed
-            await client.close()
-            raise _unusable(self.subject) from exc
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await client.close()
@@ -250,6 +246,10 @@ class Account:
                 raise _unusable(self.subject) from exc
             try:
                 await client.__aenter__()
+            except ValueError as exc:
+                # the first request is the first that is signed
+                await client.close()
+                raise _unusable(self.subject) from exc
             except BaseException:
                 with anyio.CancelScope(shield=True):
                     await client.close()
