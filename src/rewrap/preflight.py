@@ -119,7 +119,7 @@ async def _check_cosmos(
         await store.close()
     names = {one.table.name for one in fit}
     job = job.model_copy(update={"targets": [one for one in job.targets if one.table in names]})
-    if rotation is None and keyring is None:
+    if not fit or (rotation is None and keyring is None):
         return
     store = CosmosContainers(job, environ)
     try:

@@ -12,7 +12,7 @@ ROOT = Path(rewrap.__file__).parent
 FLOORS = [
     ["errors", "model", "packed"],
     ["crypto.ciphers", "crypto.encodings", "crypto.layout", "crypto.layouts", "crypto", "events"],
-    ["recognise", "forecast", "labels", "pieces", "fingerprint"],
+    ["recognise", "forecast", "metered", "labels", "pieces", "fingerprint"],
     ["interfaces", "targets", "untouched", "forms", "probes.section"],
     ["formats", "storage", "limits", "joberrors", "audit.section", "job"],
     ["keys", "stores", "ledgers", "probes", "audit", "jobschema", "unfinished"],

@@ -41,12 +41,15 @@ async def inspect(account: Account, job: Job) -> tuple[list[Surveyed], list[Find
     """
     found = [one async for one in _account(account, job)]
     fit: list[Surveyed] = []
+    if any(one.code == "no-database" for one in found):
+        return fit, found
     for target in job.targets:
         one, said = await _container(account, job, target)
         found += said
         if one is not None:
             fit.append(one)
-    return fit, found
+    sound = not any(one.code == "several-write-regions" for one in found)
+    return fit if sound else [], found
 
 
 async def _account(account: Account, job: Job) -> AsyncIterator[Finding]:
