@@ -33,9 +33,9 @@ from rewrap.model import Table
 from rewrap.plan import Plan
 from rewrap.plan import plan as _plan
 from rewrap.probes.ask import ask
+from rewrap.queries import queries_of
 from rewrap.stores.fleet import FleetStore
-from rewrap.stores.open import Stores, address_in
-from rewrap.stores.postgres.census import PostgresCensus, count_query
+from rewrap.stores.open import Stores
 from rewrap.stores.postgres.store import PostgresStore
 from rewrap.verify import Verification
 from rewrap.verify import verify as _verify
@@ -330,56 +330,7 @@ async def queries(
     if job.keys.remote:
         latest = await _latest(job, environ)
         job = job.with_versions((to_version, *(latest.from_versions if latest else ())))
-    stores = Stores(job, environ)
-    out = []
-    for name, mine in stores.jobs.items():
-        ask = _postgres_queries if name in stores.postgres else _cosmos_queries
-        out += await ask(mine, to_version, environ)
-    return out
-
-
-async def _cosmos_queries(job: Job, to_version: str, environ: Mapping[str, str]) -> list[tuple[str, str]]:
-    from rewrap.stores.cosmos.census import CosmosCensus
-    from rewrap.stores.cosmos.counting import not_at
-
-    census = CosmosCensus(job, environ)
-    try:
-        tables = await census.tables()
-    finally:
-        await census.close()
-    out = []
-    for table, target in zip(tables, job.targets, strict=True):
-        for field, entry in zip(table.fields, target.fields, strict=True):
-            forms = job.forms(entry, to_version)
-            says = f"documents with a value that is not under {to_version}; must be 0, but for plaintext"
-            if not forms.new.versioned:
-                says = "documents with a value; it names no version, so only rewrap verify can tell which"
-            elif forms.probed:
-                says += " and for values that name no version: only rewrap verify can tell these"
-            out.append((f"{table.name}.{entry.name}: {says}", not_at(field, forms)))
-    return out
-
-
-async def _postgres_queries(job: Job, to_version: str, environ: Mapping[str, str]) -> list[tuple[str, str]]:
-    census = PostgresCensus(job, address_in(job, environ))
-    try:
-        tables = await census.tables()
-    finally:
-        await census.close()
-    out = []
-    for table in tables:
-        target = next(target for target in job.targets if target.table == table.target)
-        for entry in target.fields:
-            forms = job.forms(entry, to_version)
-            says = f"values by class and version; all but null and {to_version} must be 0"
-            if forms.changes:
-                says += ', and all of class "old"'
-            if not forms.new.versioned:
-                says = "its values name no version, so SQL cannot count them by it; only rewrap verify can"
-            elif forms.probed:
-                says += '; what is "bare" names no version: only rewrap verify can tell it'
-            out.append((f"{table.name}.{entry.name}: {says}", f"{count_query(table, entry.name, forms)};"))
-    return out
+    return await queries_of(Stores(job, environ), to_version)
 
 
 @dataclass(frozen=True, slots=True)

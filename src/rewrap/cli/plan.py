@@ -78,7 +78,8 @@ def plan(
 
 
 DERIVED = {
-    "seconds": "measured: reading, opening, sealing; assumed: 3 to 120 µs a row to write, 0.6 to 5 ms a patch",
+    "seconds": "measured: reading, opening, sealing; assumed: 3 to 120 µs a row to write, "
+    "0.6 to 5 ms a patch",
     "wal_bytes": "row width, indexes; high: pages after checkpoints, index splits, vacuum",
     "growth_bytes": "rows that leave their page, index entries; until vacuum",
     "dead_rows": "rows in scope; low: what is cleared on the way",

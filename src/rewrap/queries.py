@@ -1,0 +1,62 @@
+"""Verify's census as text: what an operator can paste into psql or Data Explorer, to count without us."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rewrap.job import Job
+from rewrap.stores.open import Stores, address_in
+from rewrap.stores.postgres.census import PostgresCensus, count_query
+
+
+async def queries_of(stores: Stores, to_version: str) -> list[tuple[str, str]]:
+    """What each query counts, and its text, for every field of a job."""
+    out = []
+    for name, job in stores.jobs.items():
+        ask = _postgres_queries if name in stores.postgres else _cosmos_queries
+        out += await ask(job, to_version, stores.environ)
+    return out
+
+
+async def _cosmos_queries(job: Job, to_version: str, environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    from rewrap.stores.cosmos.census import CosmosCensus
+    from rewrap.stores.cosmos.counting import not_at
+
+    census = CosmosCensus(job, environ)
+    try:
+        tables = await census.tables()
+    finally:
+        await census.close()
+    out = []
+    for table, target in zip(tables, job.targets, strict=True):
+        for field, entry in zip(table.fields, target.fields, strict=True):
+            forms = job.forms(entry, to_version)
+            says = f"documents with a value that is not under {to_version}; must be 0, but for plaintext"
+            if not forms.new.versioned:
+                says = "documents with a value; it names no version, so only rewrap verify can tell which"
+            elif forms.probed:
+                says += " and for values that name no version: only rewrap verify can tell these"
+            out.append((f"{table.name}.{entry.name}: {says}", not_at(field, forms)))
+    return out
+
+
+async def _postgres_queries(job: Job, to_version: str, environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    census = PostgresCensus(job, address_in(job, environ))
+    try:
+        tables = await census.tables()
+    finally:
+        await census.close()
+    out = []
+    for table in tables:
+        target = next(target for target in job.targets if target.table == table.target)
+        for entry in target.fields:
+            forms = job.forms(entry, to_version)
+            says = f"values by class and version; all but null and {to_version} must be 0"
+            if forms.changes:
+                says += ', and all of class "old"'
+            if not forms.new.versioned:
+                says = "its values name no version, so SQL cannot count them by it; only rewrap verify can"
+            elif forms.probed:
+                says += '; what is "bare" names no version: only rewrap verify can tell it'
+            out.append((f"{table.name}.{entry.name}: {says}", f"{count_query(table, entry.name, forms)};"))
+    return out
