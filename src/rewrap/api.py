@@ -330,7 +330,7 @@ async def queries(
     if job.keys.remote:
         latest = await _latest(job, environ)
         job = job.with_versions((to_version, *(latest.from_versions if latest else ())))
-    return await queries_of(job, to_version, environ)
+    return await queries_of(Stores(job, environ), to_version)
 
 
 @dataclass(frozen=True, slots=True)

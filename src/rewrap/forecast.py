@@ -108,13 +108,14 @@ class Sampled:
     """What a sample of real rows showed, opened and sealed in memory.
 
     Seconds a row to read it and to reseal it; the bytes of all its new values, and how many of these are
-    larger than what a row holds inline.
+    larger than what a row holds inline. `read_units` is what a row costs to read where that is metered.
     """
 
     rows: int
     read_s: float
     reseal_s: float
     new_bytes: float
+    read_units: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,7 @@ class Forecast:
     opens: Range
     seals: Range
     remote_calls: Range = NOTHING
+    request_units: Range = NOTHING
 
     def __add__(self, other: Forecast) -> Forecast:
         return Forecast(
@@ -152,6 +154,7 @@ class Forecast:
             self.opens + other.opens,
             self.seals + other.seals,
             self.remote_calls + other.remote_calls,
+            self.request_units + other.request_units,
         )
 
 
@@ -207,7 +210,7 @@ def whole(each: Sequence[Forecast], fixed: bool = True) -> Forecast:
     total = Forecast(NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING)
     for one in each:
         total = total + one
-    if not fixed or not any(one.seals.low for one in each):
+    if not fixed or not any(one.seals.low and not one.request_units.high for one in each):
         return total
     return total + Forecast(
         Range(*_FIXED_S), Range(0, _FIXED_HIGH), Range(0, 0), NOTHING, NOTHING, NOTHING

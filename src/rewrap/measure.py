@@ -24,7 +24,7 @@ MEASURE_S, MEASURE_PAGES = 1.5, 6
 
 async def measure(rotation: Rotation, store: Store, table: Table) -> Sampled:
     """Reads some pages of a table and reseals their values in memory; writes nothing."""
-    pages, read_s, rows = await _read(rotation, store, table)
+    pages, read_s, rows, units = await _read(rotation, store, table)
     reseal = rotation.reseal(table)
     proof = await gather_proof(store, [table], rotation)
     own = proof.rows.get(table.relation, [])
@@ -45,17 +45,18 @@ async def measure(rotation: Rotation, store: Store, table: Table) -> Sampled:
         best = max(best, seconds / len(swap)) if len(swap) >= 20 or not best else best
         new_bytes += _bytes_of(swap)
         sealed += len(swap)
-    return Sampled(rows, read_s / max(1, rows), best, new_bytes / max(1, sealed))
+    each = max(1, rows)
+    return Sampled(rows, read_s / each, best, new_bytes / max(1, sealed), units / each)
 
 
-async def _read(rotation: Rotation, store: Store, table: Table) -> tuple[list[Page], float, int]:
-    """Some pages from the table's start, and the seconds and rows of all but the first."""
+async def _read(rotation: Rotation, store: Store, table: Table) -> tuple[list[Page], float, int, float]:
+    """Some pages from the table's start, and the seconds, rows and request units of all but the first."""
     reader = store.reader(table)
     pages: list[Page] = []
-    after, seconds, rows = None, 0.0, 0
+    after, seconds, rows, units = None, 0.0, 0, 0.0
     try:
         while len(pages) < MEASURE_PAGES and seconds < MEASURE_S:
-            started = time.monotonic()
+            started, spent = time.monotonic(), _units(store)
             page = await reader.fetch(
                 ShardRange(0, None, None), after, rotation.job.pace.batch_size, Scope()
             )  # fmt: skip
@@ -63,6 +64,7 @@ async def _read(rotation: Rotation, store: Store, table: Table) -> tuple[list[Pa
                 # the first one opens a connection and plans the statement
                 seconds += time.monotonic() - started
                 rows += len(page)
+                units += _units(store) - spent
             if len(page):
                 pages.append(page)
             if page.last is None:
@@ -70,7 +72,11 @@ async def _read(rotation: Rotation, store: Store, table: Table) -> tuple[list[Pa
             after = page.last
     finally:
         await reader.close()
-    return pages[:3], seconds, rows
+    return pages[:3], seconds, rows, units
+
+
+def _units(store: Store) -> float:
+    return store.spent().get("request_units", 0.0)
 
 
 def _timed(reseal: Reseal, page: Page) -> tuple[float, SwapBatch]:

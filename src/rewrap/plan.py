@@ -9,6 +9,7 @@ from rewrap.engine.compile import Rotation
 from rewrap.forecast import Forecast, Server, TableShape, forecast, whole
 from rewrap.interfaces import Store
 from rewrap.measure import measure, work_in
+from rewrap.metered import forecast_documents
 from rewrap.model import Table
 from rewrap.verdict import FieldCount
 from rewrap.verify import Verification
@@ -31,7 +32,7 @@ class Plan:
 
 
 Shape = Callable[[Table], Awaitable[tuple[Server, TableShape] | None]]
-"""The settings of a table's server, and its shape; None where nothing is known of either."""
+"""The settings of a table's server, and its shape; None for a container, which has neither."""
 
 
 async def plan(rotation: Rotation, store: Store, census: Verification, shape_of: Shape) -> Plan:
@@ -46,17 +47,17 @@ async def plan(rotation: Rotation, store: Store, census: Verification, shape_of:
     forecasts = {}
     for table in tables:
         known = await shape_of(table)
+        sampled = await measure(rotation, store, table)
+        work = work_in(rotation, table, census.fields)
+        batch_size = job.pace.batch_size
+        shards = job.shards_at_once(job.store_of(rotation.target(table)))
         if known is None:
+            forecasts[table.name] = forecast_documents(
+                table.estimated_rows, sampled, work, batch_size=batch_size, shards=shards
+            )
             continue
         server, shape = known
-        forecasts[table.name] = forecast(
-            shape,
-            server,
-            await measure(rotation, store, table),
-            work_in(rotation, table, census.fields),
-            batch_size=job.pace.batch_size,
-            shards=job.shards_at_once(job.store_of(rotation.target(table))),
-        )
+        forecasts[table.name] = forecast(shape, server, sampled, work, batch_size=batch_size, shards=shards)
     return Plan(
         tuple(tables),
         census.fields,

@@ -73,8 +73,9 @@ async def check(
         known = keyring if await try_remote(out, rotation) else None
         rotation = rotation if known is not None else None
         stores = Stores(rotation.job if rotation is not None else job, environ)
-        for mine in stores.postgres.values():
-            await _check_postgres(out, mine, rotation, known, environ)
+        for name, mine in stores.jobs.items():
+            look = _check_postgres if name in stores.postgres else _check_cosmos
+            await look(out, mine, rotation, known, environ)
         report_probes(out, await ask(job.probe, stores.asked, job.folder))
     finally:
         await keyring.close()
@@ -98,6 +99,40 @@ async def _check_postgres(
     except UnsafeTarget as exc:
         # a pooler refuses the very connection
         out.refused(exc, "pooler", f"database {address.shown}")
+
+
+async def _check_cosmos(
+    out: Findings,
+    job: Job,
+    rotation: Rotation | None,
+    keyring: Keyring | None,
+    environ: Mapping[str, str],
+) -> None:
+    from rewrap.stores.cosmos.inspect import inspect
+    from rewrap.stores.cosmos.store import CosmosContainers
+
+    store = CosmosContainers(job, environ)
+    try:
+        fit, found = await inspect(store.account, job)
+        out.found += found
+    finally:
+        await store.close()
+    names = {one.table.name for one in fit}
+    job = job.model_copy(update={"targets": [one for one in job.targets if one.table in names]})
+    if not fit or (rotation is None and keyring is None):
+        return
+    store = CosmosContainers(job, environ)
+    try:
+        tables = await store.tables()
+        await check_keys(out, job, keyring or Keyring([]), store, tables, rotation)
+    finally:
+        await store.close()
+    for table in tables if rotation is not None else ():
+        out.add(
+            "info", "canary-not-tried", f"container {table.name}",
+            "no document was written for trial: a write of Cosmos DB cannot be rolled back",
+            "a run rehearses its first write, and reads it back, before it goes on",
+        )  # fmt: skip
 
 
 async def _keys(

@@ -1,4 +1,4 @@
-"""Verify's counts as text, for people to paste into psql or Data Explorer."""
+"""Verify's census as text: what an operator can paste into psql or Data Explorer, to count without us."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from rewrap.stores.open import Stores, address_in
 from rewrap.stores.postgres.census import PostgresCensus, count_query
 
 
-async def queries_of(job: Job, to_version: str, environ: Mapping[str, str]) -> list[tuple[str, str]]:
-    """What each query counts, and its text: one for each field of each table."""
-    stores = Stores(job, environ)
+async def queries_of(stores: Stores, to_version: str) -> list[tuple[str, str]]:
+    """What each query counts, and its text, for every field of a job."""
     out = []
-    for name, mine in stores.jobs.items():
+    for name, job in stores.jobs.items():
         ask = _postgres_queries if name in stores.postgres else _cosmos_queries
-        out += await ask(mine, to_version, environ)
+        out += await ask(job, to_version, stores.environ)
     return out
 
 

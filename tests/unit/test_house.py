@@ -12,7 +12,7 @@ ROOT = Path(rewrap.__file__).parent
 FLOORS = [
     ["errors", "model", "packed"],
     ["crypto.ciphers", "crypto.encodings", "crypto.layout", "crypto.layouts", "crypto", "events"],
-    ["recognise", "forecast", "labels", "pieces", "fingerprint"],
+    ["recognise", "forecast", "metered", "labels", "pieces", "fingerprint"],
     ["interfaces", "targets", "untouched", "forms", "probes.section"],
     ["formats", "storage", "limits", "joberrors", "audit.section", "job"],
     ["keys", "stores", "ledgers", "probes", "audit", "jobschema", "unfinished"],
@@ -31,7 +31,7 @@ FLOORS = [
         "engine.proof",
     ],
     ["engine", "verify", "witness", "opening", "verdict", "report"],
-    ["plan", "queries", "measure", "check", "discover", "draft", "trial"],
+    ["plan", "measure", "queries", "check", "discover", "draft", "trial"],
     ["api"],
     ["preflight"],
     ["__init__", "__main__", "cli", "demo"],

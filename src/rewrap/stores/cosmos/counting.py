@@ -133,7 +133,7 @@ def present(payload: Steps, root: str = "c") -> str:
         above = place(payload[:depth], root)
         kind = "IS_ARRAY" if isinstance(payload[depth], int) else "IS_OBJECT"
         found.append(f"(IS_DEFINED({above}) AND NOT IS_NULL({above}) AND NOT {kind}({above}))")
-    return f"({' OR '.join(found)})"
+    return f"({' OR '.join(found)})" if len(found) > 1 else found[0]
 
 
 def _payload(field: FieldColumn) -> Location:

@@ -32,9 +32,7 @@ from rewrap.stores.claims import (
 )
 from rewrap.stores.cosmos.client import REQUEST_TIMEOUT_S, Account, guarded
 from rewrap.stores.cosmos.holder import Holder, elapsed_s, this_process
-from rewrap.stores.cosmos.records import Record, Records
-
-_LEASE = "lease"
+from rewrap.stores.cosmos.records import LEASE, Record, Records
 
 _ATTEMPTS = 8
 """Times that a write is tried again after another one of ours: more than any retry sends."""
@@ -92,7 +90,7 @@ class CosmosGuard:
         relations = sorted(claim.ranges)
         # all are looked at before the first is taken: most refusals change nothing
         for relation in relations:
-            found = await self._records.read(relation, _LEASE)
+            found = await self._records.read(relation, LEASE)
             if found is not None:
                 await self._judge(relation, found, claim)
         taken: dict[str, _Hold] = {}
@@ -150,7 +148,7 @@ class CosmosGuard:
         mine: _Hold | None = None
         wait_s = 0.0
         for _ in range(_ATTEMPTS):
-            found = await self._records.read(relation, _LEASE)
+            found = await self._records.read(relation, LEASE)
             if mine is not None and found is not None and found["owner"] == claim.owner:
                 # taken, and the acknowledgement lost
                 mine.lease = found
@@ -160,7 +158,7 @@ class CosmosGuard:
             last = found["fence"] if found else await self._records.now(relation) * 1_000_000
             kept = await self._kept(relation, found, claim, database)
             body = {
-                "id": _LEASE,
+                "id": LEASE,
                 "relation": relation,
                 "run_id": claim.run_id,
                 "owner": claim.owner,
@@ -314,7 +312,7 @@ class CosmosGuard:
                 hold.lease = wrote
                 return
             # perhaps an earlier beat of ours, whose acknowledgement was lost
-            hold.lease = self._ours(hold, await self._records.read(hold.relation, _LEASE))
+            hold.lease = self._ours(hold, await self._records.read(hold.relation, LEASE))
         raise StoreUnavailable(f"{self.subject}: the lease of {hold.relation} keeps changing")
 
     async def begin_sweep(self, relation: str, sweep: int) -> list[ShardLease]:
@@ -377,7 +375,7 @@ class CosmosGuard:
         for _ in range(_ATTEMPTS):
             if await self._records.write({**hold.lease, **given}, hold.lease) is not None:
                 return
-            now = await self._records.read(hold.relation, _LEASE)
+            now = await self._records.read(hold.relation, LEASE)
             if now is None:
                 raise self._records.gone(hold.relation)
             if now["owner"] != hold.lease["owner"] or now["released"]:

@@ -17,6 +17,9 @@ Record = dict[str, Any]
 
 KEY_PATH = "/relation"
 
+LEASE = "lease"
+"""The document of a container's lease."""
+
 _CLOCK = "clock"
 """The document that is written to be stamped with the server's time."""
 
