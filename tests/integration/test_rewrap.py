@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import require
-from tests.support.envelopes import Sealed, asked, b64, open_all, seal_all, unb64
+from tests.support.envelopes import Sealed, asked, b64, open_all, require_node, seal_all, unb64
 from tests.support.values import KEY_V1, KEY_V2, KEY_V3
 from tests.support.workbench import Result, Workbench
 
@@ -83,7 +83,7 @@ table = "payloads"
 
 @pytest.fixture(autouse=True)
 def _node() -> None:
-    require("Node", "node")
+    require_node()
 
 
 def data_keys(count: int) -> list[bytes]:

@@ -9,13 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import require
+from tests.support.cosmos import node_program
+
 SCRIPT = Path(__file__).with_suffix(".mjs")
+
+
+def require_node() -> None:
+    """Skips, or fails in CI, where there is no Node."""
+    if node_program() is None:
+        require("Node", "node")
 
 
 def asked(calls: list[dict[str, Any]]) -> list[Any]:
     """What Node answers to a list of calls; None for each that it refuses."""
+    node = node_program()
+    assert node is not None
     done = subprocess.run(
-        ["node", str(SCRIPT)],
+        [node, str(SCRIPT)],
         input=json.dumps(calls),
         capture_output=True,
         text=True,

@@ -29,8 +29,10 @@ from rewrap.packed import ELEMENT
 from rewrap.stores.cosmos.client import Account, Container, Query
 from rewrap.stores.cosmos.counting import ALL, EVERY, SINCE, Classes, Condition, classes_of, selection
 from rewrap.stores.cosmos.documents import value_of
+from rewrap.stores.cosmos.fingerprints import entries, settle
 from rewrap.stores.cosmos.shape import Shape
 from rewrap.stores.cosmos.survey import identify, survey
+from rewrap.untouched import Witnessed
 
 _PAGE = 1_000
 """Results of a page at most; the server sends fewer where they are large."""
@@ -247,6 +249,15 @@ class CosmosCensus:
         large = len(raw) > self._job.pace.max_value_bytes
         head = (_worst(whole, forms) or "")[:MARKER_BYTES_MAX]
         return StoredValue(head, whole, len(raw), sha256(raw).hexdigest() if large else "")
+
+    async def settled(self, what: Witnessed) -> Witnessed:
+        """What is to be fingerprinted; raises SchemaMismatch where there is no such container."""
+        return await settle(self._account, what)
+
+    async def entries(self, what: Witnessed) -> AsyncIterator[bytes]:
+        """Its sorted entries, as the documents are read one after the other."""
+        async for page in entries(self._account, what):
+            yield page
 
     # the account
 
