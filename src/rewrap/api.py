@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import anyio
 
@@ -21,19 +19,21 @@ from rewrap.engine.conductor import Conductor, Examined
 from rewrap.engine.dryrun import dry_run
 from rewrap.engine.options import RunOptions
 from rewrap.engine.pipeline import StopFlag
-from rewrap.errors import KeyAccessError, LedgerError, UsageError
+from rewrap.errors import LedgerError, UsageError
 from rewrap.events import Event, Notice, RunEnded
 from rewrap.forecast import Server, TableShape
 from rewrap.interfaces import Sink, Store
-from rewrap.job import Job, split_versions
+from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
-from rewrap.keys.open import open_keyring, open_local
+from rewrap.keys.open import open_keyring
+from rewrap.ledgers.opened import latest_run, opened_ledger
 from rewrap.ledgers.sql import ExceptionRecord, Ledger, RunRecord, TableProgress, operator
 from rewrap.model import Table
 from rewrap.plan import Plan
 from rewrap.plan import plan as _plan
 from rewrap.probes.ask import ask
 from rewrap.queries import queries_of
+from rewrap.rotations import rotation_of
 from rewrap.stores.fleet import FleetStore
 from rewrap.stores.open import Stores
 from rewrap.stores.postgres.store import PostgresStore
@@ -134,59 +134,12 @@ async def _probed(job: Job, ended: RunEnded, sink: Sink, environ: Mapping[str, s
     return replace(ended, exit_code=3, reasons=[*ended.reasons, *reasons])
 
 
-async def rotation_of(job: Job, from_versions: str, to_version: str, environ: Mapping[str, str]) -> Rotation:
-    """The rotation that a `--from` and a `--to` ask for, with its keys; `any` is all others at hand.
-
-    Its keyring is to be closed after use. Its job knows every version that anybody told of.
-    """
-    if job.keys.remote:
-        return await _remote_rotation(job, from_versions, to_version, environ)
-    if from_versions == "any":
-        at_hand = [key.version for key in open_local(job, [], environ) if key.version != to_version]
-        if not at_hand and to_version in job.versions:
-            raise _nothing_at_hand(job, to_version, "set their variables or files")
-        from_versions = ",".join(at_hand)
-    versions = job.resolve_from(from_versions, to_version)
-    keyring = open_local(job, [*versions, to_version], environ)
-    keyring.require_distinct(versions, to_version)
-    return Rotation(job, keyring, versions, to_version)
-
-
-async def _remote_rotation(
-    job: Job, from_versions: str, to_version: str, environ: Mapping[str, str]
-) -> Rotation:
-    every = from_versions == "any"
-    named = [] if every else split_versions(from_versions)
-    latest = await _latest(job, environ)
-    keyring = await open_keyring(job, [*named, to_version], environ, wanted=None if every else [])
-    try:
-        earlier = () if latest is None else (*latest.from_versions, latest.to_version)
-        job = job.with_versions((*keyring.known, *earlier))
-        if every:
-            named = [key.version for key in keyring if key.version != to_version]
-            if not named:
-                raise _nothing_at_hand(job, to_version, "enable the version that values are under")
-        versions = job.resolve_from(",".join(named), to_version)
-        keyring.require_distinct(versions, to_version)
-    except BaseException:
-        await keyring.close()
-        raise
-    return Rotation(job, keyring, versions, to_version)
-
-
-def _nothing_at_hand(job: Job, to_version: str, what_to_do: str) -> KeyAccessError:
-    return KeyAccessError(
-        f'no key but that of "{to_version}" is at hand to open values with',
-        hint=f"versions in the job are {', '.join(job.versions)}; {what_to_do}",
-    )
-
-
 async def _run(
     rotation: Rotation, stores: Stores, store: Store, sink: Sink, stop: StopFlag, options: RunOptions
 ) -> RunEnded:
     job, environ = rotation.job, stores.environ
     guard = await stores.guard(store)
-    async with _ledger(job, environ) as ledger:
+    async with opened_ledger(job, environ) as ledger:
         assert ledger is not None
 
         async def examine(drain_s: float) -> Examined:
@@ -226,7 +179,7 @@ async def resume(
     environ: Mapping[str, str] = os.environ,
 ) -> RunEnded:
     """Goes on with the job's unfinished run, with the versions it began with."""
-    latest = await _latest(job, environ)
+    latest = await latest_run(job, environ)
     if latest is None or latest.state.finished:
         raise UsageError(
             f'job "{job.name}" has no unfinished run',
@@ -258,12 +211,12 @@ async def verify(
     values from plaintext.
     """
     to_version = await _target_version(job, to_version, environ)
-    latest = await _latest(job, environ)
+    latest = await latest_run(job, environ)
     left = latest.from_versions if latest and latest.to_version == to_version else ()
     keyring = await open_keyring(job, [to_version], environ, wanted=left)
     job = job.with_versions(keyring.known)
     try:
-        async with _ledger(job, environ, create=False) as ledger:
+        async with opened_ledger(job, environ, create=False) as ledger:
             return await _verified(job, keyring, to_version, ledger, sink, environ, deep=deep, fence=fence)
     finally:
         await keyring.close()
@@ -272,7 +225,7 @@ async def verify(
 async def _target_version(job: Job, version: str | None, environ: Mapping[str, str]) -> str:
     """The version named, or else the last run's; refuses one that the job does not have."""
     if version is None:
-        latest = await _latest(job, environ)
+        latest = await latest_run(job, environ)
         if latest is None:
             raise UsageError(f'job "{job.name}" has no run to verify', hint="name the version: --to v2")
         version = latest.to_version
@@ -310,7 +263,7 @@ async def _planned(rotation: Rotation, environ: Mapping[str, str]) -> Plan:
         return await home.shape(table) if isinstance(home, PostgresStore) else None
 
     try:
-        async with _ledger(job, environ, create=False) as ledger:
+        async with opened_ledger(job, environ, create=False) as ledger:
             census = await _verified(
                 job, rotation.keyring, rotation.to_version, ledger, ignore, environ, drain_s=0.0, settle=False
             )
@@ -328,7 +281,7 @@ async def queries(
     """
     to_version = await _target_version(job, to_version, environ)
     if job.keys.remote:
-        latest = await _latest(job, environ)
+        latest = await latest_run(job, environ)
         job = job.with_versions((to_version, *(latest.from_versions if latest else ())))
     return await queries_of(Stores(job, environ), to_version)
 
@@ -344,7 +297,7 @@ class Status:
 
 async def status(job: Job, *, environ: Mapping[str, str] = os.environ) -> Status | None:
     """The newest run of a job; None when there was none. Reads the ledger only."""
-    async with _ledger(job, environ, create=False) as ledger:
+    async with opened_ledger(job, environ, create=False) as ledger:
         latest = await ledger.latest() if ledger else None
         if ledger is None or latest is None:
             return None
@@ -359,7 +312,7 @@ async def quarantined(
     job: Job, *, environ: Mapping[str, str] = os.environ, everything: bool = False
 ) -> list[ExceptionRecord]:
     """The values put aside on the way to the newest run's version."""
-    async with _ledger(job, environ, create=False) as ledger:
+    async with opened_ledger(job, environ, create=False) as ledger:
         latest = await ledger.latest() if ledger else None
         if ledger is None or latest is None:
             return []
@@ -388,7 +341,7 @@ async def retry(
 ) -> RunEnded:
     """Tries these values again, in one more sweep of the newest run, and verifies."""
     await _mark(job, entries, "retry", "", environ)
-    latest = await _latest(job, environ)
+    latest = await latest_run(job, environ)
     assert latest is not None
     return await run(
         job,
@@ -408,7 +361,7 @@ async def _mark(
     note: str,
     environ: Mapping[str, str],
 ) -> None:
-    async with _ledger(job, environ, create=False) as ledger:
+    async with opened_ledger(job, environ, create=False) as ledger:
         latest = await ledger.latest() if ledger else None
         if ledger is None or latest is None:
             raise LedgerError(f'job "{job.name}" has no ledger', hint="run it first")
@@ -448,20 +401,3 @@ async def _verified(
     if ledger is not None and settle and here and found.healed:
         await ledger.mark(to_version, found.healed, "resolved", "verify found other bytes, or none")
     return found
-
-
-async def _latest(job: Job, environ: Mapping[str, str]) -> RunRecord | None:
-    async with _ledger(job, environ, create=False) as ledger:
-        return await ledger.latest() if ledger else None
-
-
-@asynccontextmanager
-async def _ledger(
-    job: Job, environ: Mapping[str, str], *, create: bool = True
-) -> AsyncIterator[Ledger | None]:
-    ledger = await Ledger.open(job.name, Path(job.path), environ, create=create)
-    try:
-        yield ledger
-    finally:
-        if ledger is not None:
-            await ledger.close()

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from rewrap.api import rotation_of
 from rewrap.check import Check, Findings, check_keys, check_writes, report_probes, try_remote
 from rewrap.discover import Discovery, discover
 from rewrap.engine.compile import Rotation
@@ -19,6 +18,7 @@ from rewrap.keys.local import load_key
 from rewrap.keys.open import open_keyring
 from rewrap.model import Table
 from rewrap.probes.ask import ask
+from rewrap.rotations import rotation_of
 from rewrap.storage import PostgresStore as PostgresSection
 from rewrap.stores.open import Stores, address_in, password_of
 from rewrap.stores.postgres.canary import try_canary

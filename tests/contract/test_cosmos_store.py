@@ -246,9 +246,7 @@ def test_documents_of_one_id_are_told_apart_by_their_partition(cosmos: CosmosDat
     cosmos.container("notes", "/owner")
     # the emulator takes 1 and "1" for the same
     keys: list[Any] = ["x", "1", 2, 1.5, True, None]
-    cosmos.upsert(
-        "notes", *({"id": "a", "owner": key, "body": f"v1:{at}"} for at, key in enumerate(keys))
-    )
+    cosmos.upsert("notes", *({"id": "a", "owner": key, "body": f"v1:{at}"} for at, key in enumerate(keys)))
 
     async def work(run: Run) -> None:
         assert [column.name for column in run.table.key] == ["id", "owner"]

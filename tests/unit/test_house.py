@@ -31,7 +31,7 @@ FLOORS = [
         "engine.proof",
     ],
     ["engine", "verify", "witness", "opening", "verdict", "report"],
-    ["plan", "measure", "queries", "check", "discover", "draft", "trial"],
+    ["rotations", "plan", "measure", "queries", "check", "discover", "draft", "trial"],
     ["api"],
     ["preflight"],
     ["__init__", "__main__", "cli", "demo"],

@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from azure.core.credentials_async import AsyncTokenCredential
+
 from rewrap.crypto.ciphers import CIPHERS
 from rewrap.errors import KeyAccessError, KeyRefused
 from rewrap.job import Job
@@ -18,21 +20,26 @@ TRIED_BYTES = 32
 
 
 async def open_vault(
-    job: Job, required: Sequence[str], wanted: Sequence[str] | None, vault: KeyVault | None = None
+    job: Job,
+    required: Sequence[str],
+    wanted: Sequence[str] | None,
+    credential: AsyncTokenCredential | None = None,
 ) -> Keyring:
     """The versions required, and of those wanted what the vault lets be used; None wants every enabled one.
 
-    A required version that is not there, disabled or not to be read raises KeyAccessError.
+    A required version that is not there, disabled or not to be read raises KeyAccessError. `credential` is
+    azure-identity's default one unless given.
     """
     section = job.keys
     assert section.vault is not None
     assert section.name is not None
-    vault = vault or KeyVault(
+    vault = KeyVault(
         section.vault,
         section.name,
         calls_per_s=section.max_calls_per_s,
         in_flight=section.in_flight,
         patience_s=section.patience_s,
+        credential=credential,
     )
     try:
         return await _open(job, required, wanted, vault)

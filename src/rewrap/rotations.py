@@ -1,0 +1,58 @@
+"""From the versions on a command line to a rotation: the keys that they name, at hand or in a vault."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rewrap.engine.compile import Rotation
+from rewrap.errors import KeyAccessError
+from rewrap.job import Job, split_versions
+from rewrap.keys.open import open_keyring, open_local
+from rewrap.ledgers.opened import latest_run
+
+
+async def rotation_of(job: Job, from_versions: str, to_version: str, environ: Mapping[str, str]) -> Rotation:
+    """The rotation that a `--from` and a `--to` ask for, with its keys; `any` is all others at hand.
+
+    Its keyring is to be closed after use. Its job knows every version that anybody told of.
+    """
+    if job.keys.remote:
+        return await _remote_rotation(job, from_versions, to_version, environ)
+    if from_versions == "any":
+        at_hand = [key.version for key in open_local(job, [], environ) if key.version != to_version]
+        if not at_hand and to_version in job.versions:
+            raise _nothing_at_hand(job, to_version, "set their variables or files")
+        from_versions = ",".join(at_hand)
+    versions = job.resolve_from(from_versions, to_version)
+    keyring = open_local(job, [*versions, to_version], environ)
+    keyring.require_distinct(versions, to_version)
+    return Rotation(job, keyring, versions, to_version)
+
+
+async def _remote_rotation(
+    job: Job, from_versions: str, to_version: str, environ: Mapping[str, str]
+) -> Rotation:
+    every = from_versions == "any"
+    named = [] if every else split_versions(from_versions)
+    latest = await latest_run(job, environ)
+    keyring = await open_keyring(job, [*named, to_version], environ, wanted=None if every else [])
+    try:
+        earlier = () if latest is None else (*latest.from_versions, latest.to_version)
+        job = job.with_versions((*keyring.known, *earlier))
+        if every:
+            named = [key.version for key in keyring if key.version != to_version]
+            if not named:
+                raise _nothing_at_hand(job, to_version, "enable the version that values are under")
+        versions = job.resolve_from(",".join(named), to_version)
+        keyring.require_distinct(versions, to_version)
+    except BaseException:
+        await keyring.close()
+        raise
+    return Rotation(job, keyring, versions, to_version)
+
+
+def _nothing_at_hand(job: Job, to_version: str, what_to_do: str) -> KeyAccessError:
+    return KeyAccessError(
+        f'no key but that of "{to_version}" is at hand to open values with',
+        hint=f"versions in the job are {', '.join(job.versions)}; {what_to_do}",
+    )
