@@ -550,12 +550,16 @@ def test_rule_10_a_locked_table_is_waited_for_and_can_be_left(bench: Workbench) 
     bench.notes([box(f"note {i}") for i in range(1, 201)])
     command = ["run", "--from", "v1", "--to", "v2", "--allow-unseen-target", "--json"]
     with Holder(bench, "LOCK TABLE notes IN SHARE MODE"), bench.started(*command) as waiting:
-        time.sleep(5)
+        assert waiting.stdout is not None
+        too_late = threading.Timer(60, waiting.kill)
+        too_late.start()
+        told = any("a lock on the table" in line for line in waiting.stdout)
+        too_late.cancel()
+        assert told
         assert waiting.poll() is None
         waiting.send_signal(signal.SIGTERM)
-        out, err = waiting.communicate(timeout=20)
+        _, err = waiting.communicate(timeout=20)
     assert waiting.returncode == 4, err
-    assert "a lock on the table" in out
     ran = bench.rewrap("resume", "--json")
     assert ran.code == 0
     assert ran.event("run_ended")["outcomes"]["notes"]["body"] == {"resealed": 200}
