@@ -280,3 +280,37 @@ def test_plan_forecasts_calls_and_the_time_that_they_take(deks: Deks) -> None:
     deks.job()
     spent = deks.run().event("run_ended")["spent"]["vault_calls"]
     assert forecast["remote_calls"]["low"] <= spent <= forecast["remote_calls"]["high"]
+
+
+def test_verify_works_while_the_old_version_is_disabled(deks: Deks) -> None:
+    """As after a rotation: nothing is under it any more, and nobody asks it."""
+    assert deks.run().code == 0
+    deks.vault.disable(deks.name, deks.old)
+    assert deks.rewrap("verify", "--deep").code == 0
+
+
+def test_the_wrong_version_of_a_key_is_refused_before_anything_is_written(deks: Deks) -> None:
+    """Records that name a version, and are under another one: the version is doubted, not the records."""
+    deks.bench.sql("UPDATE deks SET mek_version = $1", deks.new)
+    stopped = deks.rewrap("run", "--from", deks.new, "--to", deks.old, "--allow-unseen-target", "--json")
+    assert stopped.code == 10
+    assert f'key version "{deks.new}" opens none' in stopped.err
+    assert deks.under == {deks.new: RECORDS}
+    assert deks.rewrap("quarantine", "list", "--json").events == []
+
+
+def test_nothing_secret_reaches_screen_ledger_or_file(deks: Deks, vault_emulator: VaultEmulator) -> None:
+    """Neither data keys, wrapped or not, nor tokens, in a run that is refused and in one that ends."""
+    vault_emulator.proxy.add(forbidden(), "unwrapkey", skip=30, times=1)
+    wrapped = [row[0] for row in deks.bench.sql("SELECT wrapped_dek FROM deks")]
+    refused, done = deks.run("--debug"), deks.run("--debug")
+    assert (refused.code, done.code) == (10, 0), refused.err + done.err
+    wrapped += [row[0] for row in deks.bench.sql("SELECT wrapped_dek FROM deks")]
+    said = refused.out + refused.err + done.out + done.err
+    kept = b"".join(path.read_bytes() for path in deks.bench.folder.iterdir() if path.is_file())
+    everything = said.encode() + kept
+    hidden = [form for key in deks.keys.values() for form in (key, key.hex().encode(), base64.b64encode(key))]
+    hidden += [one.encode() for one in wrapped]
+    hidden += [token.encode() for token in vault_emulator.service.tokens]
+    hidden += [one.secret.encode() for one in vault_emulator.service.principals.values()]
+    assert [one for one in hidden if one in everything] == []
