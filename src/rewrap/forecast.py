@@ -205,6 +205,36 @@ def _forecast(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """How values are opened where a key is kept: how many calls a second at most, and what takes them.
+
+    `reopen` is the share of new values that are opened again, `keys` those that a value without a version is
+    tried under, `proof` the calls of a table besides its values.
+    """
+
+    per_s: float
+    reopen: float
+    keys: int
+    proof: int
+
+
+def with_calls(one: Forecast, work: Work, calls: Calls, *, batch_size: int, shards: int) -> Forecast:
+    """A forecast with the calls that its values take: of each one, and of each new one that is opened again.
+
+    At best they are made while rows are read and written; at worst they come on top of that.
+    """
+    again = min(work.values, batch_size * shards)
+    made = Range(
+        work.values * (1 + calls.reopen) + work.probed,
+        (work.values + again) * (1 + calls.reopen) + 3 * work.probed * calls.keys + calls.proof,
+    )
+    seconds = Range(
+        max(one.seconds.low, made.low / calls.per_s), one.seconds.high + made.high / calls.per_s
+    )  # fmt: skip
+    return replace(one, seconds=seconds, remote_calls=made)
+
+
 def whole(each: Sequence[Forecast], fixed: bool = True) -> Forecast:
     """The forecast of a run over all tables."""
     total = Forecast(NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING)

@@ -37,18 +37,27 @@ class KeyVersion(Section):
     index: Reference | None = None
 
 
+_PROVIDERS = {"env": "local", "akv": "azure-key-vault"}
+"""Short names of providers, as applications call them in their own settings."""
+
+
+def _provider(value: object) -> object:
+    return _PROVIDERS.get(value, value) if isinstance(value, str) else value
+
+
 class Keys(Section):
     """`[keys]`: the provider and its versions.
 
     `local` names its versions here. In `azure-key-vault` they are those of the key `name` in `vault`;
     `max_calls_per_s`, `in_flight` and `patience_s` are how hard the vault is asked, `reopen` the share of
-    new values that it opens again before they are written.
+    new values that it opens again before they are written. What is for another provider is not looked at:
+    one file may serve where there is a vault and where there is none.
     """
 
-    provider: Literal["local", "azure-key-vault"] = "local"
+    provider: Annotated[Literal["local", "azure-key-vault"], BeforeValidator(_provider)] = "local"
     versions: dict[str, KeyVersion] = Field(default_factory=dict)
-    vault: Name | None = None
-    name: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z-]{1,127}$")] | None = None
+    vault: Text | None = None
+    name: Text | None = None
     max_calls_per_s: Annotated[float, Field(gt=0, le=10_000)] | None = None
     in_flight: Annotated[int, Field(ge=1, le=256)] = 16
     patience_s: Annotated[float, Field(ge=1, le=3_600)] = 300.0
@@ -60,26 +69,14 @@ class Keys(Section):
         return self.provider != "local"
 
     def refused(self) -> tuple[str, str, str] | None:
-        """The first field that does not suit the provider: which, why, and what to do; None when all do."""
+        """The first field that the provider lacks: which, why, and what to do; None when it has all."""
         if not self.remote:
-            if not self.versions:
-                # as a required field would be refused
-                given = "versions" in self.model_fields_set
-                return "versions", "is empty" if given else "is missing", "see docs/job-file.md"
-            for field in _OF_A_VAULT:
-                if field in self.model_fields_set:
-                    return (
-                        field,
-                        "is for keys in a vault",
-                        'leave it out, or set provider = "azure-key-vault"',
-                    )
-            return None
-        if self.versions:
-            return (
-                "versions", "are the vault's own",
-                "leave them out; rewrap check shows them, and --from and --to name them",
-            )  # fmt: skip
-        if self.vault is None:
+            if self.versions:
+                return None
+            # as a required field would be refused
+            given = "versions" in self.model_fields_set
+            return "versions", "is empty" if given else "is missing", "see docs/job-file.md"
+        if not self.vault:
             return "vault", "is missing", 'write vault = "${AZURE_KEYVAULT_URL}"'
         if not re.fullmatch(r"https://[A-Za-z0-9.-]+(:[0-9]+)?/?", self.vault):
             return (
@@ -87,8 +84,9 @@ class Keys(Section):
                 "is no address of a vault",
                 "it is https:// and a name: https://NAME.vault.azure.net",
             )
-        if self.name is None:
-            return "name", "is missing", "it is the key's name in the vault"
+        if not self.name or not re.fullmatch(r"[0-9A-Za-z-]{1,127}", self.name):
+            wrong = "is no name of a key" if self.name else "is missing"
+            return "name", wrong, "it is the key's name in the vault: letters, digits and -"
         return None
 
 
@@ -106,9 +104,6 @@ def refused_remote(layout: Layout, first: str) -> tuple[str, str] | None:
             "a vault is asked for one algorithm in a job: make it two jobs",
         )
     return None
-
-
-_OF_A_VAULT = ("vault", "name", "max_calls_per_s", "in_flight", "patience_s", "reopen")
 
 
 class LayoutSection(Section):

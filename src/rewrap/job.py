@@ -122,7 +122,8 @@ class Job(Section):
     @property
     def versions(self) -> tuple[str, ...]:
         """The key versions that are known: those of the file, and what a vault or a command line named."""
-        return tuple(dict.fromkeys((*self.keys.versions, *self._found)))
+        named = () if self.keys.remote else tuple(self.keys.versions)
+        return tuple(dict.fromkeys((*named, *self._found)))
 
     def shards_at_once(self, store: str) -> int:
         """Shards that may work side by side in a store; in Postgres each takes two connections."""
@@ -191,7 +192,7 @@ class Job(Section):
     @property
     def _index_keys_apart(self) -> bool:
         """Whether blind indexes have secrets of their own."""
-        return any(section.index is not None for section in self.keys.versions.values())
+        return not self.keys.remote and any(one.index is not None for one in self.keys.versions.values())
 
     @property
     def digest(self) -> str:

@@ -42,8 +42,14 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "settle_s": "Seconds between two clean counts where consistency is below Strong.",
     },
     "Keys": {
-        "provider": "Where keys come from.",
-        "versions": "One table for each version, by the name that stands in stored values.",
+        "provider": "Where keys are: `local` or `azure-key-vault`.",
+        "versions": "Local keys: one table for each version, by the name that stands in stored values.",
+        "vault": "The vault's address; `${AZURE_KEYVAULT_URL}` takes it from the environment.",
+        "name": "The key's name in the vault.",
+        "max_calls_per_s": "Calls to the vault a second at most; without it, the service's limit.",
+        "in_flight": "Calls to the vault under way at once.",
+        "patience_s": "Seconds that the vault may throttle or not answer.",
+        "reopen": "The share of new values that the vault opens again before they are written.",
     },
     "KeyVersion": {
         "material": "`env:NAME` or `file:PATH`; a key itself never stands in a job file.",

@@ -6,8 +6,19 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from rewrap.engine.compile import Rotation
-from rewrap.forecast import Forecast, Server, TableShape, forecast, whole
+from rewrap.engine.proof import SAMPLE_VALUES
+from rewrap.engine.rehearsal import REHEARSED_ROWS
+from rewrap.forecast import (
+    Calls,
+    Forecast,
+    Server,
+    TableShape,
+    forecast,
+    whole,
+    with_calls,
+)
 from rewrap.interfaces import Store
+from rewrap.keys.keyring import TriedKey
 from rewrap.measure import measure, work_in
 from rewrap.metered import forecast_documents
 from rewrap.model import Table
@@ -24,6 +35,8 @@ class Plan:
     notices: tuple[str, ...]
     in_scope: int
     forecasts: dict[str, Forecast] = field(default_factory=dict)
+    calls_from: str = ""
+    """Where the figures of remote calls come from; empty where there are none."""
 
     @property
     def forecast(self) -> Forecast:
@@ -45,6 +58,7 @@ async def plan(rotation: Rotation, store: Store, census: Verification, shape_of:
             notices.append(f'table "{table.name}" is empty')
     job = rotation.job
     forecasts = {}
+    kept = remote_key(rotation)
     for table in tables:
         known = await shape_of(table)
         sampled = await measure(rotation, store, table)
@@ -52,19 +66,48 @@ async def plan(rotation: Rotation, store: Store, census: Verification, shape_of:
         batch_size = job.pace.batch_size
         shards = job.shards_at_once(job.store_of(rotation.target(table)))
         if known is None:
-            forecasts[table.name] = forecast_documents(
+            one = forecast_documents(
                 table.estimated_rows, sampled, work, batch_size=batch_size, shards=shards
-            )
-            continue
-        server, shape = known
-        forecasts[table.name] = forecast(shape, server, sampled, work, batch_size=batch_size, shards=shards)
+            )  # fmt: skip
+        else:
+            server, shape = known
+            one = forecast(shape, server, sampled, work, batch_size=batch_size, shards=shards)
+        if kept is not None:
+            calls = calls_of(rotation, kept)
+            one = with_calls(one, work, calls, batch_size=batch_size, shards=shards)
+        forecasts[table.name] = one
     return Plan(
         tuple(tables),
         census.fields,
         tuple(notices),
         _in_scope(census.fields, rotation.from_versions),
         forecasts,
+        calls_said(rotation, kept) if kept is not None else "",
     )
+
+
+def remote_key(rotation: Rotation) -> TriedKey | None:
+    """One of the rotation's keys that is kept elsewhere: they share their keeper, and so their budget."""
+    remote = rotation.keyring.get(rotation.to_version).remote
+    return remote if isinstance(remote, TriedKey) else None
+
+
+def calls_of(rotation: Rotation, kept: TriedKey) -> Calls:
+    """What opening values costs where the keys are kept, of one table."""
+    versions = len(rotation.from_versions) + 1
+    return Calls(
+        per_s=kept.calls_per_s,
+        reopen=rotation.keyring.reopen,
+        keys=versions,
+        proof=SAMPLE_VALUES * versions + 2 * REHEARSED_ROWS,
+    )
+
+
+def calls_said(rotation: Rotation, kept: TriedKey) -> str:
+    """Where these figures come from, in words."""
+    share = rotation.keyring.reopen
+    again = "each new one" if share == 1 else f"{share:.0%} of the new ones"
+    return f"each value, and {again} opened again; high: proof, repeats; at {kept.budget}"
 
 
 def _in_scope(fields: Sequence[FieldCount], from_versions: Sequence[str]) -> int:

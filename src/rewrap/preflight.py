@@ -294,7 +294,7 @@ async def find_columns(
 def _all_keys(job: Job, environ: Mapping[str, str]) -> tuple[Keyring, list[KeyAccessError]]:
     """The job's keys, of whatever length: it is not known yet what they are for. And why others are not."""
     keys, refused = [], []
-    for version, section in job.keys.versions.items():
+    for version, section in () if job.keys.remote else job.keys.versions.items():
         try:
             keys.append(
                 load_key(version, section.material, section.encoding, frozenset(), environ, job.folder)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import secrets
+import time
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -185,3 +187,130 @@ def test_a_sample_of_new_values_is_opened_again(deks: Deks, vault_emulator: Vaul
     again = done.event("run_ended")["spent"]["vault_calls"]
     deks.opens()
     assert again < 2 * RECORDS + 10
+
+
+def checked(deks: Deks, *arguments: str) -> dict[str, list[dict[str, Any]]]:
+    """What check finds of the keys, by version."""
+    ran = deks.rewrap("check", "--json", *arguments)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for event in ran.events:
+        if event["type"] == "finding" and event["subject"].startswith("key "):
+            found.setdefault(event["subject"].removeprefix("key "), []).append(event)
+    assert ran.events[-1]["type"] == "checked", ran.err
+    return found
+
+
+def graves(found: list[dict[str, Any]]) -> set[tuple[str, str]]:
+    return {(one["severity"], one["code"]) for one in found}
+
+
+def test_check_has_the_vault_wrap_and_unwrap_under_each_version(
+    deks: Deks, vault_emulator: VaultEmulator
+) -> None:
+    """In the vault itself: what was wrapped here proves neither a right nor that a version is enabled."""
+    found = checked(deks, "--from", deks.old, "--to", deks.new)
+    assert ("info", "key-unwraps") in graves(found[deks.old])
+    assert ("info", "key-proven") in graves(found[deks.old])
+    assert graves(found[deks.new]) == {("info", "key-unwraps"), ("warning", "key-unseen")}
+    assert vault_emulator.proxy.counts()["wrapkey"] == 2
+    assert deks.under == {deks.old: RECORDS}
+
+
+def test_check_names_each_right_that_is_missing(deks: Deks, vault_emulator: VaultEmulator) -> None:
+    """Not to unwrap stops a run; not to wrap does not, since rewrap wraps by itself."""
+    versions = ("--from", deks.old, "--to", deks.new)
+    vault_emulator.permit("get", "list", "unwrapKey")
+    for found in checked(deks, *versions).values():
+        assert ("warning", "key-no-wrap") in graves(found)
+        assert not any(severity == "error" for severity, _ in graves(found))
+    vault_emulator.permit("get", "list", "wrapKey")
+    for found in checked(deks, *versions).values():
+        (error,) = [one for one in found if one["severity"] == "error"]
+        assert error["code"] == "key-no-unwrap"
+        assert "keys/unwrapKey" in error["hint"]
+    vault_emulator.permit("list", "unwrapKey")
+    for found in checked(deks, *versions).values():
+        assert graves(found) == {("error", "key-not-permitted")}
+        assert "keys/get" in found[0]["hint"]
+
+
+def test_check_names_a_version_that_is_disabled_or_out_of_its_dates(
+    deks: Deks, vault_emulator: VaultEmulator
+) -> None:
+    """An expired version still unwraps, and nobody can wrap under it: bad for the new one."""
+    past, future = int(time.time()) - 60, int(time.time()) + 86_400
+    versions = ("--from", deks.old, "--to", deks.new)
+    vault_emulator.service.version(deks.name, deks.old).change({"exp": past})
+    vault_emulator.service.version(deks.name, deks.new).change({"nbf": future})
+    found = checked(deks, *versions)
+    assert ("warning", "key-expired") in graves(found[deks.old])
+    assert ("error", "key-not-yet-valid") in graves(found[deks.new])
+    vault_emulator.service.version(deks.name, deks.new).change({"nbf": past, "exp": past})
+    assert ("error", "key-expired") in graves(checked(deks, *versions)[deks.new])
+    deks.vault.disable(deks.name, deks.old)
+    assert graves(checked(deks, *versions)[deks.old]) == {("error", "key-disabled")}
+
+
+def test_check_refuses_one_key_under_two_versions(deks: Deks, vault_emulator: VaultEmulator) -> None:
+    """A version that holds the same key as the old one would change nothing."""
+    twin, first = (vault_emulator.service.version(deks.name, one) for one in (deks.new, deks.old))
+    twin.key = first.key
+    found = checked(deks, "--from", deks.old, "--to", deks.new)
+    assert ("error", "same-key") in graves(found[deks.new])
+
+
+def test_check_without_versions_lists_those_of_the_vault(deks: Deks) -> None:
+    """What --from and --to can name."""
+    found = checked(deks)
+    assert set(found) == {deks.old, deks.new}
+    assert all(graves(one) == {("info", "key-listed")} for one in found.values())
+
+
+def test_plan_forecasts_calls_and_the_time_that_they_take(deks: Deks) -> None:
+    """Two a value, at the limit for keys of this size; a run stays within it."""
+    planned = deks.rewrap("plan", "--from", deks.old, "--to", deks.new, "--json")
+    assert planned.code == 0, planned.err
+    forecast = planned.event("plan")["forecast"]
+    assert forecast["remote_calls"]["low"] == 2 * RECORDS
+    assert "400 calls/s: the limit for RSA-2048 software keys" in forecast["derived_from"]["remote_calls"]
+    deks.job("max_calls_per_s = 4")
+    planned = deks.rewrap("plan", "--from", deks.old, "--to", deks.new, "--json")
+    slower = planned.event("plan")["forecast"]
+    assert slower["seconds"]["low"] >= 2 * RECORDS / 4
+    deks.job()
+    spent = deks.run().event("run_ended")["spent"]["vault_calls"]
+    assert forecast["remote_calls"]["low"] <= spent <= forecast["remote_calls"]["high"]
+
+
+def test_verify_works_while_the_old_version_is_disabled(deks: Deks) -> None:
+    """As after a rotation: nothing is under it any more, and nobody asks it."""
+    assert deks.run().code == 0
+    deks.vault.disable(deks.name, deks.old)
+    assert deks.rewrap("verify", "--deep").code == 0
+
+
+def test_the_wrong_version_of_a_key_is_refused_before_anything_is_written(deks: Deks) -> None:
+    """Records that name a version, and are under another one: the version is doubted, not the records."""
+    deks.bench.sql("UPDATE deks SET mek_version = $1", deks.new)
+    stopped = deks.rewrap("run", "--from", deks.new, "--to", deks.old, "--allow-unseen-target", "--json")
+    assert stopped.code == 10
+    assert f'key version "{deks.new}" opens none' in stopped.err
+    assert deks.under == {deks.new: RECORDS}
+    assert deks.rewrap("quarantine", "list", "--json").events == []
+
+
+def test_nothing_secret_reaches_screen_ledger_or_file(deks: Deks, vault_emulator: VaultEmulator) -> None:
+    """Neither data keys, wrapped or not, nor tokens, in a run that is refused and in one that ends."""
+    vault_emulator.proxy.add(forbidden(), "unwrapkey", skip=30, times=1)
+    wrapped = [row[0] for row in deks.bench.sql("SELECT wrapped_dek FROM deks")]
+    refused, done = deks.run("--debug"), deks.run("--debug")
+    assert (refused.code, done.code) == (10, 0), refused.err + done.err
+    wrapped += [row[0] for row in deks.bench.sql("SELECT wrapped_dek FROM deks")]
+    said = refused.out + refused.err + done.out + done.err
+    kept = b"".join(path.read_bytes() for path in deks.bench.folder.iterdir() if path.is_file())
+    everything = said.encode() + kept
+    hidden = [form for key in deks.keys.values() for form in (key, key.hex().encode(), base64.b64encode(key))]
+    hidden += [one.encode() for one in wrapped]
+    hidden += [token.encode() for token in vault_emulator.service.tokens]
+    hidden += [one.secret.encode() for one in vault_emulator.service.principals.values()]
+    assert [one for one in hidden if one in everything] == []

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from rewrap.forecast import (
     PAGE,
+    Calls,
     Forecast,
     IndexShape,
     Range,
@@ -19,6 +20,7 @@ from rewrap.forecast import (
     forecast,
     hot_share,
     whole,
+    with_calls,
 )
 
 ROWS = 100_000
@@ -144,3 +146,27 @@ def test_low_is_never_above_high(
     for entry in fields(Forecast):
         one = getattr(found, entry.name)
         assert 0 <= one.low <= one.high, (entry.name, one)
+
+
+def test_calls_to_a_vault_take_their_time() -> None:
+    """Two a value where each is opened again, at no more a second than the budget."""
+    work = Work(values=2_000, rows=2_000, rows_most=2_000)
+    calls = Calls(per_s=50.0, reopen=1.0, keys=2, proof=50)
+    found = with_calls(of(work=work), work, calls, batch_size=100, shards=4)
+    assert found.remote_calls == Range(4_000, 2 * 2_400 + 50)
+    assert found.seconds.low >= 4_000 / 50
+    assert found.seconds.high >= of(work=work).seconds.high + found.remote_calls.high / 50
+
+
+def test_a_sample_opened_again_takes_fewer_calls() -> None:
+    """One a value for what is opened, and the share of the new ones."""
+    work = Work(values=2_000, rows=2_000, rows_most=2_000)
+    calls = Calls(per_s=50.0, reopen=0.1, keys=2, proof=0)
+    assert with_calls(of(work=work), work, calls, batch_size=1, shards=1).remote_calls.low == 2_200
+
+
+def test_a_repeated_batch_is_no_more_than_there_is() -> None:
+    """A few values in a batch of a thousand are repeated once, and not a thousand times."""
+    work = Work(values=10, rows=10, rows_most=10)
+    calls = Calls(per_s=50.0, reopen=1.0, keys=2, proof=0)
+    assert with_calls(of(work=work), work, calls, batch_size=1_000, shards=4).remote_calls.high == 40

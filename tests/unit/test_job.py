@@ -439,3 +439,95 @@ def test_version_that_its_layout_cannot_write_is_refused() -> None:
     with pytest.raises(JobError, match="2024") as caught:
         job.resolve_from("v1", "2024")
     assert "layouts.libsodium-token.version" in (caught.value.hint or "")
+
+
+VAULT_JOB = """
+name = "deks"
+[stores.main]
+kind = "postgres"
+url = "${DATABASE_URL}"
+[keys]
+provider = "${PROVIDER:-akv}"
+vault = "${VAULT:-}"
+name = "mek"
+[keys.versions.v1]
+material = "env:KEY_V1"
+[keys.versions.v2]
+material = "env:KEY_V2"
+[layouts.dek-akv]
+encoding = "base64"
+cipher = "rsa-oaep-256"
+[layouts.dek-env]
+encoding = "base64"
+cipher = "aes-256-gcm"
+[[targets]]
+table = "deks"
+fields = [{ column = "wrapped", layout = "dek-${PROVIDER:-akv}", version = { column = "mek" } }]
+"""
+
+IN_A_VAULT = {"DATABASE_URL": "postgresql://h/d", "VAULT": "https://prod-eu.vault.azure.net/"}
+
+
+def test_one_file_serves_with_a_vault_and_without() -> None:
+    """Each provider looks at its own fields; the versions of a vault are not those of the file."""
+    there = Job.parse(VAULT_JOB, environ=IN_A_VAULT)
+    assert (there.keys.provider, there.versions) == ("azure-key-vault", ())
+    here = Job.parse(VAULT_JOB, environ={"DATABASE_URL": "postgresql://h/d", "PROVIDER": "env"})
+    assert (here.keys.provider, here.versions) == ("local", ("v1", "v2"))
+    assert there.digest != here.digest
+
+
+def test_versions_found_in_a_vault_do_not_make_another_job() -> None:
+    """A ledger belongs to vault and key; a new version is what a rotation is about."""
+    job = Job.parse(VAULT_JOB, environ=IN_A_VAULT)
+    more = job.with_versions(["a" * 32, "b" * 32])
+    assert more.versions == ("a" * 32, "b" * 32)
+    assert more.digest == job.digest == Job.parse(VAULT_JOB + "[pace]\nshards = 2", environ=IN_A_VAULT).digest
+    for other in (
+        VAULT_JOB.replace('"mek"\n', '"mek-2"\n', 1),
+        VAULT_JOB.replace("${VAULT:-}", "https://b.c"),
+    ):
+        assert Job.parse(other, environ=IN_A_VAULT).digest != job.digest
+    assert more.resolve_from("a" * 32, "b" * 32) == ("a" * 32,)
+
+
+def test_pace_of_a_vault_is_not_the_identity_of_a_job() -> None:
+    """It may change while a run is stopped."""
+    paced = VAULT_JOB.replace(
+        'name = "mek"', 'name = "mek"\nmax_calls_per_s = 5\nreopen = 0.5\nin_flight = 2'
+    )
+    assert Job.parse(paced, environ=IN_A_VAULT).digest == Job.parse(VAULT_JOB, environ=IN_A_VAULT).digest
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where"),
+    [
+        ("${VAULT:-}", "", "keys.vault: is missing"),
+        ("${VAULT:-}", "http://prod-eu.vault.azure.net", "keys.vault: is no address"),
+        ("${VAULT:-}", "https://user@prod-eu.vault.azure.net", "keys.vault: is no address"),
+        ("${VAULT:-}", "https://prod-eu.vault.azure.net/keys/mek", "keys.vault: is no address"),
+        ('name = "mek"', "", "keys.name: is missing"),
+        ('name = "mek"', 'name = "../x"', "keys.name: is no name"),
+        ('name = "mek"', 'name = "mek"\nreopen = 0', "keys.reopen"),
+        ('name = "mek"', 'name = "mek"\nmax_calls_per_s = 0', "keys.max_calls_per_s"),
+        ('"rsa-oaep-256"', '"aes-256-gcm"', 'layout "dek-akv" needs the bytes of its key'),
+        ("[[targets]]", "[indexes.i]\nkind = \"ciphersweet\"\n[[targets]]", "indexes: blind indexes"),
+        ("akv}\"\nvault", "gcp}\"\nvault", "keys.provider"),
+    ],
+)  # fmt: skip
+def test_a_mistake_about_a_vault_is_named(old: str, new: str, where: str) -> None:
+    """By its place in the file."""
+    assert old in VAULT_JOB
+    with pytest.raises(JobError) as caught:
+        Job.parse(VAULT_JOB.replace(old, new, 1), environ=IN_A_VAULT)
+    assert where in caught.value.message
+    assert caught.value.hint
+
+
+def test_two_algorithms_in_a_vault_are_two_jobs() -> None:
+    """A vault is asked for one."""
+    other = VAULT_JOB.replace("fields = [", 'fields = [{ column = "b", layout = "dek-old" }, ').replace(
+        "[layouts.dek-env]", '[layouts.dek-old]\nencoding = "hex"\ncipher = "rsa-oaep"\n[layouts.dek-env]'
+    )
+    with pytest.raises(JobError, match="and the first field under rsa-oaep"):
+        Job.parse(other, environ=IN_A_VAULT)

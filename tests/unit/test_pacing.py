@@ -120,19 +120,19 @@ def test_how_long_a_service_was_no_use_is_counted_from_its_last_answer() -> None
     """That is what a run's patience is compared with."""
     clock = Clock()
     one = gate(clock)
-    assert one.failed("it answers 503") == 1.0
+    assert one.failed("a vault that answers 503") == 1.0
     clock.now += 1.0
-    assert one.failed("it answers 503", 10.0) == 11.0
+    assert one.failed("a vault that answers 503", 10.0) == 11.0
     one.accepted()
-    assert one.failed("it answers 503") == pytest.approx(10.0)
+    assert one.failed("a vault that answers 503") == pytest.approx(10.0)
 
 
 @pytest.mark.parametrize(
     ("trouble", "said"),
     [
-        (lambda one: one.throttled(20.0), "the vault is throttling; goes on in 20 s"),
-        (lambda one: one.failed("the vault answers 503", 5.0), "the vault answers 503; goes on in 5 s"),
-        (lambda one: None, "all 1 calls under way"),
+        (lambda one: one.throttled(20.0), "the vault's throttling, for 20 s more"),
+        (lambda one: one.failed("a vault that answers 503", 5.0), "a vault that answers 503, for 5 s more"),
+        (lambda one: None, "1 calls under way"),
     ],
 )
 def test_the_gate_knows_why_it_waits(trouble: Callable[[Gate], object], said: str) -> None:
@@ -164,7 +164,7 @@ def test_a_paced_gate_says_its_pace() -> None:
             for _ in range(5):
                 group.start_soon(_pass, one)
             await anyio.wait_all_tasks_blocked()
-            assert one.reason == "paced to 2 calls/s (the limit for RSA-4096 software keys)"
+            assert one.reason == "the pace of 2 calls/s (the limit for RSA-4096 software keys)"
             group.cancel_scope.cancel()
 
     anyio.run(work)

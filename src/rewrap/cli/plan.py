@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated
 
 import anyio
@@ -62,7 +63,7 @@ def plan(
                 "forecast": {
                     **_as_json(found.forecast),
                     "tables": {name: _as_json(one) for name, one in found.forecasts.items()},
-                    "derived_from": dict(DERIVED),
+                    "derived_from": _derived(found),
                 },
             }  # fmt: skip
             typer.echo(json.dumps(shown, ensure_ascii=False))
@@ -74,7 +75,7 @@ def plan(
         console.print(f"in scope of {from_versions} → {to_version}: {found.in_scope:,} values")
         if found.in_scope:
             console.print()
-            print_drawn(console, _drawn(found.forecast))
+            print_drawn(console, _drawn(found.forecast, _derived(found)))
 
 
 DERIVED = {
@@ -110,7 +111,11 @@ def _as_json(forecast: Forecast) -> dict[str, dict[str, int | float]]:
     return {name: getattr(forecast, name).as_json() for name in _NAMES}
 
 
-def _drawn(forecast: Forecast) -> Table:
+def _derived(found: Plan) -> dict[str, str]:
+    return DERIVED | ({"remote_calls": found.calls_from} if found.calls_from else {})
+
+
+def _drawn(forecast: Forecast, derived: Mapping[str, str]) -> Table:
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     drawn.add_column("forecast", style="cyan")
     for name in ("low", "high"):
@@ -122,7 +127,7 @@ def _drawn(forecast: Forecast) -> Table:
         if not one.high and (name == "request_units" or (metered and name in _IN_POSTGRES)):
             continue
         low, high = (_amount(name, value) for value in (one.low, one.high))
-        drawn.add_row(shown, low, high, DERIVED[name])
+        drawn.add_row(shown, low, high, derived[name])
     return drawn
 
 

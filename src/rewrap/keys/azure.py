@@ -254,7 +254,7 @@ class KeyVault:
             if status == 429:
                 waited = self._gate.throttled(_retry_after(headers))
             elif status is None or status >= 500 or status == 408:
-                why = "the vault does not answer" if status is None else f"the vault answers {status}"
+                why = "a vault that does not answer" if status is None else f"a vault that answers {status}"
                 waited = self._gate.failed(why, _retry_after(headers))
             else:
                 self._gate.accepted()

@@ -31,15 +31,8 @@ async def open_keyring(
     """
     if not job.keys.remote:
         return open_local(job, required, environ)
-    try:
-        from rewrap.keys.vault import open_vault
-    except ImportError as exc:
-        if not (exc.name or "").startswith(("azure", "aiohttp")):
-            raise
-        raise KeyAccessError(
-            f'keys from "{job.keys.provider}" need the package {exc.name}, which is not installed',
-            hint='pip install "rewrap[azure]"',
-        ) from None
+    from rewrap.keys.vault import open_vault
+
     return await open_vault(job, required, wanted)
 
 

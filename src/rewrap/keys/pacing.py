@@ -76,16 +76,16 @@ class Gate:
 
     @property
     def reason(self) -> str:
-        """Why callers wait now; empty when none does."""
+        """What callers wait for now, as what they are held back by; empty when none waits."""
         if not self._waiting:
             return ""
         now = self._clock()
         if now < self._paused_until:
-            return f"{self._why}; goes on in {self._paused_until - now:.0f} s"
+            return f"{self._why}, for {self._paused_until - now:.0f} s more"
         if self._places.available_tokens < 1 and self._slot <= now:
-            return f"all {self._places.total_tokens:.0f} calls under way"
+            return f"{self._places.total_tokens:.0f} calls under way"
         slower = " after it was throttled" if self._rate < self._budget else ""
-        return f"paced to {self._rate:,.0f} calls/s{slower or (self._of and f' ({self._of})')}"
+        return f"the pace of {self._rate:,.0f} calls/s{slower or (self._of and f' ({self._of})')}"
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -140,7 +140,7 @@ class Gate:
             recent = len(self._recent(now)) / _WINDOW_S
             self._rate = max(_LEAST_PER_S, min(self._rate, recent or self._rate / 2) * _FALL)
             self._grown_at, self._growth = now + _HOLD_S, _STEP
-        return self.failed("the vault is throttling", retry_after_s)
+        return self.failed("the vault's throttling", retry_after_s)
 
     def failed(self, why: str, retry_after_s: float | None = None) -> float:
         """The service did not do it, and may later: all pause. The result is as of `throttled`."""
