@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +24,8 @@ from tests.contract.test_guard import COSMOS_JOB
 from tests.support.cosmos import CosmosDatabase, CosmosEmulator
 from tests.support.guards import Opened, opened
 from tests.support.proxy import Answer, Drop, FaultProxy
-from tests.support.values import KEYS
+from tests.support.values import KEYS, box, unbox
+from tests.support.workbench import wait_for
 
 T = TypeVar("T")
 
@@ -380,3 +383,124 @@ def test_a_number_that_no_process_has_on_this_machine_is_gone() -> None:
     """The kernel says so itself; nothing need be read of it."""
     free = int(Path("/proc/sys/kernel/pid_max").read_text()) + 1
     assert Holder(this_host(), free, "1").gone
+
+
+# whole runs
+
+DEKS = """
+name = "test"
+[stores.main]
+kind = "cosmos"
+endpoint = "${COSMOS_ENDPOINT}"
+key = "env:COSMOS_KEY"
+database = "${COSMOS_DATABASE}"
+settle_s = 0
+in_flight = 2
+[keys.versions.v1]
+material = "env:KEY_V1"
+[keys.versions.v2]
+material = "env:KEY_V2"
+[pace]
+batch_size = 10
+[limits]
+lease_s = 4
+[[targets]]
+container = "notes"
+fields = [{ column = "body", layout = "libsodium-token" }]
+"""
+
+RUN = ["run", "--from", "v1", "--to", "v2", "--allow-unseen-target"]
+
+
+@contextlib.contextmanager
+def started(folder: Path, environ: dict[str, str], *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A command in the background; killed at the end if it still runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rewrap", *arguments],
+        cwd=folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+        process.communicate(timeout=30)
+
+
+def ran(folder: Path, environ: dict[str, str], *arguments: str) -> tuple[int, str]:
+    with started(folder, environ, *arguments) as process:
+        out, err = process.communicate(timeout=120)
+        return process.returncode, out + err
+
+
+def resealed(notes: CosmosDatabase) -> int:
+    return sum(document["body"].startswith("v2:") for document in notes.documents("notes"))
+
+
+@pytest.fixture
+def running(notes: CosmosDatabase, tmp_path: Path) -> dict[str, str]:
+    """The environment of a job over 600 notes, which a run takes a while for."""
+    (tmp_path / "rewrap.toml").write_text(DEKS)
+    notes.upsert("notes", *({"id": f"n{at}", "body": box(f"note {at}")} for at in range(600)))
+    return environ_of(notes, NO_COLOR="1")
+
+
+def test_rule_08_a_frozen_run_writes_nothing_after_it_was_replaced(
+    notes: CosmosDatabase, tmp_path: Path, running: dict[str, str]
+) -> None:
+    """SIGSTOP past the lease, another run finishes, SIGCONT: the first writes no document and exits 11."""
+    with started(tmp_path, running, *RUN) as frozen:
+        wait_for(lambda: resealed(notes) > 30)
+        frozen.send_signal(signal.SIGSTOP)
+        code, said = ran(tmp_path, running, *RUN)
+        assert code == 11, said
+        assert "is being worked on by run" in said
+        time.sleep(5.5)
+        code, said = ran(tmp_path, running, *RUN)
+        assert code == 0, said
+        after = notes.etags("notes")
+        frozen.send_signal(signal.SIGCONT)
+        _, err = frozen.communicate(timeout=60)
+    assert frozen.returncode == 11, err
+    assert notes.etags("notes") == after
+    assert {unbox(one["body"]).decode() for one in notes.documents("notes")} == {
+        f"note {at}" for at in range(600)
+    }
+
+
+def test_a_killed_run_is_resumed_at_once(
+    notes: CosmosDatabase, tmp_path: Path, running: dict[str, str]
+) -> None:
+    """SIGKILL in mid-run: on this machine nobody waits for the lease."""
+    with started(tmp_path, running, *RUN) as killed:
+        wait_for(lambda: resealed(notes) > 30)
+        killed.kill()
+        killed.wait(10)
+    assert notes.document("rewrap", "lease")["released"] is False
+    code, said = ran(tmp_path, running, "resume")
+    assert code == 0, said
+    assert "was not given back" not in said
+    assert resealed(notes) == 600
+    lease = notes.document("rewrap", "lease")
+    assert (lease["released"], lease["finished"]) == (True, True)
+    # what was done before is in the counts, and was not read again
+    assert "600 rows" in said
+
+
+def test_a_replica_that_lags_has_not_lost_the_lock(
+    notes: CosmosDatabase, cosmos_proxy: FaultProxy, tmp_path: Path
+) -> None:
+    """404 with 1002 says "not yet": nobody concludes from it that a document is gone."""
+    not_yet = Answer(404, {"x-ms-substatus": "1002"}, '{"code": "NotFound", "message": "not yet"}')
+
+    async def work(place: Opened) -> None:
+        await place.claim("run1", "anna")
+        rule = cosmos_proxy.add(not_yet, "read", times=2)
+        assert (await place.guard.lease(place.relation, 0)).cursor is None
+        assert rule.befallen == 2
+        cosmos_proxy.add(not_yet, "read")
+        with pytest.raises(StoreUnavailable):
+            await place.guard.lease(place.relation, 0)
+
+    with_guard(notes, tmp_path, work, COSMOS_ENDPOINT=cosmos_proxy.endpoint)
