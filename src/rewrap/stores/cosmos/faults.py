@@ -3,6 +3,7 @@
 400, 413        ValueRefused for a write: one of its values is too large or not allowed
 401, 403        StoreError, with what to grant
 404             Missing: the document, or the container that should hold it
+404.1002        StoreUnavailable: a replica that lags
 408, 410, 449, 5xx, no answer       StoreUnavailable: another attempt may do
 409, 412        Changed: the document is not the one that was read, or is there already
 429             Throttled
@@ -18,6 +19,9 @@ from rewrap.errors import StoreError, StoreUnavailable, ValueRefused
 READ_ROLE = "Cosmos DB Built-in Data Reader"
 WRITE_ROLE = "Cosmos DB Built-in Data Contributor"
 """Roles of the data plane: those of the control plane (Contributor, Owner) do not open documents."""
+
+NOT_YET = 1002
+"""Sub-status of a 404 that says: this replica has not got as far as the session has."""
 
 
 class Missing(StoreError):
@@ -60,7 +64,7 @@ def of_status(subject: str, status: int, sub_status: int | None, *, writes: bool
     """The error that an answer's status means."""
     if status in (401, 403):
         return refused(subject, status, sub_status, writes=writes)
-    if status == 404:
+    if status == 404 and sub_status != NOT_YET:
         return Missing(f"{subject} is not there", hint="see that the job's database and container exist")
     if status in (409, 412):
         return Changed(f"{subject} was changed meanwhile")

@@ -131,7 +131,15 @@ async def _container(
     try:
         one = await survey_one(account, job, target)
     except (SchemaMismatch, UnsafeTarget) as exc:
-        return None, [finding("error", "refused", subject, _without(exc.message, account), exc.hint)]
+        return None, [
+            finding(
+                "error",
+                "refused",
+                subject,
+                _without(exc.message, account.container(target.table).relation),
+                exc.hint,
+            )
+        ]
     except StoreUnavailable:
         raise
     except StoreError as exc:
@@ -264,7 +272,6 @@ def _policy_path(steps: tuple[str | int, ...]) -> str:
     return "/" + "/".join("[]" if isinstance(step, int) else step for step in steps)
 
 
-def _without(message: str, account: Account) -> str:
+def _without(message: str, relation: str) -> str:
     """A message without the container that it begins with: the finding names it already."""
-    rest = message.partition(": ")[2]
-    return rest if rest and message.startswith(f"container {account.database}/") else message
+    return message.removeprefix(f"container {relation}").removeprefix(":").strip()
