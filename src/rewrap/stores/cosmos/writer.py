@@ -96,6 +96,8 @@ class ContainerWriter:
         self._guard = guard
         self._patched = patched
         self._last: _Sending | None = None
+        # a batch in which one value is refused comes again in halves: what has landed is not sent twice
+        self._landed: set[Any] = set()
 
     @property
     def _table(self) -> Table:
@@ -106,17 +108,22 @@ class ContainerWriter:
     ) -> int:
         # what it speaks of is written and acknowledged; and whoever lost the lease learns it here
         await self._guard.save(lease, checkpoint)
+        if self._landed.isdisjoint(batch.keys):
+            self._landed.clear()
         unpacked = batch.unpacked()
         sending = self._last = _Sending(batch)
-        places = iter(range(len(batch)))
+        sending.written.update(at for at, key in enumerate(batch.keys) if key in self._landed)
+        places = iter([at for at in range(len(batch)) if at not in sending.written])
+        before = len(sending.written)
         async with anyio.create_task_group() as group:
             for _ in range(min(len(batch), self._job.cosmos.in_flight)):
                 group.start_soon(self._work, places, unpacked, sending)
-        self._patched(len(sending.written))
+        self._patched(len(sending.written) - before)
         if sending.lost is not None:
             raise sending.lost
         if sending.refused is not None:
-            # the rest of the batch has landed: halved down, it is found to have
+            if batch.stamps is not None:
+                self._landed.update(batch.keys[at] for at in sending.written)
             raise sending.refused
         if sending.trouble is not None and not sending.written and len(batch) > 1:
             raise sending.trouble
