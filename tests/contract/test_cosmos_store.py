@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import pytest
+from aiohttp import web
 
 from rewrap.errors import (
     JobError,
@@ -276,25 +277,47 @@ def test_a_rehearsed_document_keeps_everything_else(notes: CosmosDatabase) -> No
     assert bodies(notes) == {f"n{at:02}": "new v1:3" if at == 3 else f"v1:{at}" for at in range(12)}
 
 
-def test_what_is_kept_differently_is_restored(notes: CosmosDatabase, cosmos_proxy: FaultProxy) -> None:
+class Altering(FaultProxy):
+    """Changes what is written on its way."""
+
+    async def _forward(self, request: web.BaseRequest, body: bytes, kind: str) -> web.StreamResponse:
+        altered = body.replace(b"new v1", b"odd v1") if kind == "patch" else body
+        return await super()._forward(request, altered, kind)
+
+
+def test_what_is_kept_differently_is_restored(notes: CosmosDatabase) -> None:
     """Something between us and the store changes what we write: the document gets its old content back."""
 
-    def meddle(path: str) -> None:
+    async def work(run: Run) -> None:
+        batch = renewed(await run.page())
+        with pytest.raises(StoreError, match="keeps something else"):
+            await run.store.rehearse(run.table, run.lease, batch.part([0]))
+
+    with Altering(notes.endpoint) as proxy:
+        running(notes, work, endpoint=proxy.endpoint)
+        assert proxy.counts()["patch"] == 1
+    after = notes.document("notes", "n00")
+    assert (after["body"], after["n"]) == ("v1:0", 0)
+
+
+def test_what_others_write_during_a_rehearsal_stays(notes: CosmosDatabase, cosmos_proxy: FaultProxy) -> None:
+    """It is not what was meant, and yet nothing to undo."""
+
+    def meanwhile(path: str) -> None:
         name = path.rsplit("/", 1)[1]
         beside = notes.beside()
-        beside.replace("notes", {**beside.document("notes", name), "n": "meddled"})
+        beside.replace("notes", {**beside.document("notes", name), "n": "theirs"})
         beside.account.close()
 
     async def work(run: Run) -> None:
         batch = renewed(await run.page())
         # between the write and the look at it
-        cosmos_proxy.add(Meanwhile(meddle), "read", path="/n00$", skip=1, times=1)
-        with pytest.raises(StoreError, match="keeps something else"):
-            await run.store.rehearse(run.table, run.lease, batch.part([0]))
+        cosmos_proxy.add(Meanwhile(meanwhile), "read", path="/n00$", skip=1, times=1)
+        assert not await run.store.rehearse(run.table, run.lease, batch.part([0]))
 
     running(notes, work, endpoint=cosmos_proxy.endpoint)
     after = notes.document("notes", "n00")
-    assert (after["body"], after["n"]) == ("v1:0", 0)
+    assert (after["body"], after["n"]) == ("new v1:0", "theirs")
 
 
 # tokens

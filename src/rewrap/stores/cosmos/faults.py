@@ -87,10 +87,11 @@ def of_status(subject: str, status: int, sub_status: int | None, *, writes: bool
             f"{subject} is throttled: its request units are used up",
             hint="raise its throughput, or lower stores.*.in_flight; then rewrap resume",
         )
+    if status in (400, 413) and writes:
+        what = "is larger than it takes (413)" if status == 413 else "is refused (400)"
+        return ValueRefused(f"{subject}: a document {what}", hint="a document holds at most 2 MB")
     if status in (400, 413):
-        what = "is larger than the store takes (413)" if status == 413 else "is refused (400)"
-        kind = ValueRefused if writes else BadRequest
-        return kind(f"{subject}: what was sent {what}", hint="a document holds at most 2 MB")
+        return BadRequest(f"{subject} does not take a query ({status})", hint="please report it")
     return _busy(subject, status, sub_status)
 
 
