@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import pytest
+from aiohttp import web
 
 from rewrap.errors import (
     JobError,
@@ -19,12 +20,14 @@ from rewrap.errors import (
     StoreError,
     StoreUnavailable,
     UnsafeTarget,
+    ValueRefused,
 )
 from rewrap.interfaces import Checkpoint, Claim, Page, Scope, SwapBatch
 from rewrap.job import Job
 from rewrap.model import ShardLease, Table
 from rewrap.packed import ELEMENT, PART, listed
 from rewrap.stores.cosmos.client import Account, Query, guarded
+from rewrap.stores.cosmos.faults import Missing, NoContainer, of_status
 from rewrap.stores.cosmos.guard import CosmosGuard
 from rewrap.stores.cosmos.store import CosmosContainers
 from rewrap.stores.open import Stores
@@ -274,25 +277,47 @@ def test_a_rehearsed_document_keeps_everything_else(notes: CosmosDatabase) -> No
     assert bodies(notes) == {f"n{at:02}": "new v1:3" if at == 3 else f"v1:{at}" for at in range(12)}
 
 
-def test_what_is_kept_differently_is_restored(notes: CosmosDatabase, cosmos_proxy: FaultProxy) -> None:
+class Altering(FaultProxy):
+    """Changes what is written on its way."""
+
+    async def _forward(self, request: web.BaseRequest, body: bytes, kind: str) -> web.StreamResponse:
+        altered = body.replace(b"new v1", b"odd v1") if kind == "patch" else body
+        return await super()._forward(request, altered, kind)
+
+
+def test_what_is_kept_differently_is_restored(notes: CosmosDatabase) -> None:
     """Something between us and the store changes what we write: the document gets its old content back."""
 
-    def meddle(path: str) -> None:
+    async def work(run: Run) -> None:
+        batch = renewed(await run.page())
+        with pytest.raises(StoreError, match="keeps something else"):
+            await run.store.rehearse(run.table, run.lease, batch.part([0]))
+
+    with Altering(notes.endpoint) as proxy:
+        running(notes, work, endpoint=proxy.endpoint)
+        assert proxy.counts()["patch"] == 1
+    after = notes.document("notes", "n00")
+    assert (after["body"], after["n"]) == ("v1:0", 0)
+
+
+def test_what_others_write_during_a_rehearsal_stays(notes: CosmosDatabase, cosmos_proxy: FaultProxy) -> None:
+    """It is not what was meant, and yet nothing to undo."""
+
+    def meanwhile(path: str) -> None:
         name = path.rsplit("/", 1)[1]
         beside = notes.beside()
-        beside.replace("notes", {**beside.document("notes", name), "n": "meddled"})
+        beside.replace("notes", {**beside.document("notes", name), "n": "theirs"})
         beside.account.close()
 
     async def work(run: Run) -> None:
         batch = renewed(await run.page())
         # between the write and the look at it
-        cosmos_proxy.add(Meanwhile(meddle), "read", path="/n00$", skip=1, times=1)
-        with pytest.raises(StoreError, match="keeps something else"):
-            await run.store.rehearse(run.table, run.lease, batch.part([0]))
+        cosmos_proxy.add(Meanwhile(meanwhile), "read", path="/n00$", skip=1, times=1)
+        assert not await run.store.rehearse(run.table, run.lease, batch.part([0]))
 
     running(notes, work, endpoint=cosmos_proxy.endpoint)
     after = notes.document("notes", "n00")
-    assert (after["body"], after["n"]) == ("v1:0", 0)
+    assert (after["body"], after["n"]) == ("new v1:0", "theirs")
 
 
 # tokens
@@ -670,3 +695,38 @@ def test_secrets_are_in_no_error_and_no_repr(notes: CosmosDatabase) -> None:
     said = running(notes, work)
     assert notes.key not in said
     assert "v1:" not in said
+
+
+def test_one_refused_value_costs_the_others_nothing(notes: CosmosDatabase, cosmos_proxy: FaultProxy) -> None:
+    """A document over the limit: it is told as refused, and what has landed is not sent again in halves."""
+
+    async def work(run: Run) -> None:
+        batch = renewed(await run.page())
+        cosmos_proxy.add(Answer(413), "patch", path="/n05$")
+        writer = run.store.writer(run.table)
+        before = Checkpoint(None, 0, {})
+        for part in (batch, batch.part(range(6)), batch.part(range(3, 6))):
+            with pytest.raises(ValueRefused):
+                await writer.swap(run.lease, part, before, skip_locked=False)
+        for part in (batch.part(range(6, 12)), batch.part(range(3))):
+            assert await writer.swap(run.lease, part, before, skip_locked=False) == len(part)
+
+    running(notes, work, endpoint=cosmos_proxy.endpoint)
+    assert cosmos_proxy.counts()["patch"] == 12 + 2
+    assert bodies(notes) == {f"n{at:02}": f"v1:{at}" if at == 5 else f"new v1:{at}" for at in range(12)}
+
+
+@pytest.mark.parametrize(
+    ("status", "sub_status", "kind"),
+    [
+        (404, 1002, StoreUnavailable),
+        (404, 1003, NoContainer),
+        (403, 3, StoreUnavailable),
+        (403, 5300, StoreError),
+    ],
+)
+def test_an_answer_is_not_taken_for_another(status: int, sub_status: int, kind: type[StoreError]) -> None:
+    """A lagging replica is no deleted document, a failover no lack of a right, a lost container no row."""
+    found = of_status("container", status, sub_status, writes=True)
+    assert type(found) is kind
+    assert not isinstance(found, Missing)

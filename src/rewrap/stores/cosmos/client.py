@@ -17,7 +17,7 @@ import anyio
 
 from rewrap.errors import JobError, SchemaMismatch, StoreUnavailable
 from rewrap.job import Job
-from rewrap.stores.cosmos.faults import Missing, Throttled, translated
+from rewrap.stores.cosmos.faults import BadRequest, Missing, Throttled, translated
 from rewrap.stores.cosmos.gate import Gate
 
 T = TypeVar("T")
@@ -334,10 +334,18 @@ class Container:
     async def every(
         self, query: Query, *, limit: int = 1_000, scope: Mapping[str, Any] = EVERYTHING
     ) -> AsyncIterator[list[Any]]:
-        """All pages of a query."""
+        """All pages of a query. StoreUnavailable when the server forgets where it was: ask once more."""
         token: str | None = None
         while True:
-            answer = await self.query(query, limit=limit, token=token, scope=scope)
+            try:
+                answer = await self.query(query, limit=limit, token=token, scope=scope)
+            except BadRequest:
+                if token is None:
+                    raise
+                raise StoreUnavailable(
+                    f"{self.subject}: the server does not go on where it was",
+                    hint="it is asked from the start",
+                ) from None
             yield answer.found
             token = answer.token
             if token is None:
@@ -381,12 +389,15 @@ class Container:
             )
         )
 
-    async def patch(self, name: str, partition: Any, operations: list[Document], etag: str) -> None:
-        """Changes some places of a document while it has this etag; Changed or Missing when it has not."""
+    async def patch(self, name: str, partition: Any, operations: list[Document], etag: str) -> str:
+        """Changes some places of a document while it has this etag; its new etag.
+
+        Raises Changed or Missing when it has not.
+        """
         from azure.core import MatchConditions
 
         proxy = await self.account.proxy(self.name)
-        await self.account.patiently(
+        answered = await self.account.patiently(
             lambda: proxy.patch_item(
                 name,
                 partition,
@@ -399,6 +410,7 @@ class Container:
             self.subject,
             writes=True,
         )
+        return str(answered.get_response_headers().get("etag", "")).strip('"')
 
     async def delete(self, name: str, partition: Any) -> None:
         """Removes a document, whatever it holds."""

@@ -1,12 +1,12 @@
 """What a failed request becomes: an error of the project's, sorted by status.
 
-400, 413        ValueRefused for a write: one of its values is too large or not allowed
-401, 403        StoreError, with what to grant
-404             Missing: the document, or the container that should hold it
-404.1002        StoreUnavailable: a replica that lags
-408, 410, 449, 5xx, no answer       StoreUnavailable: another attempt may do
-409, 412        Changed: the document is not the one that was read, or is there already
-429             Throttled
+400, 413                        ValueRefused for a write: one of its values is not taken; else BadRequest
+401, 403                        StoreError, with what to grant
+404                             Missing: the document; NoContainer (404.1003): what should hold it
+409, 412                        Changed: the document is not the one that was read, or is there already
+429                             Throttled
+403.3, 403.1008, 404.1002       StoreUnavailable: the account fails over, or a replica lags behind
+408, 410, 449, 5xx, no answer   StoreUnavailable: another attempt may do
 """
 
 from __future__ import annotations
@@ -14,18 +14,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rewrap.errors import StoreError, StoreUnavailable, ValueRefused
+from rewrap.errors import SchemaMismatch, StoreError, StoreUnavailable, ValueRefused
 
 READ_ROLE = "Cosmos DB Built-in Data Reader"
 WRITE_ROLE = "Cosmos DB Built-in Data Contributor"
 """Roles of the data plane: those of the control plane (Contributor, Owner) do not open documents."""
 
-NOT_YET = 1002
-"""Sub-status of a 404 that says: this replica has not got as far as the session has."""
+
+_MOVING = frozenset({(403, 3), (403, 1008), (404, 1002)})
+"""No refusal and no absence: writes go elsewhere now, or what was written is not seen yet."""
+
+_NO_OWNER = 1003
 
 
 class Missing(StoreError):
-    """404: the document is not there, or what should hold it is not."""
+    """404: the document is not there."""
+
+
+class NoContainer(SchemaMismatch):
+    """404.1003: the container that should hold it is not there."""
 
 
 class BadRequest(StoreError):
@@ -47,14 +54,15 @@ def translated(subject: str, *, writes: bool = False) -> Iterator[None]:
 
     try:
         yield
+    except ClientAuthenticationError as exc:
+        # azure-identity's own errors are of this class, and have no status where nobody was asked
+        raise refused(subject, exc.status_code or 401, writes=writes) from None
     except HttpResponseError as exc:
         status = exc.status_code or 0
+        if status < 400:
+            raise unreachable(subject, "its answer was cut short") from None
         raise of_status(subject, status, getattr(exc, "sub_status", None), writes=writes) from None
-    except ClientAuthenticationError:
-        raise refused(subject, 401, writes=writes) from None
     except AzureError as exc:
-        if isinstance(exc.__cause__, StoreError):
-            raise exc.__cause__ from None
         raise unreachable(subject, type(exc).__name__) from None
     except (OSError, TimeoutError) as exc:
         raise unreachable(subject, type(exc).__name__) from None
@@ -62,9 +70,15 @@ def translated(subject: str, *, writes: bool = False) -> Iterator[None]:
 
 def of_status(subject: str, status: int, sub_status: int | None, *, writes: bool = False) -> StoreError:
     """The error that an answer's status means."""
+    if (status, sub_status) in _MOVING:
+        return _busy(subject, status, sub_status)
     if status in (401, 403):
         return refused(subject, status, sub_status, writes=writes)
-    if status == 404 and sub_status != NOT_YET:
+    if status == 404 and sub_status == _NO_OWNER:
+        return NoContainer(
+            f"{subject} is not there", hint="see stores.*.database, targets.container and the endpoint"
+        )
+    if status == 404:
         return Missing(f"{subject} is not there", hint="see that the job's database and container exist")
     if status in (409, 412):
         return Changed(f"{subject} was changed meanwhile")
@@ -73,10 +87,15 @@ def of_status(subject: str, status: int, sub_status: int | None, *, writes: bool
             f"{subject} is throttled: its request units are used up",
             hint="raise its throughput, or lower stores.*.in_flight; then rewrap resume",
         )
+    if status in (400, 413) and writes:
+        what = "is larger than it takes (413)" if status == 413 else "is refused (400)"
+        return ValueRefused(f"{subject}: a document {what}", hint="a document holds at most 2 MB")
     if status in (400, 413):
-        what = "is larger than the store takes (413)" if status == 413 else "is refused (400)"
-        kind = ValueRefused if writes else BadRequest
-        return kind(f"{subject}: what was sent {what}", hint="a document holds at most 2 MB")
+        return BadRequest(f"{subject} does not take a query ({status})", hint="please report it")
+    return _busy(subject, status, sub_status)
+
+
+def _busy(subject: str, status: int, sub_status: int | None) -> StoreUnavailable:
     named = f"{status}.{sub_status}" if sub_status else f"{status}"
     return StoreUnavailable(
         f"{subject} answered {named}", hint="the store is busy or moving; rewrap resume goes on from here"

@@ -101,18 +101,27 @@ class ContainerReader:
     async def sample(self, count: int, prefixes: dict[str, Prefix]) -> list[Row]:
         """Rows from the start of every feed range; the server has no way to draw some at random."""
         query, scope = sample_query(self._shape, prefixes), Scope({n: (p,) for n, p in prefixes.items()})
-        rows: list[Row] = []
+        found: dict[Any, Row] = {}
         ranges = await self._container.feed_ranges()
         share = max(1, -(-count // max(1, len(ranges))))
         rest: list[tuple[dict[str, Any], str | None]] = [(one, None) for one in ranges]
-        while rest and len(rows) < count:
+        begun_anew = 0
+        while rest and len(found) < count:
             feed_range, token = rest.pop(0)
-            answer = await self._container.query(query, limit=share, token=token, scope=feed_range)
-            documents = [named(self._shape, found) for found in answer.found]
-            rows += [self._row(one) for one in documents if self._wanted(one, scope)]
+            try:
+                answer = await self._container.query(query, limit=share, token=token, scope=feed_range)
+            except BadRequest:
+                if token is None or begun_anew == len(ranges):
+                    raise
+                begun_anew += 1
+                rest.append((feed_range, None))
+                continue
+            for one in (named(self._shape, each) for each in answer.found):
+                if self._wanted(one, scope):
+                    found[self._shape.key_of(one)] = self._row(one)
             if answer.token is not None:
                 rest.append((feed_range, answer.token))
-        return rows[:count]
+        return list(found.values())[:count]
 
     async def close(self) -> None:
         """Nothing stays open; the client is the store's."""

@@ -13,12 +13,12 @@ from rewrap.interfaces import Checkpoint, Prefix, SwapBatch
 from rewrap.job import Job
 from rewrap.model import Activity, ServerIdentity, ShardLease, ShardRange, Table
 from rewrap.stores.cosmos.client import Account, Container, Document
-from rewrap.stores.cosmos.documents import differing, part_steps
+from rewrap.stores.cosmos.documents import changed, differing
 from rewrap.stores.cosmos.faults import Changed
 from rewrap.stores.cosmos.queries import COUNT, written_since
 from rewrap.stores.cosmos.reader import ContainerReader
 from rewrap.stores.cosmos.setup import notices_of
-from rewrap.stores.cosmos.shape import ETAG, SYSTEM, Shape
+from rewrap.stores.cosmos.shape import ETAG, SYSTEM, Seen, Shape
 from rewrap.stores.cosmos.survey import identify, survey
 from rewrap.stores.cosmos.writer import ContainerWriter, Guardian
 
@@ -87,30 +87,34 @@ class CosmosContainers:
         return [ShardRange(at, json.dumps(one, sort_keys=True), None) for at, one in enumerate(ranges)]
 
     async def rehearse(self, table: Table, lease: ShardLease, batch: SwapBatch) -> bool:
-        """Swaps one document and reads it back; False when it has changed meanwhile.
+        """Swaps one document and reads it back; False when somebody else has written it.
 
         Nothing can be rolled back here. What was meant stays, and is as good as any other write of the run;
-        anything else is undone, as long as nobody has written the document since.
+        anything else is undone, unless somebody has written the document since.
         """
-        container, shape = self._container(table), self._shape(table)
-        writer = ContainerWriter(container, shape, self.job, self._guardian)
+        container = self._container(table)
+        writer = ContainerWriter(container, self._shape(table), self.job, self._guardian)
         one = batch.part([0]).unpacked()
-        place = shape.place_of(one.keys[0])
+        place = self._shape(table).place_of(one.keys[0])
         before = await container.read(*place)
-        if before is None:
+        if before is None or not writer.unchanged(before, one, 0):
             return False
+        meant = changed(before, writer.changes(before, one, 0))
+        # from here on it is this very document, and no other, that is written
+        one.stamps = [Seen(before[ETAG], before)]
         checkpoint = Checkpoint(lease.cursor, lease.rows, lease.tally)
         if not await writer.swap(lease, one, checkpoint, skip_locked=True):
             return False
         after = await container.read(*place)
-        if after is None:
+        if after is None or after[ETAG].strip('"') != writer.last_etag:
             return False
-        if writer.holds(after, one, 0) and not _beside(before, after, shape):
+        if all(path[0] in SYSTEM for path in differing(meant, after)):
             return True
         await _restore(container, before, after)
         raise StoreError(
             f"{container.subject} keeps something else than was written",
-            hint="the document was restored; see what else writes to it, or leave the container out",
+            hint="the document was restored; see what is between this machine and the account, or leave the "
+            "container out",
         )
 
     async def activity(self, table: Table) -> Activity:
@@ -186,16 +190,6 @@ class CosmosContainers:
 
     def _shape(self, table: Table) -> Shape:
         return self._shapes[table.relation]
-
-
-def _beside(before: Document, after: Document, shape: Shape) -> bool:
-    """Whether anything but encrypted fields, and what the server writes itself, differs."""
-    written = [part_steps(part) for column in shape.table.fields for part in column.parts]
-    return any(
-        path[0] not in SYSTEM
-        and not any(path == one[: len(path)] or one == path[: len(one)] for one in written)
-        for path in differing(before, after)
-    )
 
 
 async def _restore(container: Container, before: Document, after: Document) -> None:

@@ -80,7 +80,10 @@ class _Sending:
 
 
 class ContainerWriter:
-    """Writes one container under a lease. `patched` is told how many documents were written."""
+    """Writes one container under a lease. `patched` is told how many documents were written.
+
+    `last_etag` is that of the document that was written last.
+    """
 
     def __init__(
         self,
@@ -96,6 +99,9 @@ class ContainerWriter:
         self._guard = guard
         self._patched = patched
         self._last: _Sending | None = None
+        # a batch in which one value is refused comes again in halves: what has landed is not sent twice
+        self._landed: set[Any] = set()
+        self.last_etag = ""
 
     @property
     def _table(self) -> Table:
@@ -106,17 +112,22 @@ class ContainerWriter:
     ) -> int:
         # what it speaks of is written and acknowledged; and whoever lost the lease learns it here
         await self._guard.save(lease, checkpoint)
+        if self._landed.isdisjoint(batch.keys):
+            self._landed.clear()
         unpacked = batch.unpacked()
         sending = self._last = _Sending(batch)
-        places = iter(range(len(batch)))
+        sending.written.update(at for at, key in enumerate(batch.keys) if key in self._landed)
+        places = iter([at for at in range(len(batch)) if at not in sending.written])
+        before = len(sending.written)
         async with anyio.create_task_group() as group:
             for _ in range(min(len(batch), self._job.cosmos.in_flight)):
                 group.start_soon(self._work, places, unpacked, sending)
-        self._patched(len(sending.written))
+        self._patched(len(sending.written) - before)
         if sending.lost is not None:
             raise sending.lost
         if sending.refused is not None:
-            # the rest of the batch has landed: halved down, it is found to have
+            if batch.stamps is not None:
+                self._landed.update(batch.keys[at] for at in sending.written)
             raise sending.refused
         if sending.trouble is not None and not sending.written and len(batch) > 1:
             raise sending.trouble
@@ -146,10 +157,10 @@ class ContainerWriter:
         stamp = batch.stamps[place] if batch.stamps is not None else None
         if stamp is None:
             document = await self._container.read(*self._shape.place_of(batch.keys[place]))
-            if document is None or not self._unchanged(document, batch, place):
+            if document is None or not self.unchanged(document, batch, place):
                 return False
             stamp = Seen(document[ETAG], document)
-        changes = self._changes(stamp.document, batch, place)
+        changes = self.changes(stamp.document, batch, place)
         if not changes:
             return True
         with guarded(self._guard.still_held, self._guard.request_timeout_s):
@@ -161,7 +172,7 @@ class ContainerWriter:
             operations = [
                 {"op": "set", "path": pointer(change.path), "value": change.value} for change in changes
             ]
-            await self._container.patch(name, partition, operations, seen.etag)
+            self.last_etag = await self._container.patch(name, partition, operations, seen.etag)
             return True
         return await self._replace(name, partition, seen, changes)
 
@@ -179,10 +190,11 @@ class ContainerWriter:
                     "nothing was written",
                     hint="this is a defect in rewrap, please report it",
                 )
-        await self._container.replace(after, seen.etag)
+        self.last_etag = (await self._container.replace(after, seen.etag))[ETAG].strip('"')
         return True
 
-    def _changes(self, document: Mapping[str, Any], batch: SwapBatch, place: int) -> list[Change]:
+    def changes(self, document: Mapping[str, Any], batch: SwapBatch, place: int) -> list[Change]:
+        """What a row's new values change in its document."""
         changes: list[Change] = []
         for column in self._table.fields:
             new = listed(batch.news[column.name])[place]
@@ -199,7 +211,7 @@ class ContainerWriter:
                 )
         return changes
 
-    def _unchanged(self, document: Mapping[str, Any], batch: SwapBatch, place: int) -> bool:
+    def unchanged(self, document: Mapping[str, Any], batch: SwapBatch, place: int) -> bool:
         """Whether a document still holds all that decides how a row's new values will open."""
         linked = {name for names in self._table.linked for name in names}
         for column in self._table.fields:

@@ -1,0 +1,191 @@
+"""Whole runs over containers: what the engine makes of a store without transactions, through its commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.cosmos import CosmosDatabase
+from tests.support.proxy import REFUSED_TOKEN, Answer, Drop, FaultProxy, Meanwhile, throttled
+from tests.support.values import KEYS, aead, box, unaead, unbox
+from tests.support.workbench import Result
+
+JOB = """
+name = "test"
+[stores.main]
+kind = "cosmos"
+endpoint = "${COSMOS_ENDPOINT}"
+key = "env:COSMOS_KEY"
+database = "${COSMOS_DATABASE}"
+settle_s = 0.1
+[keys.versions.v1]
+material = "env:KEY_V1"
+[keys.versions.v2]
+material = "env:KEY_V2"
+[layouts.aead]
+marker = "{version}:"
+version = "v[0-9]+"
+encoding = "base64"
+cipher = "aes-256-gcm"
+aad = "{owner.id}/{id}"
+[pace]
+batch_size = 40
+[[targets]]
+container = "notes"
+fields = [
+  { column = "body", layout = "libsodium-token" },
+  { column = "meta", path = "title", layout = "aead" },
+  { column = "tags", path = "[*].text", layout = "libsodium-token" },
+]
+"""
+
+NOTES = 200
+
+
+@dataclass
+class Bench:
+    """A container of notes behind a proxy, and a job over it."""
+
+    database: CosmosDatabase
+    proxy: FaultProxy
+    folder: Path
+
+    def __post_init__(self) -> None:
+        (self.folder / "rewrap.toml").write_text(JOB)
+        self.database.container("notes", "/tenant")
+        self.before = {f"n{at:03}": self.note(at) for at in range(NOTES)}
+        self.database.upsert("notes", *self.before.values())
+
+    @staticmethod
+    def note(at: int, version: str = "v1") -> dict[str, Any]:
+        """A note with a value, one within an object, bound to two properties, and some in an array."""
+        name = f"n{at:03}"
+        tags = [{"text": box(f"tag {at} {place}", version), "n": place} for place in range(at % 4)]
+        return {
+            "id": name, "tenant": f"t{at % 9}", "owner": {"id": at}, "plain": {"pi": 3.25, "at": at},
+            "body": box(f"body {at}", version), "tags": tags,
+            "meta": {"title": aead(f"title {at}", f"{at}/{name}", version), "lang": "fr"},
+        }  # fmt: skip
+
+    def rewrap(self, *arguments: str) -> Result:
+        environ = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("REWRAP_")},
+            **self.database.environ,
+            "COSMOS_ENDPOINT": self.proxy.endpoint,
+            **{f"KEY_{version.upper()}": key.hex() for version, key in KEYS.items()},
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "rewrap", *arguments],
+            cwd=self.folder, env=environ, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def run(self) -> Result:
+        return self.rewrap("run", "--from", "v1", "--to", "v2", "--allow-unseen-target", "--json")
+
+    def notes(self) -> dict[str, dict[str, Any]]:
+        return {one["id"]: one for one in self.database.documents("notes")}
+
+    def check_opens(self, after: dict[str, dict[str, Any]], *, but: tuple[str, ...] = ()) -> None:
+        """Every value opens under the new key alone to what it was, and nothing else has changed."""
+        new = {"v2": KEYS["v2"]}
+        assert set(after) == set(self.before)
+        for name, before in self.before.items():
+            now, at = after[name], before["owner"]["id"]
+            if name in but:
+                continue
+            assert unbox(now["body"], new) == f"body {at}".encode()
+            assert unaead(now["meta"]["title"], f"{at}/{name}", new) == f"title {at}".encode()
+            assert [unbox(tag["text"], new) for tag in now["tags"]] == [
+                f"tag {at} {place}".encode() for place in range(at % 4)
+            ]
+            assert opened(now) == opened(before)
+
+
+def opened(note: dict[str, Any]) -> dict[str, Any]:
+    """A note without what was rewritten, and without what the server writes itself."""
+    return {
+        **{name: one for name, one in note.items() if not name.startswith("_") and name != "body"},
+        "tags": [tag["n"] for tag in note["tags"]],
+        "meta": note["meta"]["lang"],
+    }
+
+
+@pytest.fixture
+def bench(cosmos: CosmosDatabase, cosmos_proxy: FaultProxy, tmp_path: Path) -> Bench:
+    return Bench(cosmos, cosmos_proxy, tmp_path)
+
+
+def test_a_run_rotates_values_wherever_they_are(bench: Bench) -> None:
+    """Properties, paths and array elements; and every command of the way says what it should."""
+    etags = bench.database.etags("notes")
+    dry = bench.rewrap("run", "--from", "v1", "--to", "v2", "--allow-unseen-target", "--dry-run", "--json")
+    assert dry.code == 0, dry.err
+    assert bench.database.etags("notes") == etags
+    ended = bench.run()
+    assert ended.code == 0, ended.err
+    after = bench.notes()
+    bench.check_opens(after)
+    spent = ended.event("run_ended")["spent"]
+    assert spent["request_units"] > 0
+    assert bench.rewrap("verify", "--to", "v2", "--deep").code == 0
+    again = bench.rewrap("run", "--from", "v1", "--to", "v2", "--json")
+    assert again.code == 0, again.err
+    assert {name: one["_etag"] for name, one in after.items()} == bench.database.etags("notes")
+
+
+def test_a_token_refused_midway_is_no_end(bench: Bench) -> None:
+    """The feed range is read again from its start, everything is counted once, and the run completes."""
+    bench.proxy.add(REFUSED_TOKEN, "query", path="/notes/", token=True, skip=2, times=1)
+    ended = bench.run()
+    assert ended.code == 0, ended.err
+    assert bench.proxy.faults()["query"] == 1
+    bench.check_opens(bench.notes())
+    outcomes = ended.event("run_ended")["outcomes"]["notes"]["body"]
+    assert sum(outcomes.values()) == NOTES
+
+
+def test_a_document_that_is_refused_is_put_aside_alone(bench: Bench) -> None:
+    """The store takes everything but one document: that one is named, the others are done."""
+    bench.proxy.add(Answer(413), "patch", path="/n077$")
+    ended = bench.run()
+    assert ended.code == 3, ended.err
+    aside = [(event["row"], event["reason"]) for event in ended.events if event["type"] == "quarantined"]
+    assert {row for row, _ in aside} == {json.dumps(["n077", '"t5"'], separators=(",", ":"))}
+    assert {reason for _, reason in aside} == {"rejected"}
+    after = bench.notes()
+    bench.check_opens(after, but=("n077",))
+    assert {name: one for name, one in after["n077"].items() if name[0] != "_"} == bench.before["n077"]
+
+
+def test_a_run_outlasts_a_bad_line(bench: Bench) -> None:
+    """429 with and without a time, 503, 449, 408, 410, lost answers, a live writer: all of it at once."""
+
+    def meanwhile(path: str) -> None:
+        beside = bench.database.beside()
+        at = int(path.rsplit("/n", 1)[1])
+        beside.upsert("notes", bench.note(at, "v2"))
+        beside.account.close()
+
+    bench.proxy.add(throttled(100), "patch", every=17)
+    bench.proxy.add(throttled(), "query", every=9)
+    for status in (503, 449, 408, 410):
+        bench.proxy.add(Answer(status), "patch", chance=0.02)
+        bench.proxy.add(Answer(status), "read", chance=0.02)
+    bench.proxy.add(Drop(applied=True), "patch", every=13)
+    bench.proxy.add(Drop(applied=True), "replace", every=11)
+    bench.proxy.add(Drop(), "patch", every=19)
+    bench.proxy.add(Meanwhile(meanwhile), "patch", every=10)
+    ended = bench.run()
+    assert ended.code == 0, ended.err + ended.out[-2000:]
+    assert sum(bench.proxy.faults().values()) > 40
+    bench.check_opens(bench.notes())
+    outcomes = ended.event("run_ended")["outcomes"]["notes"]
+    assert all(set(counts) <= {"resealed", "current", "converged", "null"} for counts in outcomes.values())
