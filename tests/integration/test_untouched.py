@@ -273,11 +273,26 @@ def test_dry_run_takes_nothing_and_a_job_without_it_keeps_nothing(bench: Workben
     plain = bench.rewrap("verify", "--deep", "--json")
     assert plain.event("verdict")["untouched"] == {}
     assert not [e for e in plain.events if e["type"] in ("untouched", "notice")]
-    # named only afterwards: verify says that there is nothing to compare with
+    # named only afterwards, or asked about elsewhere: verify says that there is nothing to compare with
     bench.job(DEKS, PAYLOADS)
     late = bench.rewrap("verify", "--deep", "--json")
     assert late.code == 0
     assert len([e for e in late.events if e["type"] == "notice"]) == 2
+    bench.ledger.unlink()
+    elsewhere = bench.rewrap("verify", "--deep", "--to", "v2", "--json")
+    assert len([e for e in elsewhere.events if e["type"] == "notice"]) == 2
+
+
+def test_fingerprint_that_the_ledger_lost_part_of_proves_nothing(bench: Workbench) -> None:
+    """A part that is missing is no table whose rows are gone."""
+    tables(bench, 9_000)
+    assert bench.run().code == 0
+    with sqlite3.connect(bench.ledger) as ledger:
+        ledger.execute("DELETE FROM rewrap_fingerprint_rows WHERE number = 2 AND part = 1")
+    found = bench.rewrap("verify", "--deep", "--json")
+    assert found.code == 3
+    assert compared(found) == {"deks": same(9_000)}
+    assert "lost part of the fingerprint" in found.event("verdict")["reasons"][0]
 
 
 def test_ledger_in_postgres_keeps_fingerprints_too(bench: Workbench) -> None:
