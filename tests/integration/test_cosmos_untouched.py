@@ -270,6 +270,9 @@ def test_container_without_which_nothing_is_proved_ends_the_run(
     cosmos.container("deks")
     (one,) = sealed_by_python([b"k" * 32])
     cosmos.upsert("deks", {"id": "d", **one, "mekVersion": "v1"})
+    checked = bench.rewrap("check", "--json")
+    assert checked.code == 1
+    assert [e["subject"] for e in checked.events if e.get("code") == "untouched"] == ["container notes"]
     refused = bench.run()
     assert refused.code == 2
     assert "notes" in refused.err
