@@ -417,3 +417,31 @@ def test_values_do_not_leave_the_database(bench: Workbench) -> None:
     ]
     assert bench.ledger.read_bytes().count(b"canary") == 0
     assert not [result for result in said if "canary" in result.out + result.err]
+
+
+def test_fewest_privileges_are_enough(bench: Workbench) -> None:
+    """SELECT on the key and the columns named; less is told before anything is written, rows hidden too."""
+    tables(bench, 12)
+    database = bench.value("SELECT current_database()")
+    role = f"reader_{database}"
+    bench.sql(f"CREATE ROLE {role} LOGIN PASSWORD 'limited'")
+    bench.sql(f"CREATE SCHEMA rewrap AUTHORIZATION {role}")
+    bench.sql(f"GRANT SELECT (xmin, id, account_id, wrapped, label, doc), UPDATE (wrapped) ON deks TO {role}")
+    bench.sql(f"GRANT SELECT (id, body) ON payloads TO {role}")
+    limited = {"DATABASE_URL": f"postgresql://{role}:limited@{bench.dsn.partition('@')[2]}"}
+    try:
+        refused = bench.run(**limited)
+        assert refused.code == 2
+        assert 'lacks SELECT on column "raw"' in refused.err
+        bench.sql(f"GRANT SELECT (raw) ON payloads TO {role}")
+        bench.sql("ALTER TABLE payloads ENABLE ROW LEVEL SECURITY")
+        hidden = bench.run(**limited)
+        assert hidden.code == 2
+        assert "row-level security" in hidden.err
+        assert bench.value("SELECT count(*) FROM deks WHERE wrapped LIKE 'v2:%'") == 0
+        bench.sql("ALTER TABLE payloads DISABLE ROW LEVEL SECURITY")
+        assert bench.run(**limited).code == 0
+        found = bench.rewrap("verify", "--deep", "--json", **limited)
+        assert compared(found) == {"deks": same(12), "payloads": same(12)}
+    finally:
+        bench.sql(f"DROP OWNED BY {role}; DROP ROLE {role}")
