@@ -445,3 +445,46 @@ def test_fewest_privileges_are_enough(bench: Workbench) -> None:
         assert compared(found) == {"deks": same(12), "payloads": same(12)}
     finally:
         bench.sql(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+def test_paths_tell_absent_null_and_empty_apart(bench: Workbench) -> None:
+    """Elements one by one, json as jsonb, and whatever stands in the way of a path."""
+    documents: list[Any] = [
+        {"parts": [{"ct": "a", "n": 1}, {"x": 1}], "body": {"ct": "b"}, "seen": 0} for _ in range(12)
+    ]
+
+    def store() -> None:
+        bench.sql(
+            "INSERT INTO things SELECT i, d, d FROM unnest($1::jsonb[]) WITH ORDINALITY AS x(d, i) "
+            "ON CONFLICT (id) DO UPDATE SET doc = excluded.doc, plain = excluded.plain",
+            [json.dumps(one) for one in documents],
+        )
+
+    bench.notes([box("x")])
+    bench.sql("CREATE TABLE things (id int PRIMARY KEY, doc jsonb, plain json)")
+    store()
+    columns = 'columns = ["doc.parts[*].ct", "doc.parts[0].n", "doc.body.ct", "plain.body"]'
+    bench.job(more=f'[[untouched]]\ntable = "things"\n{columns}\n')
+    assert bench.run().code == 0
+    for at in range(12):
+        documents[at] = {**documents[at], "seen": 1, "parts": [{"ct": "a", "n": 1}, {"x": 2}]}
+    store()
+    assert compared(bench.rewrap("verify", "--deep", "--json"))["things"] == same(12)
+    for at, changed in enumerate(
+        [
+            {"parts": [{"ct": "b", "n": 1}, {"x": 1}]},
+            {"parts": [{"ct": "a", "n": 1}, {"ct": None}]},
+            {"parts": [{"ct": "a", "n": 1}]},
+            {"parts": [{"ct": "a", "n": 2}, {}]},
+            {"parts": None},
+            {"parts": []},
+            {"parts": {"ct": "a"}},
+            {"body": {"ct": None}},
+            {"body": {"ct": "b", "new": 1}},
+            {"body": {}},
+        ]
+    ):
+        documents[at] = {**documents[at], **changed}
+    store()
+    found = compared(bench.rewrap("verify", "--deep", "--json"))["things"]
+    assert found == dict(zip(COUNTS, (12, 12, 2, 10, 0, 0), strict=True))
