@@ -72,6 +72,12 @@ def by_hand(key: Sequence[bytes | None], values: Sequence[bytes | None]) -> byte
 def test_what_was_not_touched_is_proved_unchanged(bench: Workbench) -> None:
     """After a whole rotation the wrapped keys are others, and both tables' fingerprints are the same."""
     tables(bench)
+    shown = bench.rewrap("run", "--from", "v1", "--to", "v2", "--sample", "9", "--allow-unseen-target")
+    assert shown.code == 4
+    assert "[payloads] fingerprint " in shown.err
+    assert "of 300 rows (body, raw) taken in" in shown.err
+    bench.ledger.unlink()
+    bench.sql("DROP SCHEMA rewrap CASCADE")
     ran = bench.run()
     assert ran.code == 0, ran.err
     taken = {e["target"]: e for e in ran.events if e["type"] == "fingerprint_taken"}
@@ -143,6 +149,17 @@ def test_payload_that_was_put_back_is_unchanged(bench: Workbench) -> None:
     assert compared(bench.rewrap("verify", "--deep", "--json"))["payloads"]["changed"] == 18
     bench.sql("UPDATE payloads SET body = left(body, -1) WHERE body IS NOT NULL")
     assert compared(bench.rewrap("verify", "--deep", "--json"))["payloads"] == same(20)
+
+
+def test_run_says_how_to_prove_it(bench: Workbench) -> None:
+    """At its end an operator reads what to do next; without anything to prove, nothing of it."""
+    tables(bench, 10)
+    says = "rewrap verify --deep"
+    arguments = ("run", "--from", "v1", "--to", "v2", "--allow-unseen-target")
+    assert says not in bench.rewrap(*arguments, "--dry-run").out
+    assert says in bench.rewrap(*arguments).out
+    bench.job(DEKS.replace("untouched", "# untouched"))
+    assert says not in bench.rewrap("run", "--from", "v2", "--to", "v3", "--allow-unseen-target").out
 
 
 def test_two_payloads_that_change_places_are_two_changes(bench: Workbench) -> None:
