@@ -387,8 +387,9 @@ async def _verified(
     worked_on = await ledger.relations(to_version) if ledger else []
     left = latest.from_versions if latest and latest.to_version == to_version else None
     witness = None
-    if deep and ledger is not None and latest is not None and left is not None and job.witnessed:
-        witness = Witness(job, ledger.fingerprints, latest.run_id)
+    if deep and job.witnessed:
+        ours = latest.run_id if latest is not None and left is not None else None
+        witness = Witness(job, ledger.fingerprints if ledger else None, ours)
     try:
         found = await _verify(
             job, census, keyring, to_version, exceptions, sink,

@@ -115,6 +115,12 @@ async def _check_cosmos(
     try:
         fit, found = await inspect(store.account, job)
         out.found += found
+        for section in job.untouched:
+            try:
+                await store.account.container(section.table).properties()
+            except SchemaMismatch as exc:
+                reason = exc.message.removeprefix(f'container "{section.table}"').strip(" :")
+                out.add("error", "untouched", f"container {section.table}", reason, exc.hint)
     finally:
         await store.close()
     names = {one.table.name for one in fit}

@@ -8,6 +8,7 @@ an application that goes on writing changes its rows too.
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
 
 from rewrap.errors import SchemaMismatch, UnsafeTarget
 from rewrap.events import FingerprintTaken, Notice, Untouched
@@ -41,6 +42,7 @@ async def _take(census: Census, kept: KeptFingerprints, run_id: str, declared: W
     started = time.monotonic()
     looking = fingerprinting(census, declared)
     settled = await looking.settled(declared)
+    sink(Notice(level="info", message=f'taking the fingerprint of "{declared.table}", which must not change'))
     number = await kept.begin(run_id)
     total, part = Summed(), 0
     async for entries in looking.entries(settled):
@@ -60,9 +62,9 @@ async def _take(census: Census, kept: KeptFingerprints, run_id: str, declared: W
 
 
 class Witness:
-    """What was fingerprinted before a run, for a later look."""
+    """What was fingerprinted before a run, for a later look. `kept` and `run_id` are None without a run."""
 
-    def __init__(self, job: Job, kept: KeptFingerprints, run_id: str) -> None:
+    def __init__(self, job: Job, kept: KeptFingerprints | None, run_id: str | None) -> None:
         self._job = job
         self._kept = kept
         self._run_id = run_id
@@ -72,16 +74,24 @@ class Witness:
         """Compares everything with the fingerprints; the reasons why the verification is not complete."""
         wanted = {one.text: one for one in self._job.witnessed}
         reasons: list[str] = []
-        there = {one.declared: one for one in await self._kept.of(self._run_id)}
+        there: dict[str, KeptFingerprint] = {}
+        if self._kept is not None and self._run_id is not None:
+            there = {one.declared: one for one in await self._kept.of(self._run_id)}
         for text, declared in wanted.items():
-            if text not in there:
+            if self._kept is None or text not in there:
                 sink(_never_taken(declared))
                 continue
-            reasons += await self._compare(census, declared, there[text], sink)
+            entries = self._kept.entries(there[text])
+            reasons += await self._compare(census, declared, there[text], entries, sink)
         return reasons
 
     async def _compare(
-        self, census: Census, declared: Witnessed, kept: KeptFingerprint, sink: Sink
+        self,
+        census: Census,
+        declared: Witnessed,
+        kept: KeptFingerprint,
+        entries: AsyncIterator[bytes],
+        sink: Sink,
     ) -> list[str]:
         try:
             # what was left to the table to say is what it said then: a new column is no change
@@ -89,7 +99,7 @@ class Witness:
             now = await looking.settled(kept.witnessed)
         except (SchemaMismatch, UnsafeTarget) as exc:
             return [f"{exc.message}: what it held when the run began cannot be compared any more"]
-        found = await compared(self._kept.entries(kept), looking.entries(now))
+        found = await compared(entries, looking.entries(now))
         if found.before != kept.fingerprint:
             return [f'the ledger has lost part of the fingerprint of "{declared.table}": nothing is proved']
         self._add(found)
@@ -127,8 +137,8 @@ class Witness:
 def _never_taken(declared: Witnessed) -> Notice:
     return Notice(
         level="warning",
-        message=f'no fingerprint of "{declared.table}" was taken before the last run',
-        hint="it is taken when a run begins; what was written before that cannot be told",
+        message=f'no fingerprint of "{declared.table}" is in this ledger: what became of it is not known',
+        hint="a run to this version takes it when it begins; what was written before that cannot be told",
     )
 
 

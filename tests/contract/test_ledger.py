@@ -11,8 +11,11 @@ from typing import TypeVar
 import pytest
 
 from rewrap.errors import LedgerError
+from rewrap.fingerprint import Fingerprint
 from rewrap.ledgers.sql import Ledger, RunRecord, TableProgress, now
+from rewrap.ledgers.tables import fingerprint_rows, fingerprints
 from rewrap.model import Fault, Reason, RunState
+from rewrap.untouched import Witnessed
 from tests.support.values import box
 from tests.support.workbench import Workbench
 
@@ -254,3 +257,85 @@ def test_an_older_ledger_is_brought_up_to_date(place: Workbench) -> None:
 
     with_ledger(place, newer)
     with_ledger(place, once_more)
+
+
+def test_ledger_without_fingerprints_is_brought_up_to_date(place: Workbench) -> None:
+    """One of schema number 2: it has a run, and no tables for fingerprints yet."""
+    import sqlalchemy as sa
+
+    async def older(ledger: Ledger) -> None:
+        await ledger.begin(record("one"))
+        async with ledger._writing() as connection:
+            await connection.run_sync(fingerprints.drop)
+            await connection.run_sync(fingerprint_rows.drop)
+            await connection.execute(sa.text("UPDATE rewrap_meta SET value = '2' WHERE name = 'schema'"))
+
+    async def newer(ledger: Ledger) -> None:
+        assert await ledger.fingerprints.of("one") == []
+        await keep(ledger, "one", WHAT)
+        assert [kept.fingerprint for kept in await ledger.fingerprints.of("one")] == [FOUND]
+
+    with_ledger(place, older)
+    with_ledger(place, newer)
+    assert with_ledger(place, lambda ledger: ledger.latest()) is not None
+
+
+WHAT = Witnessed("main", "records", (), ("body", '"odd.name".x'))
+
+FOUND = Fingerprint(3, "ab" * 32)
+
+
+async def keep(ledger: Ledger, run_id: str, what: Witnessed) -> None:
+    number = await ledger.fingerprints.begin(run_id)
+    for part in range(3):
+        await ledger.fingerprints.add(run_id, number, part, bytes([part]) * 32)
+    await ledger.fingerprints.finish(run_id, number, what, dataclasses.replace(what, key=("id",)), FOUND)
+
+
+async def parts_of(ledger: Ledger, run_id: str) -> list[list[bytes]]:
+    found = await ledger.fingerprints.of(run_id)
+    return [[part async for part in ledger.fingerprints.entries(kept)] for kept in found]
+
+
+def test_fingerprints_come_back_as_they_were_kept(place: Workbench) -> None:
+    """Entries in order, what was asked for and what it was then; one that was torn is not there."""
+
+    async def work(ledger: Ledger) -> None:
+        await ledger.begin(record("one"))
+        await keep(ledger, "one", WHAT)
+        torn = await ledger.fingerprints.begin("one")
+        await ledger.fingerprints.add("one", torn, 0, b"torn" * 8)
+        (kept,) = await ledger.fingerprints.of("one")
+        assert (kept.declared, kept.witnessed.key, kept.witnessed.places) == (WHAT.text, ("id",), WHAT.places)
+        await keep(ledger, "one", dataclasses.replace(WHAT, table="notes"))
+        whole = [bytes([part]) * 32 for part in range(3)]
+        assert await parts_of(ledger, "one") == [whole, whole]
+
+    with_ledger(place, work)
+
+
+@pytest.mark.parametrize(
+    ("state", "to_version", "kept"),
+    [
+        (RunState.INCOMPLETE, "v2", True),
+        (RunState.ABANDONED, "v2", True),
+        (RunState.COMPLETE, "v2", False),
+        (RunState.INCOMPLETE, "v3", False),
+    ],
+)
+def test_fingerprints_go_to_the_run_that_goes_on_with_a_rotation(
+    place: Workbench, state: RunState, to_version: str, kept: bool
+) -> None:
+    """What an incomplete run took is the next one's, if it is for the same version; else it is dropped."""
+
+    async def work(ledger: Ledger) -> None:
+        await ledger.begin(record("one"))
+        await keep(ledger, "one", WHAT)
+        await ledger.set_state("one", state)
+        await ledger.begin(dataclasses.replace(record("two"), to_version=to_version))
+        await ledger.fingerprints.carry("test", "two")
+        assert await parts_of(ledger, "one") == []
+        assert len(await parts_of(ledger, "two")) == kept
+        assert all(len(parts) == 3 for parts in await parts_of(ledger, "two"))
+
+    with_ledger(place, work)

@@ -16,7 +16,7 @@ from rewrap.job import Job
 from rewrap.stores.cosmos.census import CosmosCensus
 from tests.support.cosmos import CosmosDatabase
 from tests.support.envelopes import Sealed, b64, open_all, require_node, seal_all, unb64
-from tests.support.values import KEYS
+from tests.support.values import KEYS, aead
 from tests.support.workbench import Result, Workbench
 
 JOB = """
@@ -270,6 +270,9 @@ def test_container_without_which_nothing_is_proved_ends_the_run(
     cosmos.container("deks")
     (one,) = sealed_by_python([b"k" * 32])
     cosmos.upsert("deks", {"id": "d", **one, "mekVersion": "v1"})
+    checked = bench.rewrap("check", "--json")
+    assert checked.code == 1
+    assert [e["subject"] for e in checked.events if e.get("code") == "untouched"] == ["container notes"]
     refused = bench.run()
     assert refused.code == 2
     assert "notes" in refused.err
@@ -283,3 +286,54 @@ def sealed_by_python(deks: list[bytes]) -> list[dict[str, str]]:
         raw = AESGCM(KEYS["v1"]).encrypt(iv, dek, b"dek-wrap")
         found.append({"wrapped": b64(raw[:-16]), "iv": b64(iv), "tag": b64(raw[-16:])})
     return found
+
+
+BOTH = """
+[stores.shop]
+kind = "postgres"
+url = "${DATABASE_URL}"
+[[targets]]
+store = "shop"
+table = "accounts"
+fields = [{ column = "secret", layout = "wrap-marked" }]
+untouched = ["label"]
+[[untouched]]
+store = "shop"
+table = "payloads"
+[layouts.wrap-marked]
+marker = "{version}:"
+version = "v[0-9]+"
+encoding = "base64"
+cipher = "aes-256-gcm"
+aad = "{account_id}"
+"""
+
+
+def test_one_job_proves_what_lies_in_both_stores(bench: Workbench, cosmos: CosmosDatabase) -> None:
+    """Each store is asked about its own; a change in either is told, by name."""
+    bench.environ |= cosmos.environ
+    here = ENVELOPES.replace('container = "', 'store = "main"\ncontainer = "')
+    (bench.folder / "rewrap.toml").write_text(here + BOTH)
+    bench.sql("CREATE TABLE accounts (id int PRIMARY KEY, account_id text, secret text, label text)")
+    rows = [(i, f"a{i}", aead(f"secret {i}", f"a{i}"), "x") for i in range(30)]
+    bench.insert("accounts", ["id", "account_id", "secret", "label"], rows)
+    bench.sql("CREATE TABLE payloads AS SELECT i AS id, md5(i::text) FROM generate_series(1, 40) AS i")
+    bench.sql("ALTER TABLE payloads ADD PRIMARY KEY (id)")
+    cosmos.container("deks")
+    cosmos.container("notes", "/workspaceId")
+    records = sealed_by_python([os.urandom(32) for _ in range(20)])
+    cosmos.upsert("deks", *({"id": f"d{i}", **one, "mekVersion": "v1"} for i, one in enumerate(records)))
+    cosmos.upsert("notes", *(note(i) for i in range(25)))
+    ran = bench.run()
+    assert ran.code == 0, ran.err
+    cosmos.upsert("notes", note(3, body="x"))
+    bench.sql("UPDATE accounts SET label = 'y' WHERE id < 2")
+    found = bench.rewrap("verify", "--deep", "--json")
+    assert found.code == 0, found.out
+    assert compared_by(found) == {
+        "deks": (20, 0, 0, 0),
+        "notes": (24, 1, 0, 0),
+        "accounts": (28, 2, 0, 0),
+        "payloads": (40, 0, 0, 0),
+    }
+    assert found.event("verdict")["untouched"]["changed"] == 3

@@ -5,19 +5,25 @@ Keys and payloads are made and opened by Node's own crypto.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import random
+import sqlite3
 import subprocess
+import threading
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tests.conftest import require
 from tests.support.envelopes import Sealed, asked, b64, open_all, require_node, seal_all, unb64
 from tests.support.values import KEY_V1, KEY_V2, KEY_V3
-from tests.support.workbench import Result, Workbench
+from tests.support.workbench import Result, Workbench, wait_for
 
 KEKS = {"v1": KEY_V1, "v2": KEY_V2, "v3": KEY_V3}
 
@@ -124,7 +130,7 @@ def payloads(bench: Workbench, deks: list[bytes]) -> list[tuple[int, int, bytes]
     return made
 
 
-def opened(bench: Workbench, deks: list[bytes]) -> list[bytes | None]:
+def opened(bench: Workbench, deks: list[bytes] | dict[int, bytes]) -> list[bytes | None]:
     """Every payload, as the application reads it with the data keys that it unwrapped."""
     rows = bench.sql("SELECT id, dek, ct, iv, tag FROM payloads ORDER BY id")
     return open_all(
@@ -381,3 +387,109 @@ def test_damaged_wrapping_is_put_aside_and_the_rest_is_rewrapped(bench: Workbenc
     kept = bench.sql("SELECT wrapped_dek, mek_version FROM deks WHERE id = 7")[0]
     assert (kept["wrapped_dek"], kept["mek_version"]) == (damaged, "v1")
     assert bench.value("SELECT count(*) FROM deks WHERE mek_version = 'v2'") == 29
+
+
+class Application(threading.Thread):
+    """Writes payloads under keys that are there, and makes new keys under the new version, all the while."""
+
+    def __init__(self, bench: Workbench, deks: dict[int, bytes], plain: dict[int, bytes]) -> None:
+        super().__init__(daemon=True)
+        self.bench, self.deks, self.plain = bench, deks, plain
+        self.there = set(plain)
+        self.rewritten: set[int] = set()
+        self.inserted: set[int] = set()
+        self.deleted: set[int] = set()
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        chance = random.Random(5)
+        for turn in itertools.count():
+            if self.done.is_set():
+                return
+            one = chance.choice(sorted(self.there))
+            if turn % 3 == 0:
+                self.plain[one] = f"rewritten {turn}".encode()
+                sealed = _sealed(self.deks[one // 2], self.plain[one], f"payload-{one}")
+                self.bench.sql(
+                    "UPDATE payloads SET ct = $2, iv = $3, tag = $4 WHERE id = $1",
+                    one, b64(sealed.ct), b64(sealed.iv), sealed.tag,
+                )  # fmt: skip
+                self.rewritten.add(one)
+            elif turn % 3 == 1:
+                self.bench.sql("DELETE FROM payloads WHERE id = $1", one)
+                self.there.discard(one)
+                self.deleted.add(one)
+            else:
+                at = 10_000 + turn
+                self.deks[at], self.plain[2 * at] = os.urandom(32), f"new {turn}".encode()
+                wrap = _sealed(KEKS["v2"], self.deks[at], WRAP_AAD)
+                self.bench.sql("INSERT INTO deks VALUES ($1, $2, 'v2')", at, wrap.joined)
+                sealed = _sealed(self.deks[at], self.plain[2 * at], f"payload-{2 * at}")
+                self.bench.sql(
+                    "INSERT INTO payloads VALUES ($1, $2, $3, $4, $5)",
+                    2 * at, at, b64(sealed.ct), b64(sealed.iv), sealed.tag,
+                )  # fmt: skip
+                self.inserted.add(2 * at)
+
+
+def _sealed(key: bytes, plain: bytes, aad: str) -> Sealed:
+    iv = os.urandom(12)
+    raw = AESGCM(key).encrypt(iv, plain, aad.encode())
+    return Sealed(iv, raw[:-16], raw[-16:])
+
+
+def test_killed_and_resumed_beside_a_live_application(bench: Workbench) -> None:
+    """No key and no payload is lost; what verify tells of payloads is what the application did to them."""
+    target = BYTES.replace('untouched = ["*"]\n', "")
+    bench.job(target, LAYOUTS + PAYLOADS + "[pace]\nbatch_size = 10\nshards = 1\n")
+    deks = dict(enumerate(data_keys(2_500)))
+    bench.sql("CREATE TABLE deks (id int PRIMARY KEY, wrapped_dek bytea, mek_version text)")
+    rows = [(at, _sealed(KEY_V1, dek, WRAP_AAD).joined, "v1") for at, dek in deks.items()]
+    bench.insert("deks", ["id", "wrapped_dek", "mek_version"], rows)
+    made = payloads(bench, list(deks.values()))
+    application = Application(bench, deks, {i: plain for i, _, plain in made})
+    arguments = ["run", "--from", "v1", "--to", "v2", "--allow-unseen-target"]
+    for limit in (2_400, 1_500):
+        with bench.started(*arguments) as process:
+            wait_for(lambda: _kept_fingerprint(bench))
+            if not application.ident:
+                application.start()
+            wait_for(partial(_fewer, bench, limit))
+            process.kill()
+        arguments = ["resume"]
+    resumed = bench.rewrap("resume", "--json")
+    application.done.set()
+    application.join()
+    assert resumed.code == 0, resumed.err
+    found = bench.rewrap("verify", "--deep", "--json", KEY_V1="")
+    assert found.code == 0, found.out
+    told = found.event("untouched")
+    gone = application.deleted - application.inserted
+    assert min(len(application.rewritten), len(application.inserted), len(gone)) > 0
+    assert told["changed"] == len(application.rewritten - application.deleted)
+    assert told["deleted"] == len(gone)
+    assert told["inserted"] == len(application.inserted)
+    assert told["unchanged"] == len(made) - len(gone) - told["changed"]
+    stored = bench.sql("SELECT id, wrapped_dek, mek_version FROM deks ORDER BY id")
+    keys = unwrapped([(r["mek_version"], _cut(r["wrapped_dek"])) for r in stored])
+    assert dict(zip([r["id"] for r in stored], keys, strict=True)) == deks
+    by_id = dict(zip([r["id"] for r in stored], keys, strict=True))
+    assert opened(bench, by_id) == [
+        application.plain[r["id"]] for r in bench.sql("SELECT id FROM payloads ORDER BY id")
+    ]
+
+
+def _fewer(bench: Workbench, limit: int) -> bool:
+    """Whether fewer keys than so many are under the old version."""
+    return bool(bench.value("SELECT count(*) < $1 FROM deks WHERE mek_version = 'v1'", limit))
+
+
+def _kept_fingerprint(bench: Workbench) -> bool:
+    """Whether the fingerprint is taken: what is written from then on is told."""
+    if not bench.ledger.exists():
+        return False
+    with sqlite3.connect(f"file:{bench.ledger}?mode=ro", uri=True) as ledger:
+        try:
+            return bool(ledger.execute("SELECT count(*) FROM rewrap_fingerprint").fetchone()[0])
+        except sqlite3.OperationalError:
+            return False

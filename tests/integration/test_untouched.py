@@ -72,6 +72,12 @@ def by_hand(key: Sequence[bytes | None], values: Sequence[bytes | None]) -> byte
 def test_what_was_not_touched_is_proved_unchanged(bench: Workbench) -> None:
     """After a whole rotation the wrapped keys are others, and both tables' fingerprints are the same."""
     tables(bench)
+    shown = bench.rewrap("run", "--from", "v1", "--to", "v2", "--sample", "9", "--allow-unseen-target")
+    assert shown.code == 4
+    assert "[payloads] fingerprint " in shown.err
+    assert "of 300 rows (body, raw) taken in" in shown.err
+    bench.ledger.unlink()
+    bench.sql("DROP SCHEMA rewrap CASCADE")
     ran = bench.run()
     assert ran.code == 0, ran.err
     taken = {e["target"]: e for e in ran.events if e["type"] == "fingerprint_taken"}
@@ -143,6 +149,17 @@ def test_payload_that_was_put_back_is_unchanged(bench: Workbench) -> None:
     assert compared(bench.rewrap("verify", "--deep", "--json"))["payloads"]["changed"] == 18
     bench.sql("UPDATE payloads SET body = left(body, -1) WHERE body IS NOT NULL")
     assert compared(bench.rewrap("verify", "--deep", "--json"))["payloads"] == same(20)
+
+
+def test_run_says_how_to_prove_it(bench: Workbench) -> None:
+    """At its end an operator reads what to do next; without anything to prove, nothing of it."""
+    tables(bench, 10)
+    says = "rewrap verify --deep"
+    arguments = ("run", "--from", "v1", "--to", "v2", "--allow-unseen-target")
+    assert says not in bench.rewrap(*arguments, "--dry-run").out
+    assert says in bench.rewrap(*arguments).out
+    bench.job(DEKS.replace("untouched", "# untouched"))
+    assert says not in bench.rewrap("run", "--from", "v2", "--to", "v3", "--allow-unseen-target").out
 
 
 def test_two_payloads_that_change_places_are_two_changes(bench: Workbench) -> None:
@@ -273,11 +290,26 @@ def test_dry_run_takes_nothing_and_a_job_without_it_keeps_nothing(bench: Workben
     plain = bench.rewrap("verify", "--deep", "--json")
     assert plain.event("verdict")["untouched"] == {}
     assert not [e for e in plain.events if e["type"] in ("untouched", "notice")]
-    # named only afterwards: verify says that there is nothing to compare with
+    # named only afterwards, or asked about elsewhere: verify says that there is nothing to compare with
     bench.job(DEKS, PAYLOADS)
     late = bench.rewrap("verify", "--deep", "--json")
     assert late.code == 0
     assert len([e for e in late.events if e["type"] == "notice"]) == 2
+    bench.ledger.unlink()
+    elsewhere = bench.rewrap("verify", "--deep", "--to", "v2", "--json")
+    assert len([e for e in elsewhere.events if e["type"] == "notice"]) == 2
+
+
+def test_fingerprint_that_the_ledger_lost_part_of_proves_nothing(bench: Workbench) -> None:
+    """A part that is missing is no table whose rows are gone."""
+    tables(bench, 9_000)
+    assert bench.run().code == 0
+    with sqlite3.connect(bench.ledger) as ledger:
+        ledger.execute("DELETE FROM rewrap_fingerprint_rows WHERE number = 2 AND part = 1")
+    found = bench.rewrap("verify", "--deep", "--json")
+    assert found.code == 3
+    assert compared(found) == {"deks": same(9_000)}
+    assert "lost part of the fingerprint" in found.event("verdict")["reasons"][0]
 
 
 def test_ledger_in_postgres_keeps_fingerprints_too(bench: Workbench) -> None:
@@ -402,3 +434,74 @@ def test_values_do_not_leave_the_database(bench: Workbench) -> None:
     ]
     assert bench.ledger.read_bytes().count(b"canary") == 0
     assert not [result for result in said if "canary" in result.out + result.err]
+
+
+def test_fewest_privileges_are_enough(bench: Workbench) -> None:
+    """SELECT on the key and the columns named; less is told before anything is written, rows hidden too."""
+    tables(bench, 12)
+    database = bench.value("SELECT current_database()")
+    role = f"reader_{database}"
+    bench.sql(f"CREATE ROLE {role} LOGIN PASSWORD 'limited'")
+    bench.sql(f"CREATE SCHEMA rewrap AUTHORIZATION {role}")
+    bench.sql(f"GRANT SELECT (xmin, id, account_id, wrapped, label, doc), UPDATE (wrapped) ON deks TO {role}")
+    bench.sql(f"GRANT SELECT (id, body) ON payloads TO {role}")
+    limited = {"DATABASE_URL": f"postgresql://{role}:limited@{bench.dsn.partition('@')[2]}"}
+    try:
+        refused = bench.run(**limited)
+        assert refused.code == 2
+        assert 'lacks SELECT on column "raw"' in refused.err
+        bench.sql(f"GRANT SELECT (raw) ON payloads TO {role}")
+        bench.sql("ALTER TABLE payloads ENABLE ROW LEVEL SECURITY")
+        hidden = bench.run(**limited)
+        assert hidden.code == 2
+        assert "row-level security" in hidden.err
+        assert bench.value("SELECT count(*) FROM deks WHERE wrapped LIKE 'v2:%'") == 0
+        bench.sql("ALTER TABLE payloads DISABLE ROW LEVEL SECURITY")
+        assert bench.run(**limited).code == 0
+        found = bench.rewrap("verify", "--deep", "--json", **limited)
+        assert compared(found) == {"deks": same(12), "payloads": same(12)}
+    finally:
+        bench.sql(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+def test_paths_tell_absent_null_and_empty_apart(bench: Workbench) -> None:
+    """Elements one by one, json as jsonb, and whatever stands in the way of a path."""
+    documents: list[Any] = [
+        {"parts": [{"ct": "a", "n": 1}, {"x": 1}], "body": {"ct": "b"}, "seen": 0} for _ in range(12)
+    ]
+
+    def store() -> None:
+        bench.sql(
+            "INSERT INTO things SELECT i, d, d FROM unnest($1::jsonb[]) WITH ORDINALITY AS x(d, i) "
+            "ON CONFLICT (id) DO UPDATE SET doc = excluded.doc, plain = excluded.plain",
+            [json.dumps(one) for one in documents],
+        )
+
+    bench.notes([box("x")])
+    bench.sql("CREATE TABLE things (id int PRIMARY KEY, doc jsonb, plain json)")
+    store()
+    columns = 'columns = ["doc.parts[*].ct", "doc.parts[0].n", "doc.body.ct", "plain.body"]'
+    bench.job(more=f'[[untouched]]\ntable = "things"\n{columns}\n')
+    assert bench.run().code == 0
+    for at in range(12):
+        documents[at] = {**documents[at], "seen": 1, "parts": [{"ct": "a", "n": 1}, {"x": 2}]}
+    store()
+    assert compared(bench.rewrap("verify", "--deep", "--json"))["things"] == same(12)
+    for at, changed in enumerate(
+        [
+            {"parts": [{"ct": "b", "n": 1}, {"x": 1}]},
+            {"parts": [{"ct": "a", "n": 1}, {"ct": None}]},
+            {"parts": [{"ct": "a", "n": 1}]},
+            {"parts": [{"ct": "a", "n": 2}, {}]},
+            {"parts": None},
+            {"parts": []},
+            {"parts": {"ct": "a"}},
+            {"body": {"ct": None}},
+            {"body": {"ct": "b", "new": 1}},
+            {"body": {}},
+        ]
+    ):
+        documents[at] = {**documents[at], **changed}
+    store()
+    found = compared(bench.rewrap("verify", "--deep", "--json"))["things"]
+    assert found == dict(zip(COUNTS, (12, 12, 2, 10, 0, 0), strict=True))

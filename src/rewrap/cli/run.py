@@ -24,6 +24,7 @@ from rewrap.engine.pipeline import StopFlag
 from rewrap.events import Event, RunEnded, Verdict
 from rewrap.interfaces import Sink
 from rewrap.job import Job
+from rewrap.model import RunState
 from rewrap.report import summary
 
 SampleOption = Annotated[
@@ -157,7 +158,9 @@ def finish(job: Job, work: Callable[[Sink, StopFlag], Awaitable[RunEnded]], *, a
         console = stdout_console()
         for line in summary(ended, verdicts[-1] if verdicts else None):
             console.print(line)
+        named = "" if job.path == DEFAULT_JOB else f" {job.path}"
         if ended.exit_code == 4 and ended.state != "dry-run":
-            named = "" if job.path == DEFAULT_JOB else f" {job.path}"
             console.print(f"  go on with: rewrap resume{named}")
+        if ended.state == RunState.COMPLETE and job.witnessed:
+            console.print(f"  whether payloads are as they were: rewrap verify --deep{named}")
     raise typer.Exit(ended.exit_code)

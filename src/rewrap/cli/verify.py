@@ -31,7 +31,9 @@ def verify(
         str | None,
         typer.Option("--to", metavar="VERSION", help="The new version; the last run's if not named."),
     ] = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Open every value with the new key alone.")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Open every value with the new key, compare fingerprints.")
+    ] = False,
     print_queries: Annotated[
         bool,
         typer.Option(
