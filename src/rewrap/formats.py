@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from rewrap.crypto.indexes import BlindIndex, parse_index
 from rewrap.crypto.layout import Layout, LayoutError, builtin_descriptors, builtin_layouts, compiled
@@ -43,9 +43,11 @@ class Keys(Section):
     `local` names its versions here. In `azure-key-vault` they are those of the key `name` in `vault`;
     `max_calls_per_s`, `in_flight` and `patience_s` are how hard the vault is asked, `reopen` the share of
     new values that it opens again before they are written.
+
+    `env` and `akv` are the same two, for a job that describes both and has a variable choose.
     """
 
-    provider: Literal["local", "azure-key-vault"] = "local"
+    provider: Literal["local", "azure-key-vault", "env", "akv"] = "local"
     versions: dict[str, KeyVersion] = Field(default_factory=dict)
     vault: Name | None = None
     name: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z-]{1,127}$")] | None = None
@@ -53,6 +55,16 @@ class Keys(Section):
     in_flight: Annotated[int, Field(ge=1, le=256)] = 16
     patience_s: Annotated[float, Field(ge=1, le=3_600)] = 300.0
     reopen: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _chosen(cls, told: Any) -> Any:
+        """What is said of the provider that is chosen, as if nothing were said of the other."""
+        if not isinstance(told, dict) or told.get("provider") not in ("env", "akv"):
+            return told
+        if told["provider"] == "akv":
+            return {**told, "provider": "azure-key-vault", "versions": {}}
+        return {**{name: each for name, each in told.items() if name not in _OF_A_VAULT}, "provider": "local"}
 
     @property
     def remote(self) -> bool:

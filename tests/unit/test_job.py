@@ -439,3 +439,48 @@ def test_version_that_its_layout_cannot_write_is_refused() -> None:
     with pytest.raises(JobError, match="2024") as caught:
         job.resolve_from("v1", "2024")
     assert "layouts.libsodium-token.version" in (caught.value.hint or "")
+
+
+BOTH = """
+name = "x"
+[stores.main]
+kind = "postgres"
+url = "postgresql://h/d"
+[keys]
+provider = "${PROVIDER:-akv}"
+vault = "${VAULT:-}"
+name = "mek"
+[keys.versions.v1]
+material = "env:KEY_V1"
+[keys.versions.v2]
+material = "env:KEY_V2"
+[layouts.akv]
+encoding = "base64"
+cipher = "rsa-oaep-256"
+[layouts.env]
+encoding = "base64"
+cipher = "aes-256-gcm"
+[[targets]]
+table = "deks"
+fields = [{ column = "wrapped", layout = "${PROVIDER:-akv}", version = { column = "version" } }]
+"""
+
+
+def test_variable_chooses_one_of_two_providers() -> None:
+    """With env and akv a job describes both, and is what it would be if the other were left out."""
+    chosen = Job.parse(BOTH, environ={"PROVIDER": "env"})
+    plain = BOTH.replace("${PROVIDER:-akv}", "env", 1).replace('provider = "env"', 'provider = "local"')
+    plain = plain.replace('vault = "${VAULT:-}"\nname = "mek"\n', "")
+    assert not chosen.keys.remote
+    assert chosen.digest == Job.parse(plain, environ={"PROVIDER": "env"}).digest
+    vault = Job.parse(BOTH, environ={"VAULT": "https://v.vault.azure.net"})
+    assert (vault.keys.remote, vault.keys.versions) == (True, {})
+    plain = BOTH.replace('provider = "${PROVIDER:-akv}"', 'provider = "azure-key-vault"')
+    plain = plain[: plain.index("[keys.versions.v1]")] + plain[plain.index("[layouts.akv]") :]
+    assert vault.digest == Job.parse(plain, environ={"VAULT": "https://v.vault.azure.net"}).digest
+
+
+def test_provider_that_is_chosen_lacks_nothing() -> None:
+    """What it needs is asked for, though the other one has all."""
+    with pytest.raises(JobError, match=r"keys\.vault"):
+        Job.parse(BOTH, environ={})
