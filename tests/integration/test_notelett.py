@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cosmos import CosmosDatabase, CosmosServer
-from tests.support.notelett import CLASS_OF, CONTAINERS, NoteLett, Told, expected_classes, merged
+from tests.support.notelett import CLASS_OF, CONTAINERS, NoteLett, Told, expected_classes, merged, rotated
 from tests.support.vault import VaultEmulator
 from tests.support.workbench import Result
 
@@ -75,7 +75,7 @@ def rotation(
     """Made once, since each step takes seconds; the tests below only look at it."""
     name = f"notelett-{os.getpid()}-{next(_NUMBERS)}"
     with CosmosDatabase(cosmos_emulator.endpoint, cosmos_emulator.key, name) as database:
-        vault = None if request.param == "env" else request.getfixturevalue("vault_emulator")
+        vault = None if request.param == "env" else request.getfixturevalue("vault_server")
         yield _rotate(NoteLett(database, tmp_path_factory.mktemp("notelett"), vault))
 
 
@@ -106,7 +106,7 @@ def test_dry_run_tells_the_outcome_and_leaves_every_etag(rotation: Rotation) -> 
     untouched, files = rotation.left_by_dry_run
     assert rotation.rehearsed.code == 3, rotation.rehearsed.err
     ended = rotation.rehearsed.event("run_ended")
-    assert ended["outcomes"]["dek_store"]["wrappedDek"] == expected_classes(rotation.made)
+    assert rotated(ended["outcomes"]["dek_store"]["wrappedDek"]) == expected_classes(rotation.made)
     assert untouched
     assert not [name for name in files if "ledger" in name or "audit" in name]
 
@@ -115,7 +115,7 @@ def test_every_record_ends_in_its_class(rotation: Rotation) -> None:
     """Absent, null and numeric versions count as unmarked; what does not open is put aside; exit 3."""
     assert rotation.ran.code == 3, rotation.ran.err
     ended = rotation.ran.event("run_ended")
-    assert ended["outcomes"]["dek_store"]["wrappedDek"] == expected_classes(rotation.made)
+    assert rotated(ended["outcomes"]["dek_store"]["wrappedDek"]) == expected_classes(rotation.made)
     assert ended["state"] == "incomplete"
 
 
@@ -188,7 +188,7 @@ def test_audit_says_who_rotated_what(rotation: Rotation) -> None:
     assert (record["from_versions"], record["to_version"]) == ([notelett.old], notelett.new)
     assert record["fingerprints"].keys() == {notelett.old, notelett.new}
     assert (record["outcome"], record["exit_code"], record["complete"]) == ("incomplete", 3, False)
-    assert record["counts"] == {"dek_store": expected_classes(rotation.made)}
+    assert rotated(record["counts"]["dek_store"]) == expected_classes(rotation.made)
 
 
 def test_no_output_holds_keys_deks_or_stored_values(rotation: Rotation) -> None:

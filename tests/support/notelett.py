@@ -196,8 +196,16 @@ def merged(*parts: Told) -> Told:
     out: Told = {}
     for part in parts:
         for container, documents in part.items():
-            out.setdefault(container, {}).update(documents)
+            if container not in ("marked", "lost"):
+                out.setdefault(container, {}).update(documents)
     return out
+
+
+def rotated(counts: dict[str, int]) -> dict[str, int]:
+    """The classes that a run has counted; the one write that it tried first was current when it came by."""
+    counts = dict(counts)
+    counts["resealed"] = counts.get("resealed", 0) + counts.pop("current", 0)
+    return counts
 
 
 def expected_classes(made: Told) -> dict[str, int]:

@@ -96,6 +96,19 @@ def _payloads(values: Sequence[str]) -> list[bytes]:
     return [b64decode(value.partition(":")[2]) for value in values]
 
 
+def test_rows_that_are_judged_one_by_one_are_asked_for_together() -> None:
+    """Rows that others have changed are judged each on its own; that takes no more rounds than a page."""
+    old, new = Elsewhere("v1"), Elsewhere("v2")
+    keys = keyring(v1=old, v2=new)
+    olds = wrapped("v1", *(bytes([n]) * 32 for n in range(20)))
+    one_by_one = anyio.run(
+        keys.resolved,
+        lambda: [transform(keys).judge([value], (None, None), [at]) for at, value in enumerate(olds)],
+    )
+    assert len(one_by_one) == 20
+    assert (old.rounds, new.rounds) == ([20], [20])
+
+
 def test_what_does_not_open_is_found_beside_what_does() -> None:
     """One bad value costs no further calls, and is put aside alone."""
     old, new = Elsewhere("v1"), Elsewhere("v2")
