@@ -13,7 +13,7 @@ FLOORS = [
     ["errors", "model", "packed"],
     ["crypto.ciphers", "crypto.encodings", "crypto.layout", "crypto.layouts", "crypto", "events"],
     ["recognise", "forecast", "metered", "labels", "pieces", "fingerprint"],
-    ["interfaces", "targets", "untouched", "forms", "probes.section"],
+    ["interfaces", "targets", "untouched", "envelopes", "deks", "forms", "probes.section"],
     ["formats", "storage", "limits", "joberrors", "audit.section", "job"],
     ["keys", "stores", "ledgers", "probes", "audit", "jobschema", "unfinished"],
     [
@@ -23,14 +23,18 @@ FLOORS = [
         "engine.accounting",
         "engine.judged",
         "engine.linked",
+        "engine.dekproof",
+        "engine.dekring",
         "engine.elements",
+        "engine.envelope",
+        "engine.minting",
         "engine.reseal",
         "engine.probe",
         "engine.settle",
         "engine.compile",
         "engine.proof",
     ],
-    ["engine", "verify", "witness", "opening", "verdict", "report"],
+    ["engine", "verify", "witness", "dekcount", "opening", "verdict", "report"],
     ["rotations", "plan", "measure", "queries", "check", "discover", "draft", "trial"],
     ["api"],
     ["preflight"],
@@ -88,7 +92,14 @@ def test_imports_go_downwards_only() -> None:
 def test_verify_shares_nothing_with_the_engine() -> None:
     """Verify and its census import no module of the engine, and none that reads or writes for it."""
     found = modules()
-    for module in ("rewrap.verify", "rewrap.opening", "rewrap.verdict", "rewrap.stores.postgres.census"):
+    for module in (
+        "rewrap.verify",
+        "rewrap.opening",
+        "rewrap.dekcount",
+        "rewrap.verdict",
+        "rewrap.stores.postgres.census",
+        "rewrap.stores.postgres.dekcensus",
+    ):
         shared = imports_of(found[module], set(found))
         assert not [name for name in shared if name.startswith("rewrap.engine")]
         assert "rewrap.stores.postgres.store" not in shared
@@ -96,7 +107,7 @@ def test_verify_shares_nothing_with_the_engine() -> None:
 
 def test_pure_modules_import_no_adapter() -> None:
     """What decides about values does no I/O: it imports neither stores nor ledgers nor a driver."""
-    for name in ("reseal", "probe", "health", "accounting"):
+    for name in ("reseal", "envelope", "dekring", "probe", "health", "accounting"):
         text = (ROOT / "engine" / f"{name}.py").read_text()
         drivers = ("asyncpg", "sqlalchemy", "anyio", "rewrap.stores", "rewrap.ledgers")
         assert not [word for word in drivers if word in text]
