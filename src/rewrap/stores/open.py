@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rewrap.deks import DekCensus, DekStore
+from rewrap.envelopes import DekSection
 from rewrap.errors import UsageError
 from rewrap.interfaces import Census, Guard, Store
 from rewrap.job import Job
@@ -75,17 +76,29 @@ class Stores:
         opened: dict[str, DekStore] = {}
         for name in used:
             section = self.job.deks[name]
-            job = self.job.of_store(self.job.store_of(section))
-            opened[name] = PostgresDeks(job, section, address_in(job, self.environ))
+            opened[name] = self._deks(self.job.of_store(self.job.store_of(section)), section)
         return opened
+
+    def _deks(self, job: Job, section: DekSection) -> DekStore:
+        if _in_postgres(job):
+            return PostgresDeks(job, section, address_in(job, self.environ))
+        from rewrap.stores.cosmos.deks import CosmosDeks
+
+        return CosmosDeks(job, section, self.environ)
+
+    def _dek_census(self, job: Job) -> DekCensus:
+        if _in_postgres(job):
+            return PostgresDekCensus(job, address_in(job, self.environ))
+        from rewrap.stores.cosmos.dekcensus import CosmosDekCensus
+
+        return CosmosDekCensus(job, self.environ)
 
     def dek_censuses(self) -> dict[str, DekCensus]:
         """Verify's look at each store that holds records of DEKs, or refers to them."""
         placed = [place for one in self.job.deks.values() for place in (one, *one.referenced_by)]
         opened: dict[str, DekCensus] = {}
         for name in dict.fromkeys(self.job.store_of(place) for place in placed):
-            job = self.job.of_store(name)
-            opened[name] = PostgresDekCensus(job, address_in(job, self.environ))
+            opened[name] = self._dek_census(self.job.of_store(name))
         return opened
 
     def _store(self, job: Job) -> Store:
