@@ -13,7 +13,7 @@ from typing import Any
 
 from rewrap.crypto.encodings import TEXT_ENCODINGS
 from rewrap.crypto.layout import Layout, Malformed, Unopenable, builtin_layouts
-from rewrap.deks import DekCensus, DekRecord
+from rewrap.deks import NO_DEK_ID, DekCensus, DekRecord
 from rewrap.envelopes import DekSection
 from rewrap.events import Notice
 from rewrap.forms import Forms
@@ -34,7 +34,7 @@ SHOWN = 3
 
 _ANYTHING = builtin_layouts()["fernet"]
 
-ANY_VALUE = Forms(_ANYTHING, _ANYTHING, ())
+ANY_VALUE = Forms(_ANYTHING, _ANYTHING, ("",))
 """Forms that name nothing: a census that is asked for what they do not name gives every value."""
 
 _WORST_FIRST = ("stale", "adrift", "other_version", "plaintext", "current")
@@ -125,24 +125,35 @@ class DekCounts:
         records = await self.records(name)
         out = FieldCount(table.name, table.target, table.relation, entry.name)
         layout = self.job.new_layout(entry)
-        _, classes = await self.census.count(table, {entry.name: ANY_VALUE})
-        for kind, _, number in classes[entry.name]:
-            out.values += number
-            out.classes["null" if kind == "null" else "unread"] += number
+        nulls, present = await self._present(table, entry.name)
+        out.classes["null"], unread = nulls, present
         async for page in self.census.unnamed(table, entry.name, ANY_VALUE):
             versions = await records.versions_of(_ids(row[1] for row in page))
             told = [self._told(row[1], versions, layout) for row in page]
+            unread -= len(page)
             for one in told:
-                out.classes["unread"] -= 1
                 self._add(one, 1, out)
             if deep:
                 opens = await self._opening(records, table, entry, layout, page, versions)
                 current = sum(one.kind == "current" for one in told)
                 out.unopenable += current - opens
-        # too large to be read here, whatever they are
-        out.classes["other_version"] += out.classes.pop("unread")
+        if unread > 0:
+            # where there is no snapshot, some may have gone meanwhile; the others are too large to be read
+            gone = present - (await self._present(table, entry.name))[1]
+            out.classes["other_version"] += max(0, unread - max(0, gone))
+        out.values = sum(out.classes.values())
         await self._explain(records, table, entry, layout, out)
+        target = next(target for target in self.job.targets if target.table == table.target)
+        if target.plaintext == "seal":
+            # a further sweep finds it
+            out.adrift += out.classes["plaintext"]
         return out
+
+    async def _present(self, table: Table, column: str) -> tuple[int, int]:
+        """How many rows have no value in a field, and how many have one."""
+        _, classes = await self.census.count(table, {column: ANY_VALUE})
+        nulls = sum(number for kind, _, number in classes[column] if kind == "null")
+        return nulls, sum(number for _, _, number in classes[column]) - nulls
 
     @staticmethod
     def _add(told: Told, number: int, out: FieldCount) -> None:
@@ -158,7 +169,7 @@ class DekCounts:
 
     def _told_one(self, value: str, versions: Mapping[str, str | None], layout: Layout) -> Told:
         dek_id, part, rest = value.partition(PART)
-        if not part or not dek_id:
+        if not part or dek_id in NO_DEK_ID:
             return Told("adrift" if part and _looks_sealed(rest, layout) else "plaintext")
         if dek_id not in versions:
             return Told("adrift")
@@ -289,7 +300,7 @@ def _looks_sealed(rest: str, layout: Layout) -> bool:
 def _ids(values: Iterable[str]) -> set[str]:
     """The ids of DEKs that values name, those of elements each."""
     found = {one.partition(PART)[0] for value in values for one in value.split(ELEMENT) if PART in one}
-    return found - {""}
+    return found.difference(NO_DEK_ID)
 
 
 def _shown(ids: Iterable[str]) -> str:

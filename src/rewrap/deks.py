@@ -9,6 +9,9 @@ from typing import Protocol
 from rewrap.envelopes import DekSection, ReferenceSection
 from rewrap.interfaces import Prefix
 
+NO_DEK_ID = ("", "(no place for it)")
+"""What stands for the id of a DEK where there is none, and where a document has no object to hold one."""
+
 
 @dataclass(frozen=True, slots=True)
 class DekRecord:

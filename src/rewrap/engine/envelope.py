@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewrap.crypto.layout import BoundLayout, Layout, Malformed, Unopenable, Value
+from rewrap.deks import NO_DEK_ID
 from rewrap.engine.dekring import DekRing
 from rewrap.engine.health import UNRECORDED
 from rewrap.engine.judged import AadPair, FieldTransform, Judged
@@ -29,7 +30,7 @@ _NO_TEXT = "\x02"
 def dek_id_of(value: str) -> str:
     """The id of the DEK that a joined value names; empty when it names none."""
     head, part, _ = value.partition(PART)
-    return head if part else ""
+    return head if part and head not in NO_DEK_ID else ""
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,7 @@ class EnvelopeField:
         if PART not in value:
             return False
         _, *parts, _ = value.split(PART)
+        value = PART + value.partition(PART)[2]
         if any(parts):
             # a nonce or a tag beside it: it was sealed once
             return True
