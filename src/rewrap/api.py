@@ -33,7 +33,7 @@ from rewrap.plan import Plan
 from rewrap.plan import plan as _plan
 from rewrap.probes.ask import ask
 from rewrap.queries import queries_of
-from rewrap.rotations import rotation_of
+from rewrap.rotations import close_all, rotation_of, with_deks
 from rewrap.stores.fleet import FleetStore
 from rewrap.stores.open import Stores
 from rewrap.stores.postgres.store import PostgresStore
@@ -103,6 +103,7 @@ async def _rotated(
     dry: bool,
 ) -> RunEnded:
     stores = Stores(rotation.job, environ)
+    rotation = with_deks(rotation, stores)
     store = stores.store()
     try:
         if dry:
@@ -110,7 +111,7 @@ async def _rotated(
         ended = await _run(rotation, stores, store, sink, stop, options)
         return await _probed(rotation.job, ended, sink, environ)
     finally:
-        await store.close()
+        await close_all(store, *rotation.deks.values())
 
 
 async def _probed(job: Job, ended: RunEnded, sink: Sink, environ: Mapping[str, str]) -> RunEnded:
@@ -256,6 +257,7 @@ async def plan(
 async def _planned(rotation: Rotation, environ: Mapping[str, str]) -> Plan:
     job = rotation.job
     stores = Stores(job, environ)
+    rotation = with_deks(rotation, stores)
     store = stores.store()
 
     async def shape_of(table: Table) -> tuple[Server, TableShape] | None:
@@ -269,7 +271,7 @@ async def _planned(rotation: Rotation, environ: Mapping[str, str]) -> Plan:
             )
         return await _plan(rotation, store, census, shape_of)
     finally:
-        await store.close()
+        await close_all(store, *rotation.deks.values())
 
 
 async def queries(
@@ -381,7 +383,8 @@ async def _verified(
     drain_s: float | None = None,
     settle: bool = True,
 ) -> Verification:
-    census = Stores(job, environ).census()
+    stores = Stores(job, environ)
+    census, looks = stores.census(), stores.dek_censuses()
     exceptions = await ledger.exceptions(to_version) if ledger else []
     latest = await ledger.latest() if ledger else None
     worked_on = await ledger.relations(to_version) if ledger else []
@@ -394,9 +397,10 @@ async def _verified(
         found = await _verify(
             job, census, keyring, to_version, exceptions, sink,
             left_versions=left, deep=deep, fence=fence, drain_s=drain_s, worked_on=worked_on, witness=witness,
+            looks=looks,
         )  # fmt: skip
     finally:
-        await census.close()
+        await close_all(census, *looks.values())
     # a copy or a restored database says nothing about the one that the ledger speaks of
     here = latest is not None and latest.origin == found.verdict.origin
     if ledger is not None and settle and here and found.healed:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from rewrap.crypto.layout import LayoutError
+from rewrap.deks import DekStore
 from rewrap.engine.compile import Rotation
 from rewrap.engine.proof import Proof, gather_proof, judge_target, source_faults, unnamed_faults
 from rewrap.engine.rehearsal import REHEARSED_ROWS
@@ -101,6 +102,7 @@ async def check_keys(
     store: Store,
     tables: Sequence[Table],
     rotation: Rotation | None,
+    deks: Mapping[str, DekStore],
 ) -> Proof:
     """Tries the keys on stored values: those of the rotation, or all that are at hand without one."""
     if rotation is None:
@@ -109,7 +111,7 @@ async def check_keys(
         versions = [*rotation.from_versions, rotation.to_version]
     if not versions or not tables:
         return Proof()
-    tried = rotation or Rotation(job, keyring, tuple(versions[1:]), versions[0])
+    tried = rotation or Rotation(job, keyring, tuple(versions[1:]), versions[0], deks)
     proof = Proof()
     for table in tables:
         subject = f"table {table.name}"
@@ -136,9 +138,8 @@ async def check_keys(
 def _fits(job: Job, version: str) -> bool:
     """Whether every layout in use can carry a version."""
     try:
-        for target in job.targets:
-            for entry in target.fields:
-                job.old_layout(entry).prefix_of(version)
+        for entry in job.keyed:
+            job.old_layout(entry).prefix_of(version)
     except LayoutError:
         return False
     return True

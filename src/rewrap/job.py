@@ -24,6 +24,7 @@ from pydantic import (
 
 from rewrap.audit.section import AuditSection
 from rewrap.crypto.layout import Layout, LayoutError
+from rewrap.envelopes import DekSection, PlacedSection, refused_deks, refused_envelope, with_wrapped
 from rewrap.errors import JobError, UsageError
 from rewrap.formats import (
     IndexKind,
@@ -62,6 +63,7 @@ class Job(Section):
     indexes: dict[str, IndexKind] = Field(default_factory=dict)
     targets: Annotated[list[TargetSection], Field(min_length=1)]
     untouched: list[UntouchedSection] = Field(default_factory=list)
+    deks: dict[str, DekSection] = Field(default_factory=dict)
     pace: Pace = Pace()
     limits: Limits = Limits()
     probe: list[ProbeSection] = Field(default_factory=list)
@@ -107,6 +109,7 @@ class Job(Section):
         job._check_keys()
         job._layouts = compile_layouts(job.layouts, path)
         job._check_targets()
+        job._check_deks()
         return job
 
     def with_batch_size(self, rows: int) -> Job:
@@ -139,8 +142,8 @@ class Job(Section):
         mine = {"stores": {name: self.stores[name]}, "targets": targets, "untouched": untouched}
         return self.model_copy(update=mine)
 
-    def store_of(self, target: TargetSection) -> str:
-        """The name of the store that a target is in."""
+    def store_of(self, target: TargetSection | PlacedSection) -> str:
+        """The name of the store that a target is in, or something else."""
         return target.store if target.store is not None else next(iter(self.stores))
 
     @property
@@ -204,6 +207,8 @@ class Job(Section):
             "targets": [target.identity for target in self.targets],
             "stores": {n: s.kind for n, s in sorted(self.stores.items())},
         }
+        if self.deks:
+            identity["deks"] = {n: one.identity for n, one in sorted(self.deks.items())}
         if self.indexes:
             identity["indexes"] = {n: one.model_dump(exclude_none=True) for n, one in self.indexes.items()}
         if self.untouched:
@@ -222,6 +227,7 @@ class Job(Section):
     def _counted_layouts(self) -> set[str]:
         """The layouts that make up a job: its own, those in use, and the first that was ever built in."""
         used = {name for target in self.targets for entry in target.fields for name in entry.layouts}
+        used |= {one.wrapped.layout for one in self.deks.values() if one.wrapped is not None}
         return {"libsodium-token", *self.layouts, *used}
 
     @property
@@ -230,26 +236,27 @@ class Job(Section):
         return witnessed(self.targets, self.untouched, self.stores)
 
     @property
+    def keyed(self) -> list[FieldSection]:
+        """The fields that the job's keys themselves seal: those of targets, or their DEKs' in records."""
+        own = [entry for target in self.targets if target.dek is None for entry in target.fields]
+        return [*own, *(one.wrapped for one in self.deks.values() if one.wrapped is not None)]
+
+    @property
     def key_lengths(self) -> frozenset[int]:
         """The key lengths, in bytes, that the layouts in use take; none when all derive their keys."""
-        taken = {
-            self.layout(name).key_bytes
-            for target in self.targets
-            for entry in target.fields
-            for name in entry.layouts
-        }
+        taken = {self.layout(name).key_bytes for entry in self.keyed for name in entry.layouts}
         return frozenset(length for length in taken if length is not None)
 
     @property
     def wraps_by_rsa(self) -> bool:
         """Whether some layout in use takes RSA keys."""
-        used = (self.layout(name) for t in self.targets for entry in t.fields for name in entry.layouts)
+        used = (self.layout(name) for entry in self.keyed for name in entry.layouts)
         return any(layout.cipher.name.startswith("rsa-oaep") for layout in used)
 
     @property
     def remote_cipher(self) -> str:
         """The one cipher of a job whose keys are in a vault."""
-        return self.layout(self.targets[0].fields[0].layout).cipher.name
+        return self.layout(self.keyed[0].layout).cipher.name
 
     def resolve_from(self, spec: str, to_version: str) -> tuple[str, ...]:
         """The versions a `--from` names: one, or several with commas."""
@@ -275,19 +282,20 @@ class Job(Section):
         return tuple(dict.fromkeys(versions))
 
     def _check_versions(self, from_versions: list[str], to_version: str) -> None:
-        for at, target in enumerate(self.targets):
-            for place, entry in enumerate(target.fields):
-                if self.keys.remote:
-                    # the file named no versions to look at
+        if self.keys.remote:
+            # the file named no versions to look at
+            for at, target in enumerate(self.targets):
+                for place, entry in enumerate(target.fields):
                     self._check_forms(at, target, place, entry)
-                old, new = self.old_layout(entry), self.new_layout(entry)
-                # a new layout may have been in use before: what is in it only, the old one need not name
-                named = [(old, version) for version in from_versions if not fits(new, version)]
-                for layout, version in (*named, (new, to_version)):
-                    try:
-                        layout.prefix_of(version)
-                    except LayoutError as exc:
-                        raise JobError(str(exc), hint=f"correct layouts.{layout.name}.version") from None
+        for entry in self.keyed:
+            old, new = self.old_layout(entry), self.new_layout(entry)
+            # a new layout may have been in use before: what is in it only, the old one need not name
+            named = [(old, version) for version in from_versions if not fits(new, version)]
+            for layout, version in (*named, (new, to_version)):
+                try:
+                    layout.prefix_of(version)
+                except LayoutError as exc:
+                    raise JobError(str(exc), hint=f"correct layouts.{layout.name}.version") from None
 
     def _check_keys(self) -> None:
         unsuited = self.keys.refused()
@@ -316,8 +324,14 @@ class Job(Section):
                     "list all its columns in one target",
                 )  # fmt: skip
             seen.add(target.table)
-            self._check_store(at, target)
-            reason = refused_places(target)
+            self._check_store(f"targets[{at}]", target)
+            if target.in_container and target.key is not None:
+                raise self._error(
+                    f"targets[{at}].key",
+                    "a document is found by its id and its partition key",
+                    "leave key out",
+                )
+            reason = refused_places(target) or refused_envelope(target)
             if reason is not None:
                 raise self._error(f"targets[{at}].fields", *reason)
             for place, entry in enumerate(target.fields):
@@ -327,27 +341,33 @@ class Job(Section):
         if refused is not None:
             raise self._error(*refused)
 
-    def _check_store(self, at: int, target: TargetSection) -> None:
+    def _check_store(self, where: str, placed: TargetSection | PlacedSection) -> None:
         stores = ", ".join(self.stores)
-        if target.store is None and len(self.stores) > 1:
+        if placed.store is None and len(self.stores) > 1:
             raise self._error(
-                f"targets[{at}].store", "is missing: the job has more than one store", f"stores are {stores}"
+                f"{where}.store", "is missing: the job has more than one store", f"stores are {stores}"
             )
-        if target.store is not None and target.store not in self.stores:
+        if placed.store is not None and placed.store not in self.stores:
+            raise self._error(f"{where}.store", f'there is no store "{placed.store}"', f"stores are {stores}")
+        section = self.stores[self.store_of(placed)]
+        if isinstance(section, CosmosStore) != placed.in_container:
+            right, wrong = ("container", "table") if not placed.in_container else ("table", "container")
             raise self._error(
-                f"targets[{at}].store", f'there is no store "{target.store}"', f"stores are {stores}"
-            )
-        section = self.stores[self.store_of(target)]
-        if isinstance(section, CosmosStore) != target.in_container:
-            right, wrong = ("container", "table") if not target.in_container else ("table", "container")
-            raise self._error(
-                f"targets[{at}].{wrong}", f'"{self.store_of(target)}" is a store of kind {section.kind}',
-                f'write {right} = "{target.table}"',
+                f"{where}.{wrong}", f'"{self.store_of(placed)}" is a store of kind {section.kind}',
+                f'write {right} = "{placed.table}"',
             )  # fmt: skip
-        if isinstance(section, CosmosStore) and target.key is not None:
-            raise self._error(
-                f"targets[{at}].key", "a document is found by its id and its partition key", "leave key out"
-            )
+
+    def _check_deks(self) -> None:
+        for name, section in self.deks.items():
+            self._check_store(f"deks.{name}", section)
+            for at, place in enumerate(section.referenced_by):
+                self._check_store(f"deks.{name}.referenced_by[{at}]", place)
+            whole = self.deks[name] = with_wrapped(section, self.targets, self.store_of)
+            if whole.wrapped is not None:
+                self._check_layouts(f"deks.{name}.wrapped", whole.target, whole.wrapped)
+        reason = refused_deks(self.deks, self.targets, self.store_of, self.old_layout)
+        if reason is not None:
+            raise self._error(*reason)
 
     def _check_layouts(self, where: str, target: TargetSection, entry: FieldSection) -> None:
         written = {place.column for field in target.fields for _, place in field.places}
@@ -356,7 +376,8 @@ class Job(Section):
                 own = ", ".join(sorted(self.layouts)) or "none of its own"
                 hint = f"known: {own}, and the built-in ones of docs/layouts.md"
                 raise self._error(f"{where}.{key}", f'there is no layout "{name}"', hint)
-            reason = refused_remote(self._layouts[name], self.remote_cipher) if self.keys.remote else None
+            remote = self.keys.remote and target.dek is None
+            reason = refused_remote(self._layouts[name], self.remote_cipher) if remote else None
             if reason is not None:
                 raise self._error(f"{where}.{key}", *reason)
             try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from rewrap.audit.section import AuditSection
+from rewrap.envelopes import DekSection, ReferenceSection
 from rewrap.errors import JobError
 from rewrap.formats import IndexKind, Keys, KeyVersion, LayoutSection
 from rewrap.limits import Limits, Pace
@@ -62,6 +63,7 @@ def _allowed_hint(loc: tuple[int | str, ...], job: type[BaseModel]) -> str:
         "indexes": IndexKind,
         "targets": TargetSection,
         "untouched": UntouchedSection,
+        "deks": DekSection,
         "pace": Pace,
         "limits": Limits,
         "probe": ProbeSection,
@@ -72,4 +74,6 @@ def _allowed_hint(loc: tuple[int | str, ...], job: type[BaseModel]) -> str:
         model = KeyVersion
     if len(loc) > 3 and loc[0] == "targets":
         model = FieldSection
+    if len(loc) > 3 and loc[0] == "deks":
+        model = ReferenceSection if loc[2] == "referenced_by" else FieldSection
     return "fields here are " + ", ".join(model.model_fields)

@@ -30,6 +30,7 @@ class Reason(StrEnum):
     """Why a value is in quarantine, or put off.
 
     An AEAD cannot tell a bad tag from a wrong key or wrong associated data, so they share `unopenable`.
+    `no_dek`: the value names a DEK of which there is no record, or looks sealed and names none.
     """
 
     MALFORMED = "malformed"
@@ -37,6 +38,7 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"
     REJECTED = "rejected"
     AMBIGUOUS_KEY = "ambiguous_key"
+    NO_DEK = "no_dek"
     LINKED = "linked"
     CONTENDED = "contended"
 

@@ -56,6 +56,7 @@ async def plan(rotation: Rotation, store: Store, census: Verification, shape_of:
         await store.refuse_fenced(table, rotation.target_markers(table))
         if table.estimated_rows == 0:
             notices.append(f'table "{table.name}" is empty')
+        notices += _fresh_records(rotation, table, census.fields)
     job = rotation.job
     forecasts = {}
     kept = remote_key(rotation)
@@ -108,6 +109,26 @@ def calls_said(rotation: Rotation, kept: TriedKey) -> str:
     share = rotation.keyring.reopen
     again = "each new one" if share == 1 else f"{share:.0%} of the new ones"
     return f"each value, and {again} opened again; high: proof, repeats; at {kept.budget}"
+
+
+def _fresh_records(rotation: Rotation, table: Table, fields: Sequence[FieldCount]) -> list[str]:
+    """How many records of DEKs a run will make for a table: one for each document and DEK in scope."""
+    dek = rotation.target(table).dek
+    if dek is None:
+        return []
+    left = {
+        one.column: one.left(rotation.from_versions, unmarked=False) - one.adrift
+        for one in fields
+        if one.relation == table.relation
+    }
+    # what shares a DEK's id shares the fresh one; other fields may, and then there are fewer
+    together = sum(max(left[name] for name in names) for names in table.linked)
+    alone = sum(n for name, n in left.items() if not any(name in names for names in table.linked))
+    most = "" if len(left) == 1 or (table.linked and not alone) else "up to "
+    records = rotation.wrapping(dek).section.table
+    return [
+        f'table "{table.name}": {most}{together + alone:,} DEKs will be made, as new records of {records}'
+    ]
 
 
 def _in_scope(fields: Sequence[FieldCount], from_versions: Sequence[str]) -> int:

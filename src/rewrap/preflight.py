@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from rewrap.check import Check, Findings, check_keys, check_writes, report_probes, try_remote
+from rewrap.deks import DekStore
 from rewrap.discover import Discovery, discover
 from rewrap.engine.compile import Rotation
 from rewrap.errors import KeyAccessError, SchemaMismatch, UnsafeTarget, UsageError
@@ -18,7 +20,7 @@ from rewrap.keys.local import load_key
 from rewrap.keys.open import open_keyring
 from rewrap.model import Table
 from rewrap.probes.ask import ask
-from rewrap.rotations import rotation_of
+from rewrap.rotations import close_all, rotation_of
 from rewrap.storage import PostgresStore as PostgresSection
 from rewrap.stores.open import Stores, address_in, password_of
 from rewrap.stores.postgres.canary import try_canary
@@ -68,17 +70,18 @@ async def check(
     out = Findings()
     rotation, keyring = await _keys(out, job, from_versions, to_version, environ)
     shown = {key.version: key.fingerprint for key in keyring}
+    deks = Stores(job, environ).deks()
     try:
         # where a vault refuses a key, stored values could say nothing more of it
         known = keyring if await try_remote(out, rotation) else None
-        rotation = rotation if known is not None else None
+        rotation = replace(rotation, deks=deks) if rotation is not None and known is not None else None
         stores = Stores(rotation.job if rotation is not None else job, environ)
         for name, mine in stores.jobs.items():
             look = _check_postgres if name in stores.postgres else _check_cosmos
-            await look(out, mine, rotation, known, environ)
+            await look(out, mine, rotation, known, environ, deks)
         report_probes(out, await ask(job.probe, stores.asked, job.folder))
     finally:
-        await keyring.close()
+        await close_all(keyring, *deks.values())
     return Check(job, out.ordered(), shown)
 
 
@@ -88,6 +91,7 @@ async def _check_postgres(
     rotation: Rotation | None,
     keyring: Keyring | None,
     environ: Mapping[str, str],
+    deks: Mapping[str, DekStore],
 ) -> None:
     address = address_in(job, environ)
     try:
@@ -95,7 +99,7 @@ async def _check_postgres(
             tables, readable = await _look(out, job, address, connection)
             if rotation is not None or keyring is not None:
                 keys = keyring or Keyring([])
-                await _try(out, job, address, connection, tables, readable, rotation, keys, environ)
+                await _try(out, job, address, connection, tables, readable, rotation, keys, environ, deks)
     except UnsafeTarget as exc:
         # a pooler refuses the very connection
         out.refused(exc, "pooler", f"database {address.shown}")
@@ -107,6 +111,7 @@ async def _check_cosmos(
     rotation: Rotation | None,
     keyring: Keyring | None,
     environ: Mapping[str, str],
+    deks: Mapping[str, DekStore],
 ) -> None:
     from rewrap.stores.cosmos.inspect import inspect
     from rewrap.stores.cosmos.store import CosmosContainers
@@ -130,7 +135,7 @@ async def _check_cosmos(
     store = CosmosContainers(job, environ)
     try:
         tables = await store.tables()
-        await check_keys(out, job, keyring or Keyring([]), store, tables, rotation)
+        await check_keys(out, job, keyring or Keyring([]), store, tables, rotation, deks)
     finally:
         await store.close()
     for table in tables if rotation is not None else ():
@@ -234,6 +239,7 @@ async def _try(
     rotation: Rotation | None,
     keyring: Keyring,
     environ: Mapping[str, str],
+    deks: Mapping[str, DekStore],
 ) -> None:
     """Keys on stored values, and new values in the tables."""
     store = PostgresStore(job, password_of(job, environ))
@@ -248,7 +254,7 @@ async def _try(
 
     try:
         await store.identity()
-        proof = await check_keys(out, job, keyring, store, readable, rotation)
+        proof = await check_keys(out, job, keyring, store, readable, rotation, deks)
         if rotation is not None:
             may_write = canary if await may_make_temporary(connection) else None
             await check_writes(out, rotation, store, tables, proof, may_write, lengths)

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Protocol
 
 from rewrap.engine.compile import Rotation
 from rewrap.errors import KeyAccessError
 from rewrap.job import Job, split_versions
 from rewrap.keys.open import open_keyring, open_local
 from rewrap.ledgers.opened import latest_run
+from rewrap.stores.open import Stores
+
+
+class Closing(Protocol):
+    async def close(self) -> None: ...
+
+
+async def close_all(*opened: Closing) -> None:
+    """Closes what was opened, in this order."""
+    for one in opened:
+        await one.close()
+
+
+def with_deks(rotation: Rotation, stores: Stores) -> Rotation:
+    """A rotation with those who keep the records of DEKs, which are to be closed after use."""
+    return replace(rotation, deks=stores.deks())
 
 
 async def rotation_of(job: Job, from_versions: str, to_version: str, environ: Mapping[str, str]) -> Rotation:

@@ -110,8 +110,8 @@ class FieldSection(Section):
     """One encrypted field: where it is stored and how.
 
     `path` leads into a column of jsonb: `patient.ssn`, `cards[0].number`, `cards[*].number`. `version`,
-    `nonce` and `tag` are parts that are stored apart from the payload. With `to_layout`, new values are
-    stored in another layout than old ones.
+    `nonce` and `tag` are parts that are stored apart from the payload; `dek_id` is in the version's place,
+    where values are under DEKs. With `to_layout`, new values are stored in another layout than old ones.
     """
 
     column: Name
@@ -119,6 +119,7 @@ class FieldSection(Section):
     path: PathText | None = None
     to_layout: Name | None = None
     version: PartSection | None = None
+    dek_id: PartSection | None = None
     nonce: PartSection | None = None
     tag: PartSection | None = None
     indexes: list[IndexSection] = []
@@ -138,7 +139,11 @@ class FieldSection(Section):
         """Where each part of a value is stored, in the order in which they are joined to one text."""
         before = [
             (role, Place(part.column or self.column, parse_path(part.path) if part.path else ()))
-            for role, part in ((Role.VERSION, self.version), (Role.NONCE, self.nonce), (Role.TAG, self.tag))
+            for role, part in (
+                (Role.VERSION, self.version or self.dek_id),
+                (Role.NONCE, self.nonce),
+                (Role.TAG, self.tag),
+            )
             if part is not None
         ]
         payload = (Role.PAYLOAD, Place(self.column, parse_path(self.path) if self.path else ()))
@@ -195,6 +200,8 @@ class TargetSection(Section):
     fields: Annotated[list[FieldSection], Field(min_length=1)]
     store: Name | None = None
     unmarked: Literal["count", "reseal"] = "count"
+    dek: Name | None = None
+    plaintext: Literal["count", "seal"] = "count"
     acknowledge: list[Literal["triggers"]] = []
     untouched: list[PlaceText] = []
 

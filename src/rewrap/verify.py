@@ -7,13 +7,15 @@ bytes were compared with the digest under which they were put aside.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from rewrap.crypto.ciphers import OPEN_FAILURES
 from rewrap.crypto.layout import BoundLayout, Layout
+from rewrap.dekcount import DekCounts
+from rewrap.deks import DekCensus
 from rewrap.errors import FenceError
 from rewrap.events import Notice, Verdict
 from rewrap.forms import Forms
@@ -56,11 +58,12 @@ async def verify(
     drain_s: float | None = None,
     worked_on: Sequence[RelationRecord] = (),
     witness: Witness | None = None,
+    looks: Mapping[str, DekCensus] | None = None,
 ) -> Verification:
     """Counts every configured column in one snapshot, by version and class.
 
     `worked_on` are the tables of earlier runs: what one of them still holds is told, though it may be no
-    partition of its target any more.
+    partition of its target any more. `looks` are, by store, verify's own at records of DEKs.
 
     `left_versions` are the versions that values came from (the job's others, if not given). A value without
     a marker that looks sealed is told from plaintext by their keys; where one is not at hand, verify does
@@ -70,6 +73,7 @@ async def verify(
     """
     others = [version for version in job.versions if version != to_version]
     look = _Look(job, census, keyring, to_version, exceptions, tuple(left_versions or others))
+    look.deks = DekCounts(job, looks or {}, census, keyring, to_version, exceptions, look.healed)
     tables = await census.tables()
     # an old value in an open transaction is in no snapshot, and in the table the moment after
     reasons = [
@@ -81,17 +85,15 @@ async def verify(
         values = {}
         tables = await census.tables_now(tables)
         for table in tables:
-            fields = _fields(job, table, to_version)
-            rows, classes = await census.count(table, {entry.name: forms for entry, forms in fields})
-            values[table.relation] = rows * len(table.fields)
-            for entry, forms in fields:
-                opening = Opening(forms, keyring, look.left_versions, table.target, entry.name, deep)
-                one = await look.at(table, entry.name, opening, classes[entry.name], deep=deep)
-                counted.append(one)
+            found = await look.table(table, deep=deep)
+            values[table.relation] = sum(one.values for one in found)
+            counted += found
+            for one in found:
                 sink(one.event())
         reasons += await look.left_behind(tables, worked_on)
         if witness is not None:
             reasons += await witness.look(census, sink)
+        reasons += await look.deks.referred(sink)
         await census.check_kept()
         position = await census.position()
     verdict = verdict_of(
@@ -124,6 +126,20 @@ class _Look:
     exceptions: Sequence[ExceptionRecord]
     left_versions: tuple[str, ...]
     healed: list[ExceptionRecord] = field(default_factory=list)
+    deks: DekCounts = field(init=False)
+
+    async def table(self, table: Table, *, deep: bool) -> list[FieldCount]:
+        """Every field of a table, counted."""
+        target = next(target for target in self.job.targets if target.table == table.target)
+        if target.dek is not None:
+            return [await self.deks.count(table, target.dek, entry, deep=deep) for entry in target.fields]
+        fields = _fields(self.job, table, self.to_version)
+        _, classes = await self.census.count(table, {entry.name: forms for entry, forms in fields})
+        found = []
+        for entry, forms in fields:
+            opening = Opening(forms, self.keyring, self.left_versions, table.target, entry.name, deep)
+            found.append(await self.at(table, entry.name, opening, classes[entry.name], deep=deep))
+        return found
 
     @property
     def missing(self) -> list[str]:
@@ -186,15 +202,11 @@ class _Look:
             table = await self.census.former(target, oid)
             if table is None:
                 continue
-            fields = _fields(self.job, table, self.to_version)
-            _, classes = await self.census.count(table, {entry.name: forms for entry, forms in fields})
-            for entry, forms in fields:
-                opening = Opening(forms, self.keyring, self.left_versions, table.target, entry.name)
-                one = await self.at(table, entry.name, opening, classes[entry.name], deep=False)
+            for one in await self.table(table, deep=False):
                 left = sum(one.classes[name] for name in MUST_BE_ZERO) + one.undecided
                 if left:
                     found.append(
-                        f"{table.relation}.{entry.name}: {left} not at {self.to_version}; the table was "
+                        f"{table.relation}.{one.column}: {left} not at {self.to_version}; the table was "
                         f'part of "{target}" and is not any more: attach it, name it as a target, or drop it'
                     )
         return found
@@ -369,7 +381,7 @@ async def _fence(
     for table in tables:
         for entry, forms in _fields(job, table, to_version):
             many = next(field.many for field in table.fields if field.name == entry.name)
-            if many or not forms.new.versioned:
+            if many or not forms.new.versioned or entry.dek_id is not None:
                 why = "a constraint cannot look into the elements of an array"
                 why = why if many else "values there name no version to be tested for"
                 without.setdefault(why, []).append(f"{table.name}.{entry.name}")

@@ -19,6 +19,7 @@ from rewrap import errors, events
 from rewrap.audit.record import Listener
 from rewrap.audit.section import AuditSection
 from rewrap.cli import app
+from rewrap.envelopes import DekSection, ReferenceSection
 from rewrap.formats import IndexKind, Keys, KeyVersion, LayoutSection
 from rewrap.job import Job
 from rewrap.limits import Limits, Pace
@@ -184,6 +185,7 @@ SECTIONS: dict[str, list[type[BaseModel]]] = {
     "`[indexes.NAME]`": [IndexKind],
     "`[[targets]]`": [TargetSection, FieldSection],
     "`[[untouched]]`": [UntouchedSection],
+    "`[deks.NAME]`": [DekSection, ReferenceSection],
     "`[pace]`": [Pace],
     "`[limits]`": [Limits],
     "`[[probe]]`": [ProbeSection],

@@ -13,7 +13,7 @@ FLOORS = [
     ["errors", "model", "packed"],
     ["crypto.ciphers", "crypto.encodings", "crypto.layout", "crypto.layouts", "crypto", "events"],
     ["recognise", "forecast", "metered", "labels", "pieces", "fingerprint"],
-    ["interfaces", "targets", "untouched", "forms", "probes.section"],
+    ["interfaces", "targets", "untouched", "envelopes", "deks", "forms", "probes.section"],
     ["formats", "storage", "limits", "joberrors", "audit.section", "job"],
     ["keys", "stores", "ledgers", "probes", "audit", "jobschema", "unfinished"],
     [
@@ -23,14 +23,18 @@ FLOORS = [
         "engine.accounting",
         "engine.judged",
         "engine.linked",
+        "engine.dekproof",
+        "engine.dekring",
         "engine.elements",
+        "engine.envelope",
+        "engine.minting",
         "engine.reseal",
         "engine.probe",
         "engine.settle",
         "engine.compile",
         "engine.proof",
     ],
-    ["engine", "verify", "witness", "opening", "verdict", "report"],
+    ["engine", "verify", "witness", "dekcount", "opening", "verdict", "report"],
     ["rotations", "plan", "measure", "queries", "check", "discover", "draft", "trial"],
     ["api"],
     ["preflight"],
@@ -88,8 +92,8 @@ def test_imports_go_downwards_only() -> None:
 def test_verify_shares_nothing_with_the_engine() -> None:
     """Verify and its census import no module of the engine, and none that reads or writes for it."""
     found = modules()
-    censuses = ("postgres.census", "cosmos.census", "cosmos.counting", "cosmos.survey")
-    for module in ("verify", "opening", "verdict", *(f"stores.{name}" for name in censuses)):
+    censuses = ("postgres.census", "postgres.dekcensus", "cosmos.census", "cosmos.counting", "cosmos.survey")
+    for module in ("verify", "opening", "dekcount", "verdict", *(f"stores.{name}" for name in censuses)):
         shared = imports_of(found[f"rewrap.{module}"], set(found))
         assert not [name for name in shared if name.startswith("rewrap.engine")]
         for store in ("postgres", "cosmos"):
@@ -99,7 +103,7 @@ def test_verify_shares_nothing_with_the_engine() -> None:
 
 def test_pure_modules_import_no_adapter() -> None:
     """What decides about values does no I/O: it imports neither stores nor ledgers nor a driver."""
-    for name in ("reseal", "probe", "health", "accounting"):
+    for name in ("reseal", "envelope", "dekring", "probe", "health", "accounting"):
         text = (ROOT / "engine" / f"{name}.py").read_text()
         drivers = ("asyncpg", "sqlalchemy", "anyio", "rewrap.stores", "rewrap.ledgers")
         assert not [word for word in drivers if word in text]

@@ -47,6 +47,7 @@ EXPLAINED = {
     "too_large": "is larger than pace.max_value_bytes",
     "rejected": "opens, but the database refused the new value (a constraint, a trigger, a length)",
     "ambiguous_key": "carries no marker and opens under more than one key",
+    "no_dek": "names a DEK that has no record, or looks sealed and names none",
     "linked": "shares its stored version with another value of the row that cannot be resealed",
     "contended": "was locked or changed by others three times running; the next run takes it",
 }

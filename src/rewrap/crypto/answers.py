@@ -70,10 +70,14 @@ AT_HAND: ContextVar[Answers | None] = ContextVar("answers at hand", default=None
 
 
 def answers(source: Hashable, items: Sequence[Hashable]) -> list[Any]:
-    """The answers at hand to some items; raises Unresolved where one is not known."""
+    """The answers at hand to some items.
+
+    Raises Unresolved where one is not known: whoever runs the attempt makes it again. Outside of any attempt
+    nobody would, and it is a plain ValueError.
+    """
     at_hand = AT_HAND.get()
     if at_hand is None:
-        raise Unresolved
+        raise ValueError("there is nobody to ask")
     return at_hand.of(source, items)
 
 

@@ -151,7 +151,7 @@ class Admission:
             table.estimated_rows
             for table in tables
             for name in table.field_names
-            if rotation.new_layout(table, name).cipher.seal_limit
+            if rotation.keyed_layout(table, name).cipher.seal_limit
         )
         if not ahead:
             return

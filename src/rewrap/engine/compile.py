@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from rewrap.crypto.layout import Layout, Value
-from rewrap.engine.elements import ElementsReseal
+from rewrap.deks import DekStore
+from rewrap.engine.dekring import DekRing, DekWrapping
+from rewrap.engine.elements import ElementsReseal, OneTransform
+from rewrap.engine.envelope import EnvelopeField, EnvelopeReseal
 from rewrap.engine.judged import FieldTransform
+from rewrap.engine.minting import Mint
 from rewrap.engine.probe import ProbedReseal
 from rewrap.engine.reseal import FieldReseal, Form, Reseal
 from rewrap.errors import KeyRefused
@@ -16,6 +20,7 @@ from rewrap.forms import fits
 from rewrap.interfaces import Scope, Store
 from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
+from rewrap.keys.resolving import Source, resolved
 from rewrap.model import Table
 from rewrap.targets import FieldSection, TargetSection
 
@@ -24,19 +29,56 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Rotation:
-    """One rotation of a job: from some versions to one, with the keys at hand."""
+    """One rotation of a job: from some versions to one, with the keys at hand.
+
+    `deks` are who keeps the records of DEKs, by the name of their section.
+    """
 
     job: Job
     keyring: Keyring
     from_versions: tuple[str, ...]
     to_version: str
+    deks: Mapping[str, DekStore] = field(default_factory=dict, repr=False, compare=False)
     _made: dict[str, tuple[FieldReseal, ...]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _wrappings: dict[str, DekWrapping] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     async def resolved(self, attempt: Callable[[], T]) -> T:
-        """What a pure computation over stored values gives, once all that it asks of vaults is answered."""
-        return await self.keyring.resolved(attempt)
+        """What a pure computation over stored values gives, once all that it asks for is there: of vaults,
+        and of those who keep the records of DEKs."""
+        if not self.deks:
+            return await self.keyring.resolved(attempt)
+        return await resolved(attempt, {**self.keyring.sources, **self._mints})
+
+    @property
+    def _mints(self) -> dict[Hashable, Source]:
+        patience_s = self.job.limits.reconnect_s
+        mints = [Mint(self.wrapping(name), store, patience_s) for name, store in self.deks.items()]
+        return {
+            **{mint.wrapping.records: mint.records for mint in mints},
+            **{mint.wrapping.fresh: mint.fresh for mint in mints},
+        }
+
+    def wrapping(self, name: str) -> DekWrapping:
+        """How the DEKs of a `[deks.NAME]` are wrapped."""
+        if name not in self._wrappings:
+            section = self.job.deks[name]
+            assert section.wrapped is not None
+            layout = self.job.new_layout(section.wrapped)
+            for version in (*self.from_versions, self.to_version):
+                if not fits(layout, version) or layout.key_bytes not in (
+                    None, len(self.keyring.get(version).secret),
+                ):  # fmt: skip
+                    raise KeyRefused(
+                        f'the key of {version} does not fit the layout "{section.wrapped.layout}" of deks '
+                        f'"{name}"',
+                        hint="a key has to have the length that the layout's cipher takes",
+                    )
+            self._wrappings[name] = DekWrapping(
+                name, section, layout, self.keyring, self.from_versions, self.to_version
+            )
+        return self._wrappings[name]
 
     def spent(self, store: Store) -> dict[str, float]:
         """What was used up so far of what the store and the keys' keepers meter."""
@@ -49,12 +91,31 @@ class Rotation:
         """The layout that new values of a field get."""
         return self.job.new_layout(self._entry(table, name))
 
+    def keyed_layout(self, table: Table, name: str) -> Layout:
+        """The layout of what the job's keys themselves seal for a field: its values, or their DEKs."""
+        dek = self.target(table).dek
+        return self.new_layout(table, name) if dek is None else self.wrapping(dek).layout
+
     def _entry(self, table: Table, name: str) -> FieldSection:
         return next(entry for entry in self.target(table).fields if entry.name == name)
 
-    def reseal(self, table: Table) -> Reseal:
-        """The compiled transform of a table."""
+    def reseal(self, table: Table, *, writes: bool = False) -> Reseal:
+        """The compiled transform of a table. Unless it `writes`, no records of DEKs are made for it."""
+        dek = self.target(table).dek
+        if dek is not None:
+            ring = DekRing(self.wrapping(dek), table.relation, dry=not writes)
+            return EnvelopeReseal(table, [_each(table, one) for one in self._enveloped(table, ring)], ring)
         return Reseal(table, [_each(table, one) for one in self._fields(table)])
+
+    def _enveloped(self, table: Table, ring: DekRing) -> list[EnvelopeField]:
+        target, digester = self.target(table), self.keyring.get(self.to_version).digester()
+        seals = target.plaintext == "seal"
+        return [
+            EnvelopeField(
+                table.relation, entry.name, table.target, self.job.new_layout(entry), ring, seals, digester
+            )
+            for entry in target.fields
+        ]
 
     def _fields(self, table: Table) -> tuple[FieldReseal, ...]:
         """Each field's transform, made once: a key may be slow to derive."""
@@ -114,6 +175,9 @@ class Rotation:
 
     def marked_forms(self, table: Table, version: str) -> list[dict[str, Form]]:
         """What values under a version begin with, by field, where they say so: once for each layout."""
+        if self.target(table).dek is not None:
+            # only their DEKs' records name a version
+            return []
         found: list[dict[str, Form]] = [{}, {}]
         for entry in self._fields(table):
             forms = [form for form in (Form(entry.target), *entry.sources) if form.version == version]
@@ -126,6 +190,8 @@ class Rotation:
 
         Of a field whose values name no version that is everything: nothing but opening tells.
         """
+        if self.target(table).dek is not None:
+            return Scope(dict.fromkeys(table.field_names, ("",)))
         markers: dict[str, tuple[Value, ...]] = {}
         unmarked: dict[str, str] = {}
         for entry in self._fields(table):
@@ -142,14 +208,16 @@ class Rotation:
         return next(t for t in self.job.targets if t.table == relation_name).unmarked == "reseal"
 
     def target_markers(self, table: Table) -> dict[str, Value]:
-        """The prefix each column's new values carry."""
+        """The prefix each column's new values carry; none where it is their own DEK's id."""
+        if self.target(table).dek is not None:
+            return {}
         return {
             entry.name: self.job.new_layout(entry).prefix_of(self.to_version)
             for entry in self.target(table).fields
         }
 
 
-def _each(table: Table, one: FieldReseal) -> FieldTransform:
+def _each(table: Table, one: OneTransform) -> FieldTransform:
     """A field's transform, or that of each element where it has many."""
     many = next(field.many for field in table.fields if field.name == one.column)
     return ElementsReseal(one) if many else one

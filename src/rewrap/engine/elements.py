@@ -8,17 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from rewrap.crypto.layout import Layout, Value
-from rewrap.engine.judged import AadPair, Judged
-from rewrap.engine.reseal import FieldReseal
+from rewrap.engine.judged import AadPair, FieldTransform, Judged
 from rewrap.interfaces import OversizeMark
 from rewrap.keys.keyring import Digester
 from rewrap.model import Fault, Outcome, Reason, key_text
 from rewrap.packed import ELEMENT, Column, listed
 
 _WORST_FIRST = (Outcome.OTHER_VERSION, Outcome.UNMARKED, Outcome.PLAINTEXT, Outcome.CURRENT)
+
+
+class OneTransform(FieldTransform, Protocol):
+    """The transform of one element, in a table."""
+
+    @property
+    def table(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class ElementsReseal:
     by the next sweep, and only then put aside for the others. So nothing that opens stays behind.
     """
 
-    one: FieldReseal
+    one: OneTransform
 
     @property
     def column(self) -> str:

@@ -9,13 +9,16 @@ from dataclasses import dataclass, field
 from rewrap.errors import KeyRefused
 from rewrap.model import Fault, Reason
 
-_KEY_REASONS = frozenset({Reason.UNOPENABLE, Reason.MALFORMED})
+_KEY_REASONS = frozenset({Reason.UNOPENABLE, Reason.MALFORMED, Reason.NO_DEK})
 
 FIRST_VALUES = 20
 """If this many values of a column and version fail before one opens, the key or the AAD is wrong."""
 
 UNNAMED = ""
 """Stands for the version of values that name none, and that no key at hand opens."""
+
+UNRECORDED = "(no record)"
+"""Stands for the version of values that name a DEK of which there is no record."""
 
 Place = tuple[str, str, str]
 """(relation, column, version): a key may be right for one table, and another's AAD declared wrongly."""
@@ -50,6 +53,8 @@ class KeyHealth:
             if self._opened[relation, column, version] == 0 and failed >= FIRST_VALUES:
                 if version == UNNAMED:
                     raise _none_opens(relation, column, failed)
+                if version == UNRECORDED:
+                    raise none_recorded(relation, column, failed)
                 raise KeyRefused(
                     f'key version "{version}" opens none of the first {failed} values marked with it in '
                     f"{relation}.{column}",
@@ -64,13 +69,24 @@ class KeyHealth:
         failed = sum(count for place, count in self._failed.items() if place[2] == version)
         allowed = max(self.max_faults, int(self.max_share * (opened + failed)))
         if failed > allowed:
-            whose = f'key version "{version}" fails' if version != UNNAMED else "every key at hand fails"
+            whose = _WHOSE.get(version, f'key version "{version}" fails')
             raise KeyRefused(
                 f"{whose} on {failed} of {opened + failed} values, "
                 f"more than the {allowed} that limits.max_quarantine allows",
                 hint="check the key and the layout's aad; if the values are really broken, raise "
                 "limits.max_quarantine; what this run had quarantined was withdrawn",
             )
+
+
+_WHOSE = {UNNAMED: "every key at hand fails", UNRECORDED: "a record of a DEK is missing"}
+
+
+def none_recorded(relation: str, column: str, failed: int) -> KeyRefused:
+    return KeyRefused(
+        f"none of the first {failed} DEKs that {relation}.{column} names has a record",
+        hint="check the section deks: its table or container, its id; and the field's dek_id; if records "
+        "were lost, restore them; what this run had quarantined was withdrawn",
+    )
 
 
 def _none_opens(relation: str, column: str, failed: int) -> KeyRefused:

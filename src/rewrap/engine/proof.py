@@ -14,6 +14,7 @@ from typing import Any
 
 from rewrap.crypto.layout import Malformed, Unopenable
 from rewrap.engine.compile import Rotation
+from rewrap.engine.dekproof import prove_deks
 from rewrap.engine.health import FIRST_VALUES, UNNAMED, KeyHealth, Place
 from rewrap.engine.reseal import Form, Reseal, Resealed
 from rewrap.errors import KeyRefused
@@ -82,6 +83,10 @@ async def gather_proof(
     """
     proof = Proof()
     for table in tables:
+        dek = rotation.target(table).dek
+        if dek is not None:
+            await prove_deks(proof, store, table, rotation, dek)
+            continue
         reader = store.reader(table, full=False)
         try:
             for version in (*rotation.from_versions, rotation.to_version):

@@ -26,7 +26,7 @@ async def rehearse(
 
     One refused row is no reason to stop: the run finds it again and sets it aside.
     """
-    reseal = rotation.reseal(course.table)
+    reseal = rotation.reseal(course.table, writes=True)
     refused: list[StoreError] = []
     for row in proof.rows.get(course.table.relation, [])[:REHEARSED_ROWS]:
         batch = (await rotation.resolved(partial(reseal, [row]))).swap

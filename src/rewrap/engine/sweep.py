@@ -157,7 +157,7 @@ class Sweeper:
                     lease=lease,
                     reader=reader,
                     writer=writer,
-                    reseal=self.rotation.reseal(table),
+                    reseal=self.rotation.reseal(table, writes=True),
                     resolved=self.rotation.resolved,
                     scope=Scope() if full else self.rotation.scope(table),
                     known=self.known.get(table.relation, {}),

@@ -9,6 +9,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rewrap.deks import DekCensus, DekStore
+from rewrap.envelopes import DekSection
 from rewrap.errors import UsageError
 from rewrap.interfaces import Census, Guard, Store
 from rewrap.job import Job
@@ -16,6 +18,8 @@ from rewrap.storage import PostgresStore as PostgresSection
 from rewrap.stores.fleet import FleetCensus, FleetGuard, FleetStore
 from rewrap.stores.postgres.census import PostgresCensus
 from rewrap.stores.postgres.connection import Address, address_of
+from rewrap.stores.postgres.dekcensus import PostgresDekCensus
+from rewrap.stores.postgres.deks import PostgresDeks
 from rewrap.stores.postgres.guard import PostgresGuard
 from rewrap.stores.postgres.store import PostgresStore
 
@@ -65,6 +69,37 @@ class Stores:
     def census(self) -> Census:
         opened = {name: self._census(job) for name, job in self.jobs.items()}
         return next(iter(opened.values())) if len(opened) == 1 else FleetCensus(opened)
+
+    def deks(self) -> dict[str, DekStore]:
+        """Who keeps the records of the DEKs that targets are under, by the name of their section."""
+        used = dict.fromkeys(target.dek for target in self.job.targets if target.dek is not None)
+        opened: dict[str, DekStore] = {}
+        for name in used:
+            section = self.job.deks[name]
+            opened[name] = self._deks(self.job.of_store(self.job.store_of(section)), section)
+        return opened
+
+    def _deks(self, job: Job, section: DekSection) -> DekStore:
+        if _in_postgres(job):
+            return PostgresDeks(job, section, address_in(job, self.environ))
+        from rewrap.stores.cosmos.deks import CosmosDeks
+
+        return CosmosDeks(job, section, self.environ)
+
+    def _dek_census(self, job: Job) -> DekCensus:
+        if _in_postgres(job):
+            return PostgresDekCensus(job, address_in(job, self.environ))
+        from rewrap.stores.cosmos.dekcensus import CosmosDekCensus
+
+        return CosmosDekCensus(job, self.environ)
+
+    def dek_censuses(self) -> dict[str, DekCensus]:
+        """Verify's look at each store that holds records of DEKs, or refers to them."""
+        placed = [place for one in self.job.deks.values() for place in (one, *one.referenced_by)]
+        opened: dict[str, DekCensus] = {}
+        for name in dict.fromkeys(self.job.store_of(place) for place in placed):
+            opened[name] = self._dek_census(self.job.of_store(name))
+        return opened
 
     def _store(self, job: Job) -> Store:
         if _in_postgres(job):

@@ -367,7 +367,7 @@ def _worst(table: Table, column: str, forms: Forms) -> str:
     That is one under a version that the job knows, then one under any other, then one without a marker.
     """
     value = _value(table, column)
-    if not _field(table, column).many:
+    if not _field(table, column).many or not forms.named:
         return value
     target, *old = forms.named
     ranks = "".join(f" WHEN {_begins('x', form.prefix)} THEN 0" for form in old)

@@ -145,7 +145,7 @@ async def former_table(connection: Connection, job: Job, target: TargetSection, 
         relation = await connection.fetchrow(_RELATION, oid)
         if relation is None or relation["relkind"] != "r":
             return None
-        columns = {row["attname"]: row for row in await connection.fetch(_COLUMNS, oid)}
+        columns = await columns_of(connection, oid)
     name = f"{quote(relation['nspname'])}.{quote(relation['relname'])}"
     try:
         fields, aad_columns = find_fields(job, columns, target, f"table {name}", writing=False)
@@ -165,7 +165,7 @@ async def _survey_leaf(
     subject = leaf.subject
     with translated(subject):
         relation = await connection.fetchrow(_RELATION, leaf.oid)
-        columns = {row["attname"]: row for row in await connection.fetch(_COLUMNS, leaf.oid)}
+        columns = await columns_of(connection, leaf.oid)
         decisive = await partition_columns(connection, leaf.oid)
         generated = await connection.fetch(_GENERATED, leaf.oid, written_columns(target))
         follows = {row["attname"] for row in generated}
@@ -207,6 +207,11 @@ async def _survey_leaf(
         ),
         notices,
     )
+
+
+async def columns_of(connection: Connection, oid: int) -> dict[str, Connection]:
+    """A table's columns as the catalog describes them, by name."""
+    return {row["attname"]: row for row in await connection.fetch(_COLUMNS, oid)}
 
 
 async def find_table(connection: Connection, name: str) -> int | None:

@@ -53,7 +53,9 @@ async def unnamed_versions(
     bare = [
         entry
         for entry in target.fields
-        if entry.version is None and not (job.old_layout(entry).versioned and job.new_layout(entry).versioned)
+        if target.dek is None
+        and entry.version is None
+        and not (job.old_layout(entry).versioned and job.new_layout(entry).versioned)
     ]
     if not bare:
         return []
