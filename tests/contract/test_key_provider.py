@@ -477,3 +477,21 @@ def test_nothing_secret_is_logged_or_said(kept: VaultKeys, caplog: pytest.LogCap
 
 def _base64(value: bytes) -> str:
     return urlsafe_b64encode(value).rstrip(b"=").decode()
+
+
+def test_a_token_that_ends_on_the_way_is_replaced(kept: VaultKeys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run outlives its token, and nothing is lost."""
+    emulator = kept.vault
+    assert isinstance(emulator, VaultEmulator)
+    made = [secrets.token_bytes(32) for _ in range(12)]
+    wrapped = [kept.wrap(kept.old, one) for one in made]
+    monkeypatch.setattr(emulator.service, "token_s", 2.0)
+
+    async def work() -> list[bytes | None]:
+        # three seconds of calls
+        async with kept.opened(keys="max_calls_per_s = 4") as keyring:
+            return await opened_of(keyring, kept.old, wrapped)
+
+    before = emulator.proxy.counts()["token"]
+    assert working(work) == made
+    assert emulator.proxy.counts()["token"] - before >= 2

@@ -314,3 +314,19 @@ def test_nothing_secret_reaches_screen_ledger_or_file(deks: Deks, vault_emulator
     hidden += [token.encode() for token in vault_emulator.service.tokens]
     hidden += [one.secret.encode() for one in vault_emulator.service.principals.values()]
     assert [one for one in hidden if one in everything] == []
+
+
+def test_records_without_a_version_are_found_by_opening_them(deks: Deks) -> None:
+    """They count as unmarked, which is not complete, and are wrapped anew where the job says so."""
+    deks.bench.sql("ALTER TABLE deks ALTER mek_version DROP NOT NULL")
+    deks.bench.sql("UPDATE deks SET mek_version = NULL WHERE id < 3")
+    done = deks.run()
+    assert done.code == 3, done.err
+    assert done.event("verdict")["unmarked"] == 3
+    assert deks.under == {deks.new: RECORDS - 3, None: 3}
+    path = deks.bench.folder / "rewrap.toml"
+    path.write_text(path.read_text() + 'unmarked = "reseal"\n')
+    done = deks.run()
+    assert done.code == 0, done.err
+    assert deks.under == {deks.new: RECORDS}
+    deks.opens()

@@ -137,6 +137,33 @@ def test_a_wrapping_that_does_not_open_to_the_same_is_never_written() -> None:
         anyio.run(keys.resolved, lambda: transform(keys).judge(wrapped("v1", b"a" * 32), (None, None), [1]))
 
 
+def sampling(reopen: float, **remote: Elsewhere) -> Keyring:
+    """A keyring that opens a share of new values again."""
+    return Keyring((Key(name, pair(name)[1], remote=one) for name, one in remote.items()), reopen=reopen)
+
+
+def test_a_share_of_new_wrappings_is_opened_again() -> None:
+    """Old values are asked for as ever; of the new ones about as many as was said, drawn one by one."""
+    old, new = Elsewhere("v1"), Elsewhere("v2")
+    keys = sampling(0.25, v1=old, v2=new)
+    plains = [n.to_bytes(32, "big") for n in range(64)]
+    olds = wrapped("v1", *plains)
+    judged = anyio.run(keys.resolved, lambda: transform(keys).judge(olds, (None, None), list(range(64))))
+    assert old.calls == 64
+    # none, or all but a few, would be wrong; 16 is the mean, and one try in a million is out of this range
+    assert 1 <= new.calls <= 36
+    assert CIPHER.opener(pair("v2")[0])(_payloads(judged.news), None, 0) == plains
+
+
+def test_a_stored_value_is_never_believed() -> None:
+    """Only what was wrapped in this attempt has a known inside, however few are opened again."""
+    keys = sampling(0.001, v1=Elsewhere("v1", garbles=True), v2=Elsewhere("v2"))
+    olds = wrapped("v1", b"a" * 32)
+    judged = anyio.run(keys.resolved, lambda: transform(keys).judge(olds, (None, None), [1]))
+    (sealed,) = _payloads(judged.news)
+    assert CIPHER.opener(pair("v2")[0])([sealed], None, 0) == [b"a" * 32 + b"?"]
+
+
 def test_a_refused_key_is_no_fault_of_a_value() -> None:
     """The refusal ends the computation; nothing is judged."""
     keys = keyring(v1=Elsewhere("v1", refuses=True), v2=Elsewhere("v2"))

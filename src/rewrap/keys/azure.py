@@ -58,12 +58,15 @@ CALLS_PER_10_S = {
 _NAME = re.compile(r"[0-9A-Za-z-]{1,127}")
 
 _GRANTS = {
-    "get": ("keys/get", "Key Vault Crypto User"),
-    "list": ("keys/list", "Key Vault Crypto User"),
-    "unwrapkey": ("keys/unwrapKey", "Key Vault Crypto User"),
-    "wrapkey": ("keys/wrapKey", "Key Vault Crypto User"),
+    "get": ("read", "keys/get"),
+    "list": ("list the versions of", "keys/list"),
+    "unwrapkey": ("unwrap with", "keys/unwrapKey"),
+    "wrapkey": ("wrap with", "keys/wrapKey"),
 }
-"""What an operation needs: the permission of an access policy, or the role under RBAC."""
+"""What an operation does, and the permission of an access policy that it needs."""
+
+ROLE = "Key Vault Crypto User"
+"""The role that has all of these, where access goes by roles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +304,7 @@ class KeyVault:
         """Why the vault refuses, by its status and codes alone: its texts may repeat what was sent."""
         codes = _codes(found)
         named = f' version "{version}"' if version else ""
-        permission, role = _GRANTS[operation]
+        does, permission = _GRANTS[operation]
         if status == 401:
             return self._unauthenticated()
         if "KeyDisabled" in codes and version is not None:
@@ -318,9 +321,9 @@ class KeyVault:
             )  # fmt: skip
         if status == 403:
             return KeyAccessError(
-                f"{self.shown}{named}: this identity may not {operation.removesuffix('key')} with it",
-                hint=f'grant it {permission} in the access policy, or the role "{role}"; it may also be that '
-                "the key's own operations or validity dates do not allow it",
+                f"{self.shown}{named}: this identity may not {does} it",
+                hint=f'grant it {permission} in the access policy, or the role "{ROLE}"; it may also be that '
+                "the key's own operations or dates do not allow it",
                 code="key-not-permitted",
             )
         return self._refused(

@@ -12,7 +12,7 @@ from azure.core.credentials_async import AsyncTokenCredential
 from rewrap.crypto.ciphers import CIPHERS
 from rewrap.errors import KeyAccessError, KeyRefused
 from rewrap.job import Job
-from rewrap.keys.azure import KeyVault, VaultVersion
+from rewrap.keys.azure import ROLE, KeyVault, VaultVersion
 from rewrap.keys.keyring import Doubt, Key, Keyring
 
 TRIED_BYTES = 32
@@ -62,7 +62,7 @@ async def _open(job: Job, required: Sequence[str], wanted: Sequence[str] | None,
         if listed is None:
             raise KeyAccessError(
                 f"{vault.shown}: this identity may not list the versions that there are",
-                hint='name them in --from, or grant it keys/list, or the role "Key Vault Crypto User"',
+                hint=f'name them in --from, or grant it keys/list, or the role "{ROLE}"',
                 code="key-not-permitted",
             )
         wanted = [one.version for one in listed if one.enabled]
