@@ -85,6 +85,7 @@ class Account:
         self._credential: Any = None
         self._region: Region | None = None
         self._containers: dict[str, Container] = {}
+        self._proxies: dict[str, Any] = {}
 
     @property
     def host(self) -> str:
@@ -141,7 +142,9 @@ class Account:
     async def proxy(self, name: str) -> Any:
         """The SDK's container."""
         client = await self._connected()
-        return client.get_database_client(self.database).get_container_client(name)
+        if name not in self._proxies:
+            self._proxies[name] = client.get_database_client(self.database).get_container_client(name)
+        return self._proxies[name]
 
     async def patiently(
         self, attempt: Callable[[], Awaitable[T]], subject: str, *, writes: bool = False
@@ -172,13 +175,15 @@ class Account:
                 await held.close()
         self._client = self._credential = None
         self._containers.clear()
+        self._proxies.clear()
 
     # connecting
 
     async def _connected(self) -> Any:
-        async with self._turn:
-            if self._client is None:
-                self._client = await self._connect()
+        if self._client is None:
+            async with self._turn:
+                if self._client is None:
+                    self._client = await self._connect()
         return self._client
 
     async def _connect(self) -> Any:

@@ -119,6 +119,14 @@ def refused(subject: str, status: int, sub_status: int | None = None, *, writes:
     )
 
 
+def lost_place(subject: str) -> StoreError:
+    """The error of a server that refuses its own tokens again and again."""
+    return StoreError(
+        f"{subject}: the server does not go on where it was",
+        hint="it does not take the tokens that it gave; see the account's health, then rewrap resume",
+    )
+
+
 def unreachable(subject: str, what: str) -> StoreUnavailable:
     return StoreUnavailable(
         f"{subject} does not answer ({what})", hint="see stores.*.endpoint, the network and the firewall"
