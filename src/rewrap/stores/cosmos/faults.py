@@ -68,6 +68,17 @@ def translated(subject: str, *, writes: bool = False) -> Iterator[None]:
         raise unreachable(subject, type(exc).__name__) from None
 
 
+@contextmanager
+def expected(what: str, where: str) -> Iterator[None]:
+    """Turns 404 into the error of a job that names what is not there."""
+    try:
+        yield
+    except Missing:
+        raise SchemaMismatch(
+            f"{where} has no {what}", hint="see stores.*.database and targets.container, and the endpoint"
+        ) from None
+
+
 def of_status(subject: str, status: int, sub_status: int | None, *, writes: bool = False) -> StoreError:
     """The error that an answer's status means."""
     if (status, sub_status) in _MOVING:
