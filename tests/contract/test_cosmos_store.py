@@ -29,7 +29,7 @@ from rewrap.packed import ELEMENT, PART, listed
 from rewrap.stores.cosmos.client import Account, Query, guarded
 from rewrap.stores.cosmos.faults import Missing, NoContainer, of_status
 from rewrap.stores.cosmos.guard import CosmosGuard
-from rewrap.stores.cosmos.store import CosmosContainers
+from rewrap.stores.cosmos.store import MOST_RESTARTS, CosmosContainers
 from rewrap.stores.open import Stores
 from tests.support.cosmos import CosmosDatabase
 from tests.support.proxy import REFUSED_TOKEN, Answer, Drop, FaultProxy, Meanwhile, throttled
@@ -335,6 +335,21 @@ def test_a_refused_token_starts_the_range_again(notes: CosmosDatabase, cosmos_pr
         kept = await run.guard.lease(run.table.relation, run.lease.range.shard)
         assert (kept.cursor, kept.rows, kept.tally) == (None, 0, {})
         assert len(await run.page(100, kept.cursor)) == 12
+
+    running(notes, work, endpoint=cosmos_proxy.endpoint)
+
+
+def test_a_range_is_not_begun_anew_for_ever(notes: CosmosDatabase, cosmos_proxy: FaultProxy) -> None:
+    """A server that refuses every token is told, once it has been tried some times."""
+
+    async def work(run: Run) -> None:
+        page = await run.page(5)
+        cosmos_proxy.add(REFUSED_TOKEN, "query", token=True)
+        for _ in range(MOST_RESTARTS):
+            with pytest.raises(Rewound):
+                await run.page(5, page.last)
+        with pytest.raises(StoreError, match="does not go on"):
+            await run.page(5, page.last)
 
     running(notes, work, endpoint=cosmos_proxy.endpoint)
 

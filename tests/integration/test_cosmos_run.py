@@ -189,3 +189,16 @@ def test_a_run_outlasts_a_bad_line(bench: Bench) -> None:
     bench.check_opens(bench.notes())
     outcomes = ended.event("run_ended")["outcomes"]["notes"]
     assert all(set(counts) <= {"resealed", "current", "converged", "null"} for counts in outcomes.values())
+
+
+def test_a_server_that_never_goes_on_ends_the_run(bench: Bench) -> None:
+    """Every token is refused: the run gives up, and does not begin again for ever."""
+    rule = bench.proxy.add(REFUSED_TOKEN, "query", path="/notes/", token=True)
+    ended = bench.run()
+    assert ended.code == 1, ended.err
+    assert "does not go on where it was" in ended.err
+    assert rule.befallen < 30
+    bench.proxy.clear()
+    again = bench.run()
+    assert again.code == 0, again.err
+    bench.check_opens(bench.notes())

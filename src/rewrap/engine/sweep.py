@@ -125,24 +125,25 @@ class Sweeper:
                 try:
                     await self._shard_once(course, lease, full, budget)
                     return
-                except Rewound:
-                    pass
+                except Rewound as exc:
+                    rewound = exc
                 except BaseExceptionGroup as errors:
                     first = first_of(errors)
                     if not isinstance(first, Rewound):
                         raise first from None
-                # the server crashed and lost writes it had acknowledged, and their checkpoints with
-                # them: whatever this process remembers of them is wrong
-                await self._rewind(course, lease)
+                    rewound = first
+                # the server lost writes that it had acknowledged, and their checkpoints with them, or does
+                # not go on where it was: whatever this process remembers of the shard is wrong
+                await self._rewind(course, lease, rewound)
 
-    async def _rewind(self, course: Course, lease: ShardLease) -> None:
+    async def _rewind(self, course: Course, lease: ShardLease, rewound: Rewound) -> None:
         kept = await self.patiently(lambda: self.guard.lease(lease.relation, lease.range.shard))
         course.gauge.rows -= lease.rows - kept.rows
         lease.cursor, lease.rows, lease.tally, lease.seq = kept.cursor, kept.rows, kept.tally, kept.seq
         self.sink(
             Notice(
                 level="warning",
-                message=f"table {course.table.name}: the server crashed and lost its last writes; "
+                message=f"table {course.table.name}: {rewound.message}; "
                 "going on from the checkpoint that it kept",
             )
         )

@@ -1,4 +1,4 @@
-"""The client: one account of a job's store, its containers, and every request to them.
+"""The client: one account of a job's store, and how it is reached.
 
 The SDK is imported when the first request is made: no command that needs no Cosmos DB waits for it.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -17,8 +17,11 @@ import anyio
 
 from rewrap.errors import JobError, SchemaMismatch, StoreUnavailable
 from rewrap.job import Job
-from rewrap.stores.cosmos.faults import BadRequest, Missing, Throttled, translated
+from rewrap.stores.cosmos.container import EVERYTHING, Answer, Container, Document, Query
+from rewrap.stores.cosmos.faults import Throttled, expected, translated
 from rewrap.stores.cosmos.gate import Gate
+
+__all__ = ["EVERYTHING", "Account", "Answer", "Container", "Document", "Query", "Region", "guarded"]
 
 T = TypeVar("T")
 
@@ -35,31 +38,6 @@ THROTTLE_PATIENCE_S = 10.0
 
 ATTEMPT_PAUSES_S = (0.05, 0.2, 0.8)
 """Seconds before the further attempts at a request that failed for a passing reason."""
-
-EVERYTHING = {"Range": {"min": "", "max": "FF", "isMinInclusive": True, "isMaxInclusive": False}}
-"""The feed range of a whole container."""
-
-Document = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """A query's text and its parameters by name."""
-
-    text: str
-    parameters: tuple[tuple[str, Any], ...] = ()
-
-    @property
-    def sent(self) -> list[dict[str, Any]]:
-        return [{"name": name, "value": value} for name, value in self.parameters]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One page of a query: what it found, and the token to go on with; None at the end."""
-
-    found: list[Any] = field(repr=False)
-    token: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +63,7 @@ class Account:
         self._credential: Any = None
         self._region: Region | None = None
         self._containers: dict[str, Container] = {}
+        self._proxies: dict[str, Any] = {}
 
     @property
     def host(self) -> str:
@@ -113,7 +92,7 @@ class Account:
         """The database's own id, which another database of the same name does not have."""
         client = await self._connected()
         proxy = client.get_database_client(self.database)
-        with _expected(f'database "{self.database}"', f"account {self.host}"):
+        with expected(f'database "{self.database}"', f"account {self.host}"):
             found = await self.patiently(proxy.read, self.subject)
         return str(found["_rid"])
 
@@ -141,7 +120,9 @@ class Account:
     async def proxy(self, name: str) -> Any:
         """The SDK's container."""
         client = await self._connected()
-        return client.get_database_client(self.database).get_container_client(name)
+        if name not in self._proxies:
+            self._proxies[name] = client.get_database_client(self.database).get_container_client(name)
+        return self._proxies[name]
 
     async def patiently(
         self, attempt: Callable[[], Awaitable[T]], subject: str, *, writes: bool = False
@@ -172,13 +153,15 @@ class Account:
                 await held.close()
         self._client = self._credential = None
         self._containers.clear()
+        self._proxies.clear()
 
     # connecting
 
     async def _connected(self) -> Any:
-        async with self._turn:
-            if self._client is None:
-                self._client = await self._connect()
+        if self._client is None:
+            async with self._turn:
+                if self._client is None:
+                    self._client = await self._connect()
         return self._client
 
     async def _connect(self) -> Any:
@@ -269,160 +252,6 @@ class Account:
         return referred(reference, self._job, self._environ, "key")
 
 
-class Container:
-    """One container: documents by id and partition key, and queries."""
-
-    def __init__(self, account: Account, name: str) -> None:
-        self.account = account
-        self.name = name
-        self.relation = f"{account.database}/{name}"
-
-    @property
-    def subject(self) -> str:
-        return f"container {self.relation}"
-
-    async def properties(self) -> Document:
-        """How it is set up: its _rid, partition key, indexing, time to live. SchemaMismatch without it."""
-        proxy = await self.account.proxy(self.name)
-        with _expected(f'container "{self.name}"', self.account.subject):
-            return dict(await self.account.patiently(proxy.read, self.subject))
-
-    async def date(self) -> str:
-        """The server's time, as its answers are dated (RFC 9110)."""
-        proxy = await self.account.proxy(self.name)
-        heads: list[Mapping[str, str]] = []
-        await self.account.patiently(
-            lambda: proxy.read(response_hook=lambda headers, _: heads.append(headers)), self.subject
-        )
-        return heads[-1]["date"]
-
-    async def feed_ranges(self) -> list[dict[str, Any]]:
-        """The ranges that are one partition of the server's each, as it has them now."""
-        proxy = await self.account.proxy(self.name)
-
-        async def listed() -> list[dict[str, Any]]:
-            return [one async for one in proxy.read_feed_ranges(force_refresh=True)]
-
-        with _expected(f'container "{self.name}"', self.account.subject):
-            return await self.account.patiently(listed, self.subject)
-
-    async def query(
-        self, query: Query, *, limit: int, token: str | None = None, scope: Mapping[str, Any] = EVERYTHING
-    ) -> Answer:
-        """One page of at most `limit` results within a feed range."""
-        proxy = await self.account.proxy(self.name)
-
-        async def page() -> Answer:
-            # the SDK keeps the headers of the last answer in one place for all requests under way: only
-            # those handed to this query's own hook are surely its own
-            heads: list[Mapping[str, str]] = []
-            pages = proxy.query_items(
-                query.text,
-                parameters=query.sent,
-                feed_range=dict(scope),
-                max_item_count=limit,
-                response_hook=lambda headers, _: heads.append(headers),
-            ).by_page(token)
-            async for found in pages:
-                rows = [row async for row in found]
-                return Answer(rows, heads[-1].get("x-ms-continuation") if heads else None)
-            return Answer([])
-
-        with _expected(f'container "{self.name}"', self.account.subject):
-            return await self.account.patiently(page, self.subject)
-
-    async def every(
-        self, query: Query, *, limit: int = 1_000, scope: Mapping[str, Any] = EVERYTHING
-    ) -> AsyncIterator[list[Any]]:
-        """All pages of a query. StoreUnavailable when the server forgets where it was: ask once more."""
-        token: str | None = None
-        while True:
-            try:
-                answer = await self.query(query, limit=limit, token=token, scope=scope)
-            except BadRequest:
-                if token is None:
-                    raise
-                raise StoreUnavailable(
-                    f"{self.subject}: the server does not go on where it was",
-                    hint="it is asked from the start",
-                ) from None
-            yield answer.found
-            token = answer.token
-            if token is None:
-                return
-
-    async def count(self, query: Query) -> int:
-        """The sum of what a `SELECT VALUE COUNT(1)` counts in each part of the container."""
-        total = 0
-        async for found in self.every(query):
-            total += sum(int(one) for one in found)
-        return total
-
-    async def read(self, name: str, partition: Any) -> Document | None:
-        """A document; None when it is not there."""
-        proxy = await self.account.proxy(self.name)
-        try:
-            found = await self.account.patiently(lambda: proxy.read_item(name, partition), self.subject)
-        except Missing:
-            return None
-        return dict(found)
-
-    async def create(self, document: Document) -> Document:
-        """Writes a document that is not there; Changed when it is."""
-        proxy = await self.account.proxy(self.name)
-        return dict(
-            await self.account.patiently(lambda: proxy.create_item(document), self.subject, writes=True)
-        )
-
-    async def replace(self, document: Document, etag: str) -> Document:
-        """Writes over a document while it has this etag; Changed or Missing when it has not."""
-        from azure.core import MatchConditions
-
-        proxy = await self.account.proxy(self.name)
-        return dict(
-            await self.account.patiently(
-                lambda: proxy.replace_item(
-                    document["id"], document, etag=etag, match_condition=MatchConditions.IfNotModified
-                ),
-                self.subject,
-                writes=True,
-            )
-        )
-
-    async def patch(self, name: str, partition: Any, operations: list[Document], etag: str) -> str:
-        """Changes some places of a document while it has this etag; its new etag.
-
-        Raises Changed or Missing when it has not.
-        """
-        from azure.core import MatchConditions
-
-        proxy = await self.account.proxy(self.name)
-        answered = await self.account.patiently(
-            lambda: proxy.patch_item(
-                name,
-                partition,
-                operations,
-                etag=etag,
-                match_condition=MatchConditions.IfNotModified,
-                # what is written is known: it need not come back
-                no_response=True,
-            ),
-            self.subject,
-            writes=True,
-        )
-        return str(answered.get_response_headers().get("etag", "")).strip('"')
-
-    async def delete(self, name: str, partition: Any) -> None:
-        """Removes a document, whatever it holds."""
-        proxy = await self.account.proxy(self.name)
-        try:
-            await self.account.patiently(
-                lambda: proxy.delete_item(name, partition), self.subject, writes=True
-            )
-        except Missing:
-            return
-
-
 @contextmanager
 def guarded(check: Callable[[], None], timeout_s: float) -> Iterator[None]:
     """Within it, `check` is asked right before each request is sent, and none takes longer than that."""
@@ -433,17 +262,6 @@ def guarded(check: Callable[[], None], timeout_s: float) -> Iterator[None]:
         yield
     finally:
         GUARDED.reset(before)
-
-
-@contextmanager
-def _expected(what: str, where: str) -> Iterator[None]:
-    """Turns 404 into the error of a job that names what is not there."""
-    try:
-        yield
-    except Missing:
-        raise SchemaMismatch(
-            f"{where} has no {what}", hint="see stores.*.database and targets.container, and the endpoint"
-        ) from None
 
 
 def _is_local(endpoint: str) -> bool:

@@ -68,6 +68,17 @@ def translated(subject: str, *, writes: bool = False) -> Iterator[None]:
         raise unreachable(subject, type(exc).__name__) from None
 
 
+@contextmanager
+def expected(what: str, where: str) -> Iterator[None]:
+    """Turns 404 into the error of a job that names what is not there."""
+    try:
+        yield
+    except Missing:
+        raise SchemaMismatch(
+            f"{where} has no {what}", hint="see stores.*.database and targets.container, and the endpoint"
+        ) from None
+
+
 def of_status(subject: str, status: int, sub_status: int | None, *, writes: bool = False) -> StoreError:
     """The error that an answer's status means."""
     if (status, sub_status) in _MOVING:
@@ -116,6 +127,14 @@ def refused(subject: str, status: int, sub_status: int | None = None, *, writes:
         f"{subject} does not permit this ({detail})",
         hint=f'an identity needs the data-plane role "{role}" (az cosmosdb sql role assignment create), a '
         "key has to be a read-write one, and the account's firewall has to let this machine in",
+    )
+
+
+def lost_place(subject: str) -> StoreError:
+    """The error of a server that refuses its own tokens again and again."""
+    return StoreError(
+        f"{subject}: the server does not go on where it was",
+        hint="it does not take the tokens that it gave; see the account's health, then rewrap resume",
     )
 
 

@@ -355,7 +355,7 @@ class CosmosGuard:
             now = self._ours(hold, await self._records.read(hold.relation, shard["id"]))
             hold.shards[at] = now
             if now["seq"] < shard["seq"]:
-                raise Rewound(f"container {hold.relation}: the server lost acknowledged checkpoints")
+                raise Rewound("the server lost checkpoints that it had acknowledged")
         raise StoreUnavailable(f"{self.subject}: a shard of {hold.relation} keeps changing")
 
     async def release(self, *, finished: bool, void: bool = False) -> None:

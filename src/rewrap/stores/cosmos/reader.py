@@ -19,7 +19,7 @@ from rewrap.job import Job
 from rewrap.model import ShardRange, key_text
 from rewrap.packed import ELEMENT, HELD_BACK, listed
 from rewrap.stores.cosmos.client import EVERYTHING, Container, Query
-from rewrap.stores.cosmos.faults import BadRequest
+from rewrap.stores.cosmos.faults import BadRequest, lost_place
 from rewrap.stores.cosmos.queries import named, page_query, sample_query
 from rewrap.stores.cosmos.shape import ETAG, Seen, Shape
 
@@ -67,7 +67,7 @@ class ContainerReader:
         digest = _digest(query, shard)
         place = Place(digest) if after is None else Place.of(after)
         if place is None or place.query != digest:
-            raise await self._rewound(shard, "the query has changed")
+            raise await self._rewound(shard, "its cursor is of another query")
         limit = max(1, min(limit, self._limit))
         try:
             answer = await self._container.query(
@@ -77,13 +77,15 @@ class ContainerReader:
             # ValueError: the SDK sees by itself that a token is another query's
             if place.token is None:
                 raise
-            raise await self._rewound(shard, "the server does not take the continuation token") from None
+            raise await self._rewound(
+                shard, "the server does not take its continuation token any more"
+            ) from None
         documents = [named(self._shape, found) for found in answer.found]
         first = place.first
         if documents:
             begins = _short(key_text(self._shape.key_of(documents[0])))
             if place.token is not None and begins == first:
-                raise await self._rewound(shard, "the continuation token led to the start")
+                raise await self._rewound(shard, "its continuation token led to the start")
             first = first or begins
         page = self._page([one for one in documents if self._wanted(one, scope)])
         self._adapt(page)
@@ -111,8 +113,10 @@ class ContainerReader:
             try:
                 answer = await self._container.query(query, limit=share, token=token, scope=feed_range)
             except BadRequest:
-                if token is None or begun_anew == len(ranges):
+                if token is None:
                     raise
+                if begun_anew == len(ranges):
+                    raise lost_place(self._container.subject) from None
                 begun_anew += 1
                 rest.append((feed_range, None))
                 continue
@@ -154,7 +158,7 @@ class ContainerReader:
 
     async def _rewound(self, shard: ShardRange, why: str) -> Rewound:
         await self._restart(shard.shard)
-        return Rewound(f"{self._container.subject}: {why}; a feed range is read from its start")
+        return Rewound(why)
 
 
 def _in_scope(value: str | None, prefixes: Sequence[Prefix], marked: str | None) -> bool:

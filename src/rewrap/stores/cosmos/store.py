@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -14,7 +15,7 @@ from rewrap.job import Job
 from rewrap.model import Activity, ServerIdentity, ShardLease, ShardRange, Table
 from rewrap.stores.cosmos.client import Account, Container, Document
 from rewrap.stores.cosmos.documents import changed, differing
-from rewrap.stores.cosmos.faults import Changed
+from rewrap.stores.cosmos.faults import Changed, lost_place
 from rewrap.stores.cosmos.queries import COUNT, written_since
 from rewrap.stores.cosmos.reader import ContainerReader
 from rewrap.stores.cosmos.setup import notices_of
@@ -24,6 +25,9 @@ from rewrap.stores.cosmos.writer import ContainerWriter, Guardian
 
 CLOCK_SLACK_S = 2
 """Seconds by which the clock that stamps documents may be behind the one that dates answers, and a bit."""
+
+MOST_RESTARTS = 10
+"""Times that a feed range is read from its start again before a run gives up: a split is one."""
 
 
 @dataclass(slots=True)
@@ -51,6 +55,7 @@ class CosmosContainers:
         self.guard: Guardian | None = None
         self._shapes: dict[str, Shape] = {}
         self._watched: dict[str, _Watched] = {}
+        self._begun_anew: Counter[tuple[str, int]] = Counter()
         self._identity: ServerIdentity | None = None
 
     @property
@@ -158,10 +163,11 @@ class CosmosContainers:
     def reader(self, table: Table, *, full: bool = True) -> ContainerReader:
         async def restart(shard: int) -> None:
             if self.guard is None:
-                raise StoreError(
-                    f"container {table.relation}: the server does not go on where it was",
-                    hint="run the command again: nothing was written, and nothing is kept",
-                )
+                # nothing was claimed, and nothing is kept: a dry run, or a look at some values
+                raise lost_place(f"container {table.relation}")
+            begun = self._begun_anew[table.relation, shard] = self._begun_anew[table.relation, shard] + 1
+            if begun > MOST_RESTARTS:
+                raise lost_place(f"container {table.relation}")
             await self.guard.reset(await self.guard.lease(table.relation, shard))
 
         return ContainerReader(self._container(table), self._shape(table), self.job, restart)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
+from urllib.request import getproxies_environment
 
 import aiohttp
 from azure.core.exceptions import ServiceRequestError, ServiceResponseError
@@ -50,7 +51,8 @@ class PacedTransport(AioHttpTransport):  # type: ignore[misc]  # azure-core expo
             connector = aiohttp.TCPConnector(limit=self._connections + 4)
             self.session = aiohttp.ClientSession(
                 connector=connector,
-                trust_env=self._use_env_settings,
+                # it looks for a proxy, and for a .netrc, in a thread at each request
+                trust_env=bool(getproxies_environment()),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
             )

@@ -80,7 +80,7 @@ class PostgresWriter:
             if kept is None or kept["fence"] != lease.fence:
                 raise lease_lost(f"table {self._table.relation}")
             if kept["seq"] < lease.seq:
-                raise Rewound(f"table {self._table.relation}: the server lost acknowledged writes")
+                raise Rewound("the server crashed and lost its last writes")
             # one more than was acknowledged: the last one landed, and its answer was lost
             lease.seq = kept["seq"]
             self._checked = True

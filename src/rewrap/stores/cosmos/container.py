@@ -1,0 +1,192 @@
+"""A container's requests: documents by id and partition key, and queries page by page."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rewrap.errors import StoreUnavailable
+from rewrap.stores.cosmos.faults import BadRequest, Missing, expected
+
+if TYPE_CHECKING:
+    from rewrap.stores.cosmos.client import Account
+
+EVERYTHING = {"Range": {"min": "", "max": "FF", "isMinInclusive": True, "isMaxInclusive": False}}
+"""The feed range of a whole container."""
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A query's text and its parameters by name."""
+
+    text: str
+    parameters: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def sent(self) -> list[dict[str, Any]]:
+        return [{"name": name, "value": value} for name, value in self.parameters]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One page of a query: what it found, and the token to go on with; None at the end."""
+
+    found: list[Any] = field(repr=False)
+    token: str | None = None
+
+
+class Container:
+    """One container: documents by id and partition key, and queries."""
+
+    def __init__(self, account: Account, name: str) -> None:
+        self.account = account
+        self.name = name
+        self.relation = f"{account.database}/{name}"
+
+    @property
+    def subject(self) -> str:
+        return f"container {self.relation}"
+
+    async def properties(self) -> Document:
+        """How it is set up: its _rid, partition key, indexing, time to live. SchemaMismatch without it."""
+        proxy = await self.account.proxy(self.name)
+        with expected(f'container "{self.name}"', self.account.subject):
+            return dict(await self.account.patiently(proxy.read, self.subject))
+
+    async def date(self) -> str:
+        """The server's time, as its answers are dated (RFC 9110)."""
+        proxy = await self.account.proxy(self.name)
+        heads: list[Mapping[str, str]] = []
+        await self.account.patiently(
+            lambda: proxy.read(response_hook=lambda headers, _: heads.append(headers)), self.subject
+        )
+        return heads[-1]["date"]
+
+    async def feed_ranges(self) -> list[dict[str, Any]]:
+        """The ranges that are one partition of the server's each, as it has them now."""
+        proxy = await self.account.proxy(self.name)
+
+        async def listed() -> list[dict[str, Any]]:
+            return [one async for one in proxy.read_feed_ranges(force_refresh=True)]
+
+        with expected(f'container "{self.name}"', self.account.subject):
+            return await self.account.patiently(listed, self.subject)
+
+    async def query(
+        self, query: Query, *, limit: int, token: str | None = None, scope: Mapping[str, Any] = EVERYTHING
+    ) -> Answer:
+        """One page of at most `limit` results within a feed range."""
+        proxy = await self.account.proxy(self.name)
+
+        async def page() -> Answer:
+            # the SDK keeps the headers of the last answer in one place for all requests under way: only
+            # those handed to this query's own hook are surely its own
+            heads: list[Mapping[str, str]] = []
+            pages = proxy.query_items(
+                query.text,
+                parameters=query.sent,
+                feed_range=dict(scope),
+                max_item_count=limit,
+                response_hook=lambda headers, _: heads.append(headers),
+            ).by_page(token)
+            async for found in pages:
+                rows = [row async for row in found]
+                return Answer(rows, heads[-1].get("x-ms-continuation") if heads else None)
+            return Answer([])
+
+        with expected(f'container "{self.name}"', self.account.subject):
+            return await self.account.patiently(page, self.subject)
+
+    async def every(
+        self, query: Query, *, limit: int = 1_000, scope: Mapping[str, Any] = EVERYTHING
+    ) -> AsyncIterator[list[Any]]:
+        """All pages of a query. StoreUnavailable when the server forgets where it was: ask once more."""
+        token: str | None = None
+        while True:
+            try:
+                answer = await self.query(query, limit=limit, token=token, scope=scope)
+            except BadRequest:
+                if token is None:
+                    raise
+                raise StoreUnavailable(
+                    f"{self.subject}: the server does not go on where it was",
+                    hint="it is asked from the start",
+                ) from None
+            yield answer.found
+            token = answer.token
+            if token is None:
+                return
+
+    async def count(self, query: Query) -> int:
+        """The sum of what a `SELECT VALUE COUNT(1)` counts in each part of the container."""
+        total = 0
+        async for found in self.every(query):
+            total += sum(int(one) for one in found)
+        return total
+
+    async def read(self, name: str, partition: Any) -> Document | None:
+        """A document; None when it is not there."""
+        proxy = await self.account.proxy(self.name)
+        try:
+            found = await self.account.patiently(lambda: proxy.read_item(name, partition), self.subject)
+        except Missing:
+            return None
+        return dict(found)
+
+    async def create(self, document: Document) -> Document:
+        """Writes a document that is not there; Changed when it is."""
+        proxy = await self.account.proxy(self.name)
+        return dict(
+            await self.account.patiently(lambda: proxy.create_item(document), self.subject, writes=True)
+        )
+
+    async def replace(self, document: Document, etag: str) -> Document:
+        """Writes over a document while it has this etag; Changed or Missing when it has not."""
+        from azure.core import MatchConditions
+
+        proxy = await self.account.proxy(self.name)
+        return dict(
+            await self.account.patiently(
+                lambda: proxy.replace_item(
+                    document["id"], document, etag=etag, match_condition=MatchConditions.IfNotModified
+                ),
+                self.subject,
+                writes=True,
+            )
+        )
+
+    async def patch(self, name: str, partition: Any, operations: list[Document], etag: str) -> str:
+        """Changes some places of a document while it has this etag; its new etag.
+
+        Raises Changed or Missing when it has not.
+        """
+        from azure.core import MatchConditions
+
+        proxy = await self.account.proxy(self.name)
+        answered = await self.account.patiently(
+            lambda: proxy.patch_item(
+                name,
+                partition,
+                operations,
+                etag=etag,
+                match_condition=MatchConditions.IfNotModified,
+                # what is written is known: it need not come back
+                no_response=True,
+            ),
+            self.subject,
+            writes=True,
+        )
+        return str(answered.get_response_headers().get("etag", "")).strip('"')
+
+    async def delete(self, name: str, partition: Any) -> None:
+        """Removes a document, whatever it holds."""
+        proxy = await self.account.proxy(self.name)
+        try:
+            await self.account.patiently(
+                lambda: proxy.delete_item(name, partition), self.subject, writes=True
+            )
+        except Missing:
+            return
