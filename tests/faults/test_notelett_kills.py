@@ -46,7 +46,7 @@ version = { column = "mekVersion" }
 lease_s = 5.0
 
 [pace]
-batch_size = 500
+batch_size = 1_000
 """
 
 
@@ -54,13 +54,13 @@ def test_twenty_thousand_deks_survive_ten_kills(cosmos: CosmosDatabase, tmp_path
     """Every DEK unwraps with the new MEK alone to what it was; every note is the byte-identical document."""
     notelett = NoteLett(cosmos, tmp_path, more_deks=("user_dek_store",))
     job = tmp_path / "notelett-deks.toml"
-    job.write_text(job.read_text() + MORE)
+    job.write_text(job.read_text().replace('kind = "cosmos"', 'kind = "cosmos"\nsettle_s = 1.0') + MORE)
     made = notelett.node(
         "make", json.dumps({"dek_store": RECORDS, "user_dek_store": RECORDS, "notes": NOTES})
     )
     before = notelett.node("read")
     chance = random.Random(SEED)
-    with notelett.writing(SEED) as told:
+    with notelett.writing(SEED, new=200, pause_ms=20) as told:
         for kill in range(KILLS):
             assert killed(notelett, chance.uniform(0.0, LONGEST_S)), f"it ended before kill {kill + 1}"
         ended = finished(notelett)
@@ -129,7 +129,7 @@ def told_by(out: IO[str], events: queue.SimpleQueue[dict[str, Any] | None]) -> N
 def finished(notelett: NoteLett) -> dict[str, object]:
     """The last event of the run, left to itself."""
     while True:
-        ran = notelett.bench.rewrap(*arguments(notelett), timeout=180)
+        ran = notelett.bench.rewrap(*arguments(notelett), timeout=400)
         if ran.code != LEASE_HELD:
             assert ran.code == 0, ran.err + ran.out
             return ran.event("run_ended")

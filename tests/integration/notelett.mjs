@@ -6,7 +6,8 @@
 //   node notelett.mjs odd                one of each kind that a rotation must not trip over
 //   node notelett.mjs save CONTAINER ID TEXT    a document under a DEK of its own, as the application writes it
 //   node notelett.mjs read               every DEK record and every document, opened if it can be
-//   node notelett.mjs write [SEED]       writes until its standard input ends, and says what it wrote
+//   node notelett.mjs write [SEED] [NEW] [PAUSE_MS]    writes until its standard input ends, at most NEW new
+//                                        documents, and says what it wrote
 //
 // What it prints is one JSON object: {container: {id: what it is}}.
 //
@@ -349,7 +350,7 @@ function readField(value, deks) {
 // A live writer: new documents under new DEKs, a mark on a DEK record that is there, a DEK record removed
 // that nothing refers to. Every write of a record that is there goes by its etag, as an application's should.
 
-async function write(seed) {
+async function write(seed, most = "1000", pauseMs = "4") {
   let state = BigInt(seed ?? 1) * 6364136223846793005n + 1442695040888963407n;
   const random = (below) => {
     state = (state * 6364136223846793005n + 1442695040888963407n) & 0xffffffffffffffffn;
@@ -366,7 +367,8 @@ async function write(seed) {
   process.stderr.write("writing\n");
   while (!ended) {
     const store = dekStores[random(dekStores.length)];
-    if (random(3) === 0 || !ids[store].length) {
+    const made = Object.keys(told.notes).length;
+    if (made < Number(most) && (random(3) === 0 || !ids[store].length)) {
       const [dekId, dek, id] = [newId("live"), crypto.randomBytes(32), newId("live-note")];
       const texts = [Buffer.from(`written at ${new Date().toISOString()}`)];
       await upsert(store, dekRecord(dekId, dek));
@@ -385,7 +387,7 @@ async function write(seed) {
       else if (answer.status === 412) told.lost += 1;
       else throw new Error(`${path}: ${answer.status}`);
     }
-    await new Promise((resolve) => setTimeout(resolve, 4));
+    await new Promise((resolve) => setTimeout(resolve, Number(pauseMs)));
   }
   return told;
 }

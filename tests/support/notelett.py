@@ -115,11 +115,11 @@ class NoteLett:
         return told
 
     @contextmanager
-    def writing(self, seed: int = 1) -> Iterator[list[Told]]:
+    def writing(self, seed: int = 1, *, new: int = 1_000, pause_ms: int = 4) -> Iterator[list[Told]]:
         """The application writes under the new version meanwhile; in the list, at the end, what it wrote."""
         told: list[Told] = []
         process = subprocess.Popen(
-            self._command("write", str(seed)),
+            self._command("write", str(seed), str(new), str(pause_ms)),
             env=self._environ(self.new, ""),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -229,10 +229,11 @@ class Documents:
             self._notes[note_id] = body
 
     async def _delete(self) -> None:
-        """A DEK that no note is under."""
-        dek_id = await self._new_dek()
+        """A DEK that no note is under, after a while in which a bulk run may meet it."""
+        dek_id, dek = self._new_id(), os.urandom(32)
+        await self.deks.create_item({"id": dek_id, **self._wrapping(dek), "lastUsed": 0})
+        await asyncio.sleep(0.2 * self._random.random())
         await self.deks.delete_item(dek_id, dek_id)
-        del self._deks[dek_id], self._marks[dek_id]
 
     async def _read(self) -> None:
         with self._chosen(self._deks) as dek_id:
@@ -256,9 +257,12 @@ class Documents:
                 return
         self.errors.append(f"deks: {_ATTEMPTS} attempts at one record were lost to others")
 
-    async def _new_dek(self) -> str:
+    def _new_id(self) -> str:
         self._made += 1
-        dek_id, dek = f"dek-{self._made}-{self._random.getrandbits(32):08x}", os.urandom(32)
+        return f"dek-{self._made}-{self._random.getrandbits(32):08x}"
+
+    async def _new_dek(self) -> str:
+        dek_id, dek = self._new_id(), os.urandom(32)
         await self.deks.create_item({"id": dek_id, **self._wrapping(dek), "lastUsed": 0})
         self._deks[dek_id], self._marks[dek_id] = dek, 0
         return dek_id

@@ -98,7 +98,7 @@ fields = [{{ column = "wrappedDek", layout = "wrapped", version = {{ column = "m
 """
 """What the job has besides, with documents in Cosmos DB: records of DEKs, whose wrapping changes."""
 
-DEKS = 4_000
+DEKS = 3_000
 """Records of DEKs that are loaded: the emulator's pages cost the more the more documents it has."""
 
 
