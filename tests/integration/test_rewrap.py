@@ -263,7 +263,7 @@ def test_data_keys_in_the_elements_of_an_array(bench: Workbench) -> None:
     """Each element names its own version; one at the new key already stays, and payloads beside them too."""
     bench.job(ELEMENTS, LAYOUTS)
     documents, plain, keys = [], [], []
-    for at in range(50):
+    for at in range(16):
         deks = data_keys(at % 4)
         under = [("v1", "v2", "v3")[n % 3] for n in range(len(deks))]
         bodies = seal_all([(dek, f"{at}.{n}".encode(), "") for n, dek in enumerate(deks)]) if deks else []
