@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import pytest
 from aiohttp import web
+from azure.identity.aio import DefaultAzureCredential
 
 from rewrap.errors import (
     JobError,
@@ -489,6 +490,50 @@ def test_throttling_without_a_time_is_waited_for_too(notes: CosmosDatabase, cosm
     assert len(refused) == 2
 
 
+def test_questions_about_containers_pass_the_gate_too(
+    notes: CosmosDatabase, cosmos_proxy: FaultProxy
+) -> None:
+    """Whatever the SDK asks by itself is paced, and retried by nobody else."""
+    cosmos_proxy.add(throttled(300), "container", times=2)
+
+    async def work(run: Run) -> None:
+        assert len(await run.page()) == 12
+
+    running(notes, work, endpoint=cosmos_proxy.endpoint)
+    refused = [seen.at for seen in cosmos_proxy.seen if seen.status == 429]
+    assert len(refused) == 2
+    for at in refused:
+        after = [seen.at for seen in cosmos_proxy.seen if seen.at > at]
+        assert min(after) - at >= 0.29
+
+
+class Listening(FaultProxy):
+    """Keeps the headers of patches and of queries."""
+
+    def __init__(self, upstream: str) -> None:
+        super().__init__(upstream)
+        self.heard: dict[str, dict[str, str]] = {}
+
+    async def _forward(self, request: web.BaseRequest, body: bytes, kind: str) -> web.StreamResponse:
+        self.heard[kind] = {name.lower(): value for name, value in request.headers.items()}
+        return await super()._forward(request, body, kind)
+
+
+def test_low_priority_and_the_bucket_are_asked_for(notes: CosmosDatabase) -> None:
+    """Of every request; and a patch asks for no document in return, and names the etag it was read under."""
+
+    async def work(run: Run) -> None:
+        await run.swap(renewed(await run.page()))
+
+    with Listening(notes.endpoint) as proxy:
+        running(notes, work, endpoint=proxy.endpoint, store="low_priority = true\nthroughput_bucket = 3")
+        for kind in ("patch", "query"):
+            assert proxy.heard[kind]["x-ms-cosmos-priority-level"] == "Low"
+            assert proxy.heard[kind]["x-ms-cosmos-throughput-bucket"] == "3"
+        assert proxy.heard["patch"]["prefer"] == "return=minimal"
+        assert proxy.heard["patch"]["if-match"]
+
+
 @pytest.mark.parametrize("status", [408, 410, 449, 500, 503])
 def test_passing_failures_are_tried_again(
     notes: CosmosDatabase, cosmos_proxy: FaultProxy, status: int
@@ -706,6 +751,20 @@ def test_an_account_key_that_is_none_is_named(notes: CosmosDatabase) -> None:
             assert "not base64" not in f"{raised.value} {raised.value.hint}"
         finally:
             await account.close()
+
+    asyncio.run(main())
+
+
+def test_without_a_key_an_identity_is_looked_for() -> None:
+    """azure-identity's default one; nobody is asked before the first request."""
+    environ = {**KEYS, "COSMOS_ENDPOINT": "https://x.documents.azure.com/", "COSMOS_DATABASE": "d"}
+    text = JOB.format(fields=BODY, store="", more="").replace('key = "env:COSMOS_KEY"\n', "")
+    account = Account(Job.parse(text, environ=environ), environ)
+
+    async def main() -> None:
+        authority = await account._authority()
+        assert isinstance(authority, DefaultAzureCredential)
+        await account.close()
 
     asyncio.run(main())
 
