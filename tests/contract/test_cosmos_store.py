@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import re
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -11,6 +13,7 @@ from typing import Any, TypeVar
 
 import pytest
 from aiohttp import web
+from azure.identity.aio import DefaultAzureCredential
 
 from rewrap.errors import (
     JobError,
@@ -27,6 +30,7 @@ from rewrap.job import Job
 from rewrap.model import ShardLease, Table
 from rewrap.packed import ELEMENT, PART, listed
 from rewrap.stores.cosmos.client import Account, Query, guarded
+from rewrap.stores.cosmos.documents import ODD
 from rewrap.stores.cosmos.faults import Missing, NoContainer, of_status
 from rewrap.stores.cosmos.guard import CosmosGuard
 from rewrap.stores.cosmos.store import MOST_RESTARTS, CosmosContainers
@@ -320,6 +324,62 @@ def test_what_others_write_during_a_rehearsal_stays(notes: CosmosDatabase, cosmo
     assert (after["body"], after["n"]) == ("new v1:0", "theirs")
 
 
+# what a later sweep looks for
+
+ODD_VALUES: list[Any] = [
+    None, "", "v1:abc", "v2:zz", "v3:q", "v1", "plain", 5, 0, True, 1.5, {}, [], ["v1:x", "v2:y"],
+    [None, 5, "v1:a"], {"ct": "v1:z"}, {"ct": None}, {"ct": 5}, {"x": "str"}, {"x": {"ct": "Q", "kid": "v1"}},
+    {"x": {"ct": "Q"}}, {"x": {"ct": "Q", "kid": 5}}, {"x": [1]}, {"x": {"ct": "Q", "kid": "v11"}},
+    {"l": [{"t": "a", "k": "v1"}, {"t": "b"}, 7, "s", {"k": "v1"}]}, {"l": "x"},
+    {"l": [{"t": "a", "k": "v2"}]},
+]  # fmt: skip
+
+ODD_FIELDS = """
+  { column = "a", layout = "libsodium-token" },
+  { column = "b", path = "ct", layout = "libsodium-token" },
+  { column = "d", path = "x.ct", layout = "apart", version = { path = "x.kid" } },
+  { column = "e", layout = "apart", version = { column = "ver" } },
+  { column = "f", path = "[*]", layout = "libsodium-token" },
+  { column = "g", path = "l[*].t", layout = "apart", version = { path = "l[*].k" } },
+"""
+
+
+@pytest.mark.parametrize("unmarked", [False, True])
+def test_a_sweep_misses_no_document_in_scope(cosmos: CosmosDatabase, *, unmarked: bool) -> None:
+    """Whatever is in the places of values, a query finds each document that holds one in scope; no others."""
+    cosmos.container("notes")
+    chance = random.Random(7)
+    for at in range(250):
+        held = {name: chance.choice(ODD_VALUES) for name in "abdefg" if chance.random() < 0.8}
+        version = chance.choice([{}, {"ver": "v1"}, {"ver": "v2"}, {"ver": None}, {"ver": 1}])
+        cosmos.upsert("notes", {"id": f"n{at}", **held, **version})
+
+    async def work(run: Run) -> None:
+        full = await run.page(1_000)
+        for at, column in enumerate(run.table.fields):
+            apart = column.name in ("d.x.ct", "e", "g.l[*].t")
+            prefix, marked = (f"v1{PART}", f"^(v[0-9]+){PART}") if apart else ("v1:", "^(v[0-9]+):")
+            wanted = {
+                key
+                for key, value in zip(full.keys, listed(full.fields[at]), strict=True)
+                for one in (value or "").split(ELEMENT)
+                if value is not None
+                and (one.startswith(prefix) or (unmarked and re.search(marked, one) is None))
+            }
+            scope = Scope({column.name: (prefix,)}, {column.name: marked} if unmarked else {})
+            found = await run.page(1_000, scope=scope)
+            missed = wanted.difference(found.keys)
+            if unmarked:
+                # what is no text can be no sealed value: a sweep need not meet it again
+                values = dict(zip(full.keys, listed(full.fields[at]), strict=True))
+                missed = {key for key in missed if ODD not in values[key]}
+            assert not missed, (column.name, {k: values[k] for k in missed})
+            assert set(found.keys) <= wanted
+            assert wanted
+
+    running(cosmos, work, " ".join(ODD_FIELDS.split()))
+
+
 # tokens
 
 
@@ -428,6 +488,50 @@ def test_throttling_without_a_time_is_waited_for_too(notes: CosmosDatabase, cosm
     running(notes, work, endpoint=cosmos_proxy.endpoint)
     refused = [seen for seen in cosmos_proxy.seen if seen.status == 429]
     assert len(refused) == 2
+
+
+def test_questions_about_containers_pass_the_gate_too(
+    notes: CosmosDatabase, cosmos_proxy: FaultProxy
+) -> None:
+    """Whatever the SDK asks by itself is paced, and retried by nobody else."""
+    cosmos_proxy.add(throttled(300), "container", times=2)
+
+    async def work(run: Run) -> None:
+        assert len(await run.page()) == 12
+
+    running(notes, work, endpoint=cosmos_proxy.endpoint)
+    refused = [seen.at for seen in cosmos_proxy.seen if seen.status == 429]
+    assert len(refused) == 2
+    for at in refused:
+        after = [seen.at for seen in cosmos_proxy.seen if seen.at > at]
+        assert min(after) - at >= 0.29
+
+
+class Listening(FaultProxy):
+    """Keeps the headers of patches and of queries."""
+
+    def __init__(self, upstream: str) -> None:
+        super().__init__(upstream)
+        self.heard: dict[str, dict[str, str]] = {}
+
+    async def _forward(self, request: web.BaseRequest, body: bytes, kind: str) -> web.StreamResponse:
+        self.heard[kind] = {name.lower(): value for name, value in request.headers.items()}
+        return await super()._forward(request, body, kind)
+
+
+def test_low_priority_and_the_bucket_are_asked_for(notes: CosmosDatabase) -> None:
+    """Of every request; and a patch asks for no document in return, and names the etag it was read under."""
+
+    async def work(run: Run) -> None:
+        await run.swap(renewed(await run.page()))
+
+    with Listening(notes.endpoint) as proxy:
+        running(notes, work, endpoint=proxy.endpoint, store="low_priority = true\nthroughput_bucket = 3")
+        for kind in ("patch", "query"):
+            assert proxy.heard[kind]["x-ms-cosmos-priority-level"] == "Low"
+            assert proxy.heard[kind]["x-ms-cosmos-throughput-bucket"] == "3"
+        assert proxy.heard["patch"]["prefer"] == "return=minimal"
+        assert proxy.heard["patch"]["if-match"]
 
 
 @pytest.mark.parametrize("status", [408, 410, 449, 500, 503])
@@ -647,6 +751,20 @@ def test_an_account_key_that_is_none_is_named(notes: CosmosDatabase) -> None:
             assert "not base64" not in f"{raised.value} {raised.value.hint}"
         finally:
             await account.close()
+
+    asyncio.run(main())
+
+
+def test_without_a_key_an_identity_is_looked_for() -> None:
+    """azure-identity's default one; nobody is asked before the first request."""
+    environ = {**KEYS, "COSMOS_ENDPOINT": "https://x.documents.azure.com/", "COSMOS_DATABASE": "d"}
+    text = JOB.format(fields=BODY, store="", more="").replace('key = "env:COSMOS_KEY"\n', "")
+    account = Account(Job.parse(text, environ=environ), environ)
+
+    async def main() -> None:
+        authority = await account._authority()
+        assert isinstance(authority, DefaultAzureCredential)
+        await account.close()
 
     asyncio.run(main())
 

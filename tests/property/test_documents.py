@@ -222,6 +222,12 @@ def test_elements_without_a_value_are_left_out_and_left_alone() -> None:
     assert changes == [Change(("cards", 3, "kid"), "v2"), Change(("cards", 3, "ct"), "c")]
 
 
+def test_another_array_on_the_way_is_not_taken_for_the_one_meant() -> None:
+    """Its elements are no values, and are not written."""
+    document = {"id": "1", "body": [{"meta": {"ct": "a"}}]}
+    assert value_of(document, FIELDS["nested elements"]) is None
+
+
 def test_another_number_of_elements_is_never_written() -> None:
     """Then a value would land in another element."""
     document = {"id": "1", "cards": [{"ct": "a"}, {"ct": "b"}]}

@@ -64,7 +64,8 @@ class Gauge:
         Before it has begun, that is its turn: other tables' shards are at work.
         """
         if self.trouble or self.outside:
-            return self.trouble or self.outside
+            # a gate knows why, where a pipeline knows only that it waits
+            return self.outside or self.trouble
         stages = {"its turn": 1e-9, "reads": self.read_s, "cpu": self.cpu_s, "writes": self.write_s}
         return max(stages, key=stages.__getitem__)
 

@@ -6,6 +6,7 @@ The SDK is imported when the first request is made: no command that needs no Cos
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from rewrap.stores.cosmos.gate import Gate
 __all__ = ["EVERYTHING", "Account", "Answer", "Container", "Document", "Query", "Region", "guarded"]
 
 T = TypeVar("T")
+
+_UNHEARD = logging.NullHandler()
 
 REQUEST_TIMEOUT_S = 10.0
 """Seconds that a write may take; far beyond any, so silence is a broken line."""
@@ -197,6 +200,8 @@ class Account:
 
         from rewrap.stores.cosmos.transport import PacedTransport
 
+        # without a handler of its own, what it warns of is written between a command's lines
+        logging.getLogger("azure").addHandler(_UNHEARD)
         policy = ConnectionPolicy()
         # with the SDK's own retries a 429 would be waited for out of the gate's sight; zero passed by any
         # other way is taken for "not given"

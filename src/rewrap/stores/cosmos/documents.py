@@ -192,8 +192,10 @@ def _elements(
     first = column.parts[0]
     depth = first.path.index(None)
     to_array: Steps = (first.column, *(step for step in first.path[:depth] if step is not None))
-    array = _follow(document, to_array).value
-    if not isinstance(array, list):
+    found = _follow(document, to_array)
+    array = found.value
+    # another array may stand where an object on the way to this one should be
+    if found.blocked_at is not None or not isinstance(array, list):
         return []
     parts = tuple(
         Location(part.role, "", part.type_name, part.base, part.path[depth + 1 :]) for part in column.parts
