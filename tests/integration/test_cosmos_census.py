@@ -7,10 +7,12 @@ import base64
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
+from rewrap.api import verify
 from rewrap.errors import FenceError, StoreError
 from rewrap.forms import Forms
 from rewrap.job import Job
@@ -18,6 +20,7 @@ from rewrap.model import Table
 from rewrap.stores.cosmos.census import CosmosCensus
 from rewrap.stores.cosmos.client import Account, Query
 from rewrap.stores.cosmos.counting import not_at
+from rewrap.verify import Verification
 from tests.support.cosmos import CosmosDatabase
 from tests.support.values import KEYS, aead, box
 
@@ -334,3 +337,77 @@ def test_there_is_no_fence_and_there_is_a_position(cosmos: CosmosDatabase) -> No
         return await census.position()
 
     assert "GMT" in with_census(cosmos, work)
+
+
+PLAIN = """
+name = "test"
+[stores.main]
+kind = "cosmos"
+endpoint = "${COSMOS_ENDPOINT}"
+key = "env:COSMOS_KEY"
+database = "${COSMOS_DATABASE}"
+settle_s = 0
+[keys.versions.v1]
+material = "env:KEY_V1"
+[keys.versions.v2]
+material = "env:KEY_V2"
+[layouts.bare]
+encoding = "base64"
+cipher = "aes-256-gcm"
+aad = "{owner.id}"
+[layouts.named]
+marker = "gcm:{version}:"
+version = "v[0-9]+"
+encoding = "base64"
+cipher = "aes-256-gcm"
+aad = "{owner.id}"
+"""
+
+
+def sealed(version: str, owner: str, marker: str = "") -> str:
+    return marker + aead("secret", owner, version).partition(":")[2]
+
+
+def verified(cosmos: CosmosDatabase, folder: Path, job: str, **options: Any) -> Verification:
+    environ = {
+        **os.environ, **cosmos.environ,
+        **{f"KEY_{version.upper()}": key.hex() for version, key in KEYS.items()},
+    }  # fmt: skip
+    parsed = Job.parse(PLAIN + job, path=folder / "rewrap.toml", environ=environ)
+    return asyncio.run(verify(parsed, to_version="v2", environ=environ, **options))
+
+
+def test_values_that_name_no_version_are_opened_to_be_told(cosmos: CosmosDatabase, tmp_path: Path) -> None:
+    """Each is tried under both keys, with what its document binds it to; plaintext is told from them."""
+    cosmos.container("notes", "/owner/id")
+    for at, version in enumerate(["v1", "v2", "v2"]):
+        cosmos.upsert("notes", {"id": f"n{at}", "body": sealed(version, "u1"), "owner": {"id": "u1"}})
+    cosmos.upsert("notes", {"id": "n3", "body": sealed("v2", "u2"), "owner": {"id": "u1"}})
+    cosmos.upsert("notes", {"id": "n4", "body": "plain text", "owner": {"id": "u1"}}, {"id": "n5"})
+    job = '[[targets]]\ncontainer = "notes"\nfields = [{ column = "body", layout = "bare" }]\n'
+    (field,) = verified(cosmos, tmp_path, job).fields
+    assert dict(+field.classes) == {
+        "stale": 1, "current": 2, "other_version": 1, "plaintext": 1, "null": 1,
+    }  # fmt: skip
+
+
+def test_a_change_of_layout_is_counted_by_form(cosmos: CosmosDatabase, tmp_path: Path) -> None:
+    """A value of the new version in the old layout is not done; and deep opens what is marked as done."""
+    cosmos.container("notes")
+    owner = {"owner": {"id": "u1"}}
+    cosmos.upsert(
+        "notes",
+        {"id": "a", "body": sealed("v2", "u1", "gcm:v2:"), **owner},
+        {"id": "b", "body": sealed("v2", "u2", "gcm:v2:"), **owner},
+        {"id": "c", "body": sealed("v2", "u1"), **owner},
+        {"id": "d", "body": sealed("v1", "u1"), **owner},
+    )
+    job = (
+        '[[targets]]\ncontainer = "notes"\n'
+        'fields = [{ column = "body", layout = "bare", to_layout = "named" }]\n'
+    )
+    found = verified(cosmos, tmp_path, job, deep=True)
+    (field,) = found.fields
+    assert dict(+field.classes) == {"current": 2, "stale": 2}
+    assert (field.in_old_layout, field.unopenable) == (1, 1)
+    assert found.exit_code == 3

@@ -18,6 +18,7 @@ import pytest
 
 from rewrap.errors import LeaseHeld, LeaseLost, Rewound, StoreError, StoreUnavailable, UnsafeTarget
 from rewrap.interfaces import Checkpoint, Claim
+from rewrap.stores.cosmos.claiming import Claiming
 from rewrap.stores.cosmos.guard import CosmosGuard
 from rewrap.stores.cosmos.holder import Holder, this_host, this_process
 from tests.contract.test_guard import COSMOS_JOB
@@ -160,6 +161,23 @@ def test_a_holder_elsewhere_is_waited_for(notes: CosmosDatabase, tmp_path: Path)
     with_guard(notes, tmp_path, work)
 
 
+def test_a_wait_that_was_cut_short_is_waited_out(notes: CosmosDatabase, tmp_path: Path) -> None:
+    """Who took over from a holder elsewhere died while waiting for it: the next one waits for the rest."""
+
+    async def work(place: Opened) -> None:
+        await place.claim("run1", "anna")
+        told = lease_of(notes)
+        free = int(Path("/proc/sys/kernel/pid_max").read_text()) + 1
+        dead = {"host": this_host(), "pid": free, "started": "1"}
+        notes.replace("rewrap", {**told, "holder": dead, "quiet_until": int(time.time()) + 3})
+        began = time.monotonic()
+        await place.claim("run1", "ben")
+        assert time.monotonic() - began >= 2
+        assert any("was not given back" in notice for notice in place.guard.notices)
+
+    with_guard(notes, tmp_path, work)
+
+
 @pytest.mark.parametrize("step", ["beat", "save", "sweep", "lease", "release"])
 def test_lost_documents_are_an_error_and_never_success(
     notes: CosmosDatabase, tmp_path: Path, step: str
@@ -271,9 +289,9 @@ def test_one_lock_that_cannot_be_had_leaves_the_others(
     for name in ("notes", "other"):
         cosmos.container(name)
     cosmos.paths["rewrap"] = ["/relation"]
-    take = CosmosGuard._take
+    take = Claiming.take
 
-    async def too_late(self: CosmosGuard, relation: str, claim: Claim) -> Any:
+    async def too_late(self: Claiming, relation: str, claim: Claim) -> Any:
         if relation.endswith("/other"):
             raise LeaseHeld("another was quicker")
         return await take(self, relation, claim)
@@ -285,7 +303,7 @@ def test_one_lock_that_cannot_be_had_leaves_the_others(
             await place.save(lease, Checkpoint("3", 3, {}))
             await place.guard.release(finished=False)
         with monkeypatch.context() as patched:
-            patched.setattr(CosmosGuard, "_take", too_late)
+            patched.setattr(Claiming, "take", too_late)
             both = dict.fromkeys([place.relation, f"{cosmos.name}/other"], ranges)
             with pytest.raises(LeaseHeld, match="quicker"):
                 await place.guard.claim(place.asking("run1", "anna", ranges=both, abandon="run0"))
