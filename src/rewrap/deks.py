@@ -38,8 +38,11 @@ class DekStore(Protocol):
         """The records of some ids, by id; those without a record are left out."""
         ...
 
-    async def add(self, records: Sequence[NewRecord]) -> None:
-        """Makes records, durably; those whose id is there already stay as they are."""
+    async def add(self, records: Sequence[NewRecord]) -> set[str]:
+        """Makes records, durably; those whose id is there already stay as they are.
+
+        The ids of those that were surely made by this call.
+        """
         ...
 
     async def sample(self, prefix: Prefix, count: int) -> list[DekRecord]:

@@ -61,7 +61,7 @@ class Mint:
             for document in documents
         }
         new = [wrapping.wrapped(document, fresh.id, fresh.dek) for document, fresh in made.items()]
-        await self._patiently(lambda: self.store.add(new))
+        added = await self._patiently(lambda: self.store.add(new))
         found = await self._patiently(lambda: self.store.find([record.id for record in new]))
         current = {
             name: record
@@ -71,19 +71,22 @@ class Mint:
         opened = await wrapping.keyring.resolved(partial(wrapping.opened, current))
         out: dict[Document, FreshDek] = {}
         for (document, fresh), record in zip(made.items(), new, strict=True):
-            self._check_kept(record, fresh, found.get(record.id), opened.get(record.id))
+            self._check_kept(record, fresh, found.get(record.id), opened.get(record.id), added)
             dek = opened.get(record.id)
             if isinstance(dek, bytes) and len(dek) == len(fresh.dek):
                 out[document] = FreshDek(fresh.id, dek)
         return out
 
-    def _check_kept(self, sent: NewRecord, fresh: FreshDek, there: DekRecord | None, opened: object) -> None:
+    def _check_kept(
+        self, sent: NewRecord, fresh: FreshDek, there: DekRecord | None, opened: object, added: set[str]
+    ) -> None:
+        """Raises unless a record that was made now is there, and opens to what was wrapped."""
         if there is None:
             raise StoreError(
                 f'a new record of "{self.wrapping.section.table}" is not there after it was made',
                 hint="something deletes or hides it: a trigger, a rule, row-level security, a TTL",
             )
-        if there.wrapped == sent.wrapped and opened != fresh.dek:
+        if (sent.id in added or there.wrapped == sent.wrapped) and opened != fresh.dek:
             raise ResealMismatch(
                 f'a new DEK in "{self.wrapping.section.table}" does not open to what was wrapped; no value '
                 "was sealed with it",

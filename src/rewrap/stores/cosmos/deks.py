@@ -53,18 +53,22 @@ class CosmosDeks:
         found = await self._documents(shape, ids)
         return {name: record_of(document, shape) for name, document in found.items()}
 
-    async def add(self, records: Sequence[NewRecord]) -> None:
+    async def add(self, records: Sequence[NewRecord]) -> set[str]:
         shape = await self._found()
         likes = await self._documents(shape, sorted({record.like for record in records} - {""}))
         new = [_new(record, likes.get(record.like, {}), shape, self._section) for record in records]
-        await self._each(new, self._create)
+        made: set[str] = set()
 
-    async def _create(self, document: Document) -> None:
-        try:
-            await self._container.create(document)
-        except Changed:
-            # it is there: from an earlier attempt, or from this one, whose answer was lost
-            return
+        async def create(document: Document) -> None:
+            try:
+                await self._container.create(document)
+                made.add(document["id"])
+            except Changed:
+                # it is there: from an earlier attempt, or from this one, whose answer was lost
+                return
+
+        await self._each(new, create)
+        return made
 
     async def sample(self, prefix: Prefix, count: int) -> list[DekRecord]:
         shape = await self._found()

@@ -77,7 +77,8 @@ class Records:
             f"SELECT {', '.join(value for _, value in made)} "
             f"FROM unnest($1::text[], $2::text[], $3::{kind}[]) AS d(id, old, n0) "
             f"LEFT JOIN {self.relation} AS o ON o.{quote(self.id.name)} = "
-            f"nullif(d.old, '')::{self.id.type_name} ON CONFLICT DO NOTHING"
+            f"nullif(d.old, '')::{self.id.type_name} ON CONFLICT DO NOTHING "
+            f"RETURNING {quote(self.id.name)}::text"
         )
 
     def _wrapped(self) -> list[tuple[str, str]]:
@@ -182,17 +183,18 @@ class PostgresDeks:
         wanted = set(asked)
         return {row.id: row for row in _rows(rows) if row.id in wanted}
 
-    async def add(self, records: Sequence[NewRecord]) -> None:
+    async def add(self, records: Sequence[NewRecord]) -> set[str]:
         async with self._turn:
             found = await self._found(writing=True)
             connection = await self._connected()
             with translated(self._subject):
-                await connection.execute(
+                made = await connection.fetch(
                     found.add(),
                     [record.id for record in records],
                     [record.like for record in records],
                     [record.wrapped for record in records],
                 )
+        return {row[0] for row in made}
 
     async def sample(self, prefix: Prefix, count: int) -> list[DekRecord]:
         async with self._turn:

@@ -5,8 +5,9 @@ A value that is stored in parts is read as one text and taken apart again when i
     version ␞ nonce ␞ tag ␞ payload ␞ index      U+001E between them, bytes in hex
 
 What is not stored apart is left out; a part that is NULL is the empty text, and without a payload there is
-no value. Documents are changed where they are, path by path, and never built by the client: what else the
-application writes into one meanwhile stays.
+no value. A text where the object with the parts should be is the payload itself, from before it was sealed;
+an object with all parts then takes its place. Documents are changed where they are, path by path, and never
+built by the client: what else the application writes into one meanwhile stays.
 
 The elements of an array (`cards[*].number`) are one field of a row: their values with U+001D between them,
 those left out that have none.
@@ -75,8 +76,12 @@ def assignments(fields: Sequence[FieldColumn], alias: str = "t") -> list[str]:
     The new value of the field at a place is `d.n{place}`, which is NULL to leave the field alone.
     """
     news: dict[str, _News] = {}
+    holders: dict[str, _Holders] = {}
     arrays: dict[str, dict[Path, list[tuple[str, FieldColumn]]]] = {}
     for at, field in enumerate(fields):
+        holder = None if field.many else _holder_of(field.parts)
+        if holder is not None:
+            holders.setdefault(holder.column, {}).setdefault(holder.path, []).append(f"d.n{at}")
         if field.many:
             steps = _array_of(field.parts[0])
             columns = arrays.setdefault(field.parts[0].column, {})
@@ -86,13 +91,17 @@ def assignments(fields: Sequence[FieldColumn], alias: str = "t") -> list[str]:
             # values may share a version: then it is the same in each of their texts
             news.setdefault(part.column, {}).setdefault(part.path, (part, []))[1].append(new)
     return [
-        f"{quote(name)} = {_assigned(f'{alias}.{quote(name)}', parts, arrays.get(name, {}))}"
+        f"{quote(name)} = "
+        f"{_assigned(f'{alias}.{quote(name)}', parts, arrays.get(name, {}), holders.get(name, {}))}"
         for name, parts in news.items()
     ]
 
 
 _News = dict[Path, tuple[Location, list[str]]]
 """What a column's parts are to be, by path: the expressions of their new texts, NULL to leave one alone."""
+
+_Holders = dict[Path, list[str]]
+"""Objects that values in parts stand in, by path: the expressions of those values' new texts."""
 
 
 def _taken_apart(parts: Sequence[Location], new: str) -> list[tuple[Location, str]]:
@@ -104,11 +113,13 @@ def _taken_apart(parts: Sequence[Location], new: str) -> list[tuple[Location, st
     ]
 
 
-def _assigned(current: str, news: _News, arrays: dict[Path, list[tuple[str, FieldColumn]]]) -> str:
+def _assigned(
+    current: str, news: _News, arrays: dict[Path, list[tuple[str, FieldColumn]]], holders: _Holders
+) -> str:
     if () in news:
         return f"coalesce({', '.join(news[()][1])}, {current})"
     given = [f"{new} IS NOT NULL" for _, texts in news.values() for new in texts]
-    out = _changed(current, current, news)
+    out = _changed(current, current, news, holders)
     for steps, fields in arrays.items():
         changes = " OR ".join(f"{new} IS NOT NULL" for new, _ in fields)
         given.append(changes)
@@ -122,8 +133,12 @@ def _assigned(current: str, news: _News, arrays: dict[Path, list[tuple[str, Fiel
     return f"CASE WHEN {' OR '.join(given)} THEN {out} ELSE {current} END"
 
 
-def _changed(document: str, current: str, news: _News) -> str:
+def _changed(document: str, current: str, news: _News, holders: _Holders) -> str:
     """A document with some parts changed; `current` is what they are now."""
+    for steps, given in holders.items():
+        path, some = _path(steps), " OR ".join(f"{new} IS NOT NULL" for new in given)
+        empty = f"jsonb_set({document}, {path}, '{{}}', false)" if steps else "'{}'::jsonb"
+        document = f"CASE WHEN ({some}) AND {_is_text(current, steps)} THEN {empty} ELSE {document} END"
     for part, texts in news.values():
         new = texts[0] if len(texts) == 1 else f"coalesce({', '.join(texts)})"
         path = _path(part.path)
@@ -131,7 +146,10 @@ def _changed(document: str, current: str, news: _News) -> str:
         if part.role is Role.VERSION:
             # a number stays a number; and a value that had no version gets one
             text = f"CASE jsonb_typeof{stored} WHEN 'number' THEN to_jsonb(({new})::numeric) ELSE {text} END"
+        if part.role in (Role.VERSION, Role.NONCE, Role.TAG):
             make = "true"
+        elif part.path and part.path[:-1] in holders:
+            make = _is_text(current, part.path[:-1])
         if not part.path:
             document = f"coalesce({text}, {current})"
             continue
@@ -142,11 +160,17 @@ def _changed(document: str, current: str, news: _News) -> str:
     return document
 
 
+def _is_text(current: str, steps: Path) -> str:
+    """The condition that a text stands at a path."""
+    return f"coalesce(jsonb_typeof({current} #> {_path(steps)}) = 'string', false)"
+
+
 def _changed_elements(array: str, fields: Sequence[tuple[str, FieldColumn]]) -> str:
     """An array in which each element that has a new value holds it; the others stay as they are."""
     columns: list[str] = []
     joins: list[str] = []
     news: _News = {}
+    holders: _Holders = {}
     for at, (new, field) in enumerate(fields):
         value = _of_element(field)
         columns += [f"{value} AS old{at}", f"count({value}) OVER (ORDER BY e.n) AS at{at}"]
@@ -154,11 +178,15 @@ def _changed_elements(array: str, fields: Sequence[tuple[str, FieldColumn]]) -> 
         texts = f"unnest(string_to_array({new}, {_ELEMENT_SQL})) WITH ORDINALITY AS m{at}(v, n)"
         joins.append(f" LEFT JOIN {texts} ON m{at}.n = x.at{at} AND x.old{at} IS NOT NULL")
         fresh = f'CASE WHEN x.old{at} <> m{at}.v COLLATE "C" THEN m{at}.v END'
-        for part, text in _taken_apart([_in_element(part) for part in field.parts], fresh):
+        parts = [_in_element(part) for part in field.parts]
+        holder = _holder_of(parts)
+        if holder is not None:
+            holders.setdefault(holder.path, []).append(fresh)
+        for part, text in _taken_apart(parts, fresh):
             news.setdefault(part.path, (part, []))[1].append(text)
     # an element without any value stays as it is: it may be a scalar, which nothing can be set in
     given = f"coalesce({', '.join(f'x.old{at}' for at in range(len(fields)))}) IS NOT NULL"
-    changed = f"CASE WHEN {given} THEN {_changed('x.v', 'x.v', news)} ELSE x.v END"
+    changed = f"CASE WHEN {given} THEN {_changed('x.v', 'x.v', news, holders)} ELSE x.v END"
     return (
         f"(SELECT jsonb_agg({changed} ORDER BY x.n) "
         f"FROM (SELECT e.v, e.n, {', '.join(columns)} FROM {_elements(array)}) AS x{''.join(joins)})"
@@ -194,7 +222,39 @@ def _joined(parts: Sequence[Location], before: str) -> str:
         _as_text(part, before) if part.role is Role.PAYLOAD else f"coalesce({_as_text(part, before)}, '')"
         for part in parts
     ]
-    return f"({f' || {_PART_SQL} || '.join(texts)})"
+    joined = f"({f' || {_PART_SQL} || '.join(texts)})"
+    holder = _holder_of(parts)
+    if holder is None:
+        return joined
+    above, text = (f"({before}{quote(holder.column)} {way} {_path(holder.path)})" for way in ("#>", "#>>"))
+    bare = [
+        text
+        if part.role is Role.PAYLOAD
+        else "''"
+        if _beneath(part, holder)
+        else f"coalesce({_as_text(part, before)}, '')"
+        for part in parts
+    ]
+    whole = f" || {_PART_SQL} || ".join(bare)
+    return f"(CASE jsonb_typeof{above} WHEN 'string' THEN {whole} ELSE {joined} END)"
+
+
+def _holder_of(parts: Sequence[Location]) -> Location | None:
+    """The object that a value in parts stands in, where a text may be in its place; None where it is none."""
+    payload = next(part for part in parts if part.role is Role.PAYLOAD)
+    if (
+        len(parts) == 1
+        or payload.base != "jsonb"
+        or not payload.path
+        or not isinstance(payload.path[-1], str)
+    ):
+        return None
+    return replace(payload, path=payload.path[:-1])
+
+
+def _beneath(part: Location, holder: Location) -> bool:
+    """Whether a part stands in an object."""
+    return part.column == holder.column and part.path[: len(holder.path)] == holder.path
 
 
 def _read(part: Location, before: str) -> str:
