@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
 
 from rewrap.deks import DekRecord
 from rewrap.envelopes import DekSection, ReferenceSection
 from rewrap.job import Job
-from rewrap.model import FieldColumn, Location, Role
-from rewrap.packed import ELEMENT
 from rewrap.stores.cosmos.client import Account, Query
 from rewrap.stores.cosmos.deks import by_ids, record_of, records_shape
-from rewrap.stores.cosmos.documents import ODD, value_of
-from rewrap.stores.cosmos.setup import JSON
 from rewrap.stores.cosmos.shape import Shape
 
 EVERY = Query("SELECT * FROM c WHERE true")
@@ -39,17 +36,18 @@ class CosmosDekCensus:
         return [record_of(document, shape) async for document in by_ids(container, ids)]
 
     async def references(self, place: ReferenceSection) -> AsyncIterator[list[str]]:
-        part = Location(Role.PAYLOAD, place.column, JSON, JSON, place.steps)
-        column = FieldColumn(place.name, JSON, True, (part,))
         container = self._account.container(place.table)
         # whether it is there at all: a query of a container that is not would only say so of its first page
         await container.properties()
-        query = Query(f"SELECT VALUE c[{json.dumps(place.column)}] FROM c WHERE true")
-        async for page in container.every(query):
-            found = (value_of({place.column: value}, column) for value in page)
-            ids = [one for value in found if value is not None for one in value.split(ELEMENT)]
-            # a text in place of the object that would name an id is no id
-            yield [one for one in ids if one and not one.startswith(ODD)]
+        before, inside = _to_array((place.column, *place.steps))
+        there = f"c{''.join(f'[{json.dumps(step)}]' for step in before)}"
+        kind = "IS_STRING" if inside is None else "IS_ARRAY"
+        async for page in container.every(Query(f"SELECT VALUE {there} FROM c WHERE {kind}({there})")):
+            if inside is None:
+                yield [one for one in page if one]
+            else:
+                elements = (_inside(element, inside) for value in page for element in value)
+                yield [one for one in elements if isinstance(one, str) and one]
 
     async def _shape(self, section: DekSection) -> Shape:
         if section.table not in self._shapes:
@@ -58,3 +56,23 @@ class CosmosDekCensus:
 
     async def close(self) -> None:
         await self._account.close()
+
+
+def _to_array(steps: Sequence[str | int | None]) -> tuple[Sequence[Any], Sequence[Any] | None]:
+    """The steps to an array, and those inside its elements; all steps and None where there is no array."""
+    if None not in steps:
+        return steps, None
+    at = steps.index(None)
+    return steps[:at], steps[at + 1 :]
+
+
+def _inside(value: Any, steps: Sequence[Any]) -> Any:
+    """What is at the end of a path; None where it is not there. A text in its way is none of its ids."""
+    for step in steps:
+        if isinstance(value, dict) and isinstance(step, str):
+            value = value.get(step)
+        elif isinstance(value, list) and isinstance(step, int) and -len(value) <= step < len(value):
+            value = value[step]
+        else:
+            return None
+    return value
