@@ -9,6 +9,7 @@
     │   ├── SchemaMismatch      exit 2   the table is not what the job says
     │   ├── UnsafeTarget        exit 2   the table cannot be rotated safely as it stands
     │   ├── StoreUnavailable    exit 1   retry may help
+    │   │   └── StoreBusy       exit 1   the store throttles; waited for, and no value's fault
     │   ├── Rewound             exit 1   the server crashed and lost acknowledged writes; handled inside
     │   ├── ValueRefused        exit 1   the store refuses one of a batch's values; handled inside
     │   └── FenceError          exit 3   the fence cannot be added while old values remain
@@ -71,6 +72,10 @@ class UnsafeTarget(StoreError):
 
 class StoreUnavailable(StoreError):
     retryable = True
+
+
+class StoreBusy(StoreUnavailable):
+    pass
 
 
 class Rewound(StoreError):

@@ -15,6 +15,7 @@ import shutil
 import ssl
 import subprocess
 import tempfile
+import threading
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from pathlib import Path
@@ -137,12 +138,13 @@ class CosmosFailure(AssertionError):
 
 
 class CosmosAccount:
-    """Requests to an account by its REST interface, one at a time, signed with its key."""
+    """Requests to an account by its REST interface, from any thread, one at a time, signed with its key."""
 
     def __init__(self, endpoint: str, key: str) -> None:
         self.endpoint = endpoint
         self.key = key
         self._connection: http.client.HTTPConnection | None = None
+        self._turn = threading.Lock()
 
     def close(self) -> None:
         if self._connection is not None:
@@ -168,12 +170,13 @@ class CosmosAccount:
         if partition is not None:
             sent["x-ms-documentdb-partitionkey"] = json.dumps(partition)
         payload = None if body is None else json.dumps(body)
-        try:
-            status, text, answered = self._exchange(method, path, payload, sent)
-        except (ConnectionError, http.client.HTTPException):
-            # the emulator was started anew
-            self.close()
-            status, text, answered = self._exchange(method, path, payload, sent)
+        with self._turn:
+            try:
+                status, text, answered = self._exchange(method, path, payload, sent)
+            except (ConnectionError, http.client.HTTPException):
+                # the emulator was started anew
+                self.close()
+                status, text, answered = self._exchange(method, path, payload, sent)
         if status >= 400:
             raise CosmosFailure(status, text)
         return (json.loads(text) if text else None), answered

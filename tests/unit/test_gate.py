@@ -142,23 +142,3 @@ def test_every_charge_is_added_up() -> None:
     passing.throttled(1.0)
     passing.answered(10.0)
     assert passing.request_units == pytest.approx(12.88)
-
-
-def test_it_knows_for_how_long_nothing_has_passed() -> None:
-    """From the first 429 to the next answer of another kind."""
-
-    async def main() -> None:
-        clock = Clock()
-        passing = gate(clock)
-        assert passing.throttled_for_s == 0.0
-        passing.throttled(3.0)
-        async with passing.passed():
-            pass
-        passing.throttled(2.0)
-        async with passing.passed():
-            pass
-        assert passing.throttled_for_s == 5.0
-        passing.answered(1.0)
-        assert passing.throttled_for_s == 0.0
-
-    anyio.run(main)

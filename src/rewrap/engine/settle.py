@@ -22,7 +22,7 @@ from rewrap.engine.retry import (
     TABLE_LOCKED,
     until_reachable,
 )
-from rewrap.errors import StoreError, StoreUnavailable, ValueRefused
+from rewrap.errors import StoreBusy, StoreError, StoreUnavailable, ValueRefused
 from rewrap.interfaces import Checkpoint, Row, ShardReader, ShardWriter, SwapBatch
 from rewrap.model import Fault, Outcome, Reason, ShardLease, Tally, key_text, merge_tally
 from rewrap.packed import HELD_BACK, Column, listed, picked
@@ -108,6 +108,12 @@ class Settler:
                     self._count_swapped(batch, range(len(batch)), done)
                     return done
                 lost = await self._landed(batch)
+            except StoreBusy:
+                # no value is at fault, and none is put off for it, however long it lasts
+                if self._stopping():
+                    raise Interrupted from None
+                lost = await self._landed(batch)
+                losses -= 1
             except StoreUnavailable:
                 disconnects += 1
                 await self._reconnect()
@@ -165,7 +171,8 @@ class Settler:
             await self._wait_for_table()
 
     async def _reconnect(self) -> None:
-        self._say("reconnecting")
+        # asked here too: the line may be up again at once, and fail again with the next attempt
+        self._reconnecting()
         await until_reachable(
             lambda: self._writer.reconnect(self._lease), self._patience_s, self._reconnecting
         )

@@ -37,7 +37,7 @@ READ_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 5.0
 
 THROTTLE_PATIENCE_S = 10.0
-"""Seconds that one request tries again while nothing but 429 comes back; then its caller decides."""
+"""Seconds that one request tries again after its first 429; then its caller decides."""
 
 ATTEMPT_PAUSES_S = (0.05, 0.2, 0.8)
 """Seconds before the further attempts at a request that failed for a passing reason."""
@@ -136,13 +136,16 @@ class Account:
         Changed from the next attempt: it is for the caller to look whether it was its own.
         """
         pauses = iter(ATTEMPT_PAUSES_S)
+        since: float | None = None
         while True:
             try:
                 with translated(subject, writes=writes):
                     return await attempt()
             except Throttled:
-                # the gate is shut by now: the next attempt waits there, as everybody's does
-                if self.gate.throttled_for_s > THROTTLE_PATIENCE_S:
+                # the gate is shut by now: the next attempt waits there, as everybody's does. Its own time
+                # counts: other containers, and other partitions, may well be answered all the while
+                since = anyio.current_time() if since is None else since
+                if anyio.current_time() - since > THROTTLE_PATIENCE_S:
                     raise
             except StoreUnavailable:
                 pause = next(pauses, None)

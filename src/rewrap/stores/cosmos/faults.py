@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rewrap.errors import SchemaMismatch, StoreError, StoreUnavailable, ValueRefused
+from rewrap.errors import SchemaMismatch, StoreBusy, StoreError, StoreUnavailable, ValueRefused
 
 READ_ROLE = "Cosmos DB Built-in Data Reader"
 WRITE_ROLE = "Cosmos DB Built-in Data Contributor"
@@ -43,7 +43,7 @@ class Changed(StoreError):
     """412 or 409: somebody wrote it first; perhaps this very request, whose first answer was lost."""
 
 
-class Throttled(StoreUnavailable):
+class Throttled(StoreBusy):
     """429, for longer than an attempt waits."""
 
 

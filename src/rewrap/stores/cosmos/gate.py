@@ -77,11 +77,6 @@ class Gate:
         self.request_units += request_units
 
     @property
-    def throttled_for_s(self) -> float:
-        """For how long nothing but 429 has come back."""
-        return 0.0 if self._throttled_since is None else self._clock() - self._throttled_since
-
-    @property
     def waiting_for(self) -> str:
         """What the gate waits for; empty when it is open."""
         return THROTTLED if self._throttled_since is not None else ""

@@ -29,7 +29,7 @@ from rewrap.stores.cosmos.documents import (
     pointer,
     value_of,
 )
-from rewrap.stores.cosmos.faults import Changed, Missing
+from rewrap.stores.cosmos.faults import Changed, Missing, Throttled
 from rewrap.stores.cosmos.shape import ETAG, Seen, Shape
 
 PATCH_OPERATIONS = 10
@@ -129,6 +129,8 @@ class ContainerWriter:
             if batch.stamps is not None:
                 self._landed.update(batch.keys[at] for at in sending.written)
             raise sending.refused
+        if isinstance(sending.trouble, Throttled):
+            raise sending.trouble
         if sending.trouble is not None and not sending.written and len(batch) > 1:
             raise sending.trouble
         # what was not written for a passing reason is told by `unsettled`, and tried again by the engine
