@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -410,4 +411,69 @@ def test_a_change_of_layout_is_counted_by_form(cosmos: CosmosDatabase, tmp_path:
     (field,) = found.fields
     assert dict(+field.classes) == {"current": 2, "stale": 2}
     assert (field.in_old_layout, field.unopenable) == (1, 1)
+    assert found.exit_code == 3
+
+
+ODD = [
+    "v1:x", "v2:y", "v3:z", "V2:y", "v2", "", " v2:y", "plain", "v2:\u00e9", None, 0, 2, True, [], ["v2:y"],
+    {}, {"text": "v1:x"}, {"text": "v2:y"}, {"text": None}, {"text": 7}, {"text": {"deep": "v1:x"}},
+    {"other": 1}, {"text": ["v2:y"]}, {"text": {"deep": "z", "mark": "v2"}}, {"text": "z", "other": "v2"},
+    {"text": {"deep": "z", "mark": 3}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        '{ column = "body", layout = "libsodium-token" }',
+        '{ column = "body", path = "text", layout = "libsodium-token" }',
+        '{ column = "body", path = "text.deep", layout = "libsodium-token" }',
+        '{ column = "body", path = "text[0]", layout = "libsodium-token" }',
+        '{ column = "body", layout = "wrap", version = { column = "mark" } }',
+        '{ column = "body", path = "text", layout = "wrap", version = { column = "mark", path = "text" } }',
+        '{ column = "body", path = "text", layout = "wrap", version = { path = "other" } }',
+        '{ column = "body", layout = "wrap", version = { column = "mark", path = "text[0]" } }',
+        '{ column = "body", path = "text.deep", layout = "wrap", version = { path = "text.mark" } }',
+    ],
+)
+def test_questions_and_reading_agree_on_odd_documents(cosmos: CosmosDatabase, field: str) -> None:
+    """Whatever stands in a document, the server's answer and a look at the document say the same of it."""
+    cosmos.container("notes")
+    dice = random.Random(7)
+    for at in range(120):
+        document: dict[str, Any] = {"id": f"n{at}"}
+        for name in ("body", "mark"):
+            if dice.random() < 0.9:
+                document[name] = dice.choice(ODD)
+        cosmos.upsert("notes", document)
+
+    async def work(census: CosmosCensus, table: Table, forms: Forms) -> None:
+        name = table.fields[0].name
+        asked = await census._asked(table, {name: forms}, exactly=True)
+        read = await census._read(table, {name: forms})
+        assert asked is not None
+        assert read is not None
+        counts = [Counter[Any](), Counter[Any]()]
+        for one, (_, classes) in zip(counts, (asked, read), strict=True):
+            for kind, version, number in classes[name]:
+                one[kind, version] += number
+        assert +counts[0] == +counts[1]
+        assert asked[0] == read[0] == sum(counts[1].values()) == 120
+        assert len(+counts[1]) >= 3
+
+    with_census(cosmos, work, f'container = "notes"\nfields = [{field}]\n')
+
+
+def test_a_value_with_no_place_for_a_version_is_not_taken_for_plaintext(
+    cosmos: CosmosDatabase, tmp_path: Path
+) -> None:
+    """A run leaves it alone, for it could not say what it had become: verify does not call that complete."""
+    cosmos.container("deks")
+    cosmos.upsert("deks", {**dek("a"), "mek": "text"}, {**dek("b"), "mek": {"version": "v2"}})
+    job = (
+        '[[targets]]\ncontainer = "deks"\nfields = [{ column = "wrappedDek", layout = "bare", '
+        'version = { column = "mek", path = "version" } }]\n'
+    )
+    found = verified(cosmos, tmp_path, job)
+    assert dict(+found.fields[0].classes) == {"current": 1, "other_version": 1}
     assert found.exit_code == 3

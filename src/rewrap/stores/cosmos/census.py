@@ -25,10 +25,10 @@ from rewrap.forms import Forms
 from rewrap.interfaces import ClassCount, Prefix
 from rewrap.job import Job
 from rewrap.model import FieldColumn, ServerIdentity, StoredValue, Table, key_parts
-from rewrap.packed import ELEMENT
+from rewrap.packed import ELEMENT, PART
 from rewrap.stores.cosmos.client import Account, Container, Query
 from rewrap.stores.cosmos.counting import ALL, EVERY, SINCE, Classes, Condition, classes_of, selection
-from rewrap.stores.cosmos.documents import value_of
+from rewrap.stores.cosmos.documents import NOWHERE, value_of
 from rewrap.stores.cosmos.fingerprints import entries, settle
 from rewrap.stores.cosmos.shape import Shape
 from rewrap.stores.cosmos.survey import identify, survey
@@ -164,6 +164,8 @@ class CosmosCensus:
             counts.append(("marked" if form.new else "old", form.version, await container.count(query)))
         others: Counter[tuple[str, str | None]] = Counter()
         others["bare", None] = await container.count(classes.unmarked)
+        if classes.nowhere is not None:
+            others[_class_of(f"{NOWHERE}{PART}", forms)] += await container.count(classes.nowhere)
         left = await container.count(classes.others)
         if left and any(layout.versioned for layout in forms.layouts):
             async for page in container.every(classes.heads, limit=_PAGE):

@@ -54,13 +54,15 @@ class Classes:
     """The questions that tell one field's values apart. A document has one value of it, or none.
 
     `known` are counted by the forms that a marker names, in their order, the target's first. `unmarked` are
-    values without any text where the marker would be. `others` have another text there; `heads` reads it.
+    values without any text where the marker would be, and a place for one; `nowhere` those without a place.
+    `others` have another text there; `heads` reads it.
     `without` and `at_target` find the documents of values that none of these markers names, or the target's.
     """
 
     null: Query
     known: tuple[tuple[Named, Query], ...]
     unmarked: Query
+    nowhere: Query | None
     others: Query
     heads: Query
     without: Condition
@@ -88,6 +90,8 @@ def classes_of(field: FieldColumn, forms: Forms) -> Classes:
     # a value under two markers, were there such a thing, counts for the first
     taken = "".join(f" AND NOT ({condition})" for _, condition, _ in known)
     others = f"{there} AND ({texted}){taken}"
+    homeless = _homeless(payload, steps_to(version)) if version else None
+    bare = f"{there} AND {_no_text(places)}"
     heads = ", ".join(f"LEFT({one}, {MARKER_BYTES_MAX})" for one in places)
     return Classes(
         null=_count(f"NOT {there}"),
@@ -102,7 +106,8 @@ def classes_of(field: FieldColumn, forms: Forms) -> Classes:
             )
             for at, (form, condition, _) in enumerate(known)
         ),
-        unmarked=_count(f"{there} AND {_no_text(places)}"),
+        unmarked=_count(f"{bare} AND NOT ({homeless})" if homeless else bare),
+        nowhere=_count(f"{bare} AND {homeless}") if homeless else None,
         others=_count(others, before),
         heads=Query(f"SELECT VALUE [{heads}] FROM c WHERE {others}", before),
         without=(f"{there}{taken}", before),
@@ -159,6 +164,23 @@ def _named(places: Sequence[str], form: Named, name: str, *, apart: bool) -> tup
         return f"IS_STRING({where}) AND {where} = {name}", (name, prefix.removesuffix(PART))
     begins = [f"(IS_STRING({where}) AND STARTSWITH({where}, {name}))" for where in places]
     return " OR ".join(begins), (name, prefix)
+
+
+def _homeless(payload: Steps, version: Steps) -> str | None:
+    """The condition that there is no object to write a version to; None where there always is one.
+
+    Where a text stands in the place of both, all of it is written anew.
+    """
+    if len(version) == 1:
+        return None
+    *above, last = version
+    parent = place(tuple(above))
+    home = f"IS_OBJECT({parent})"
+    if isinstance(last, int):
+        home = f"(IS_ARRAY({parent}) AND ARRAY_LENGTH({parent}) > {last:d})"
+    shared = [depth for depth in range(1, len(payload)) if payload[:depth] == version[:depth]]
+    texts = "".join(f" AND NOT IS_STRING({place(payload[:depth])})" for depth in shared)
+    return f"(NOT {home}{texts})"
 
 
 def _no_text(places: Sequence[str]) -> str:
