@@ -22,6 +22,7 @@ from rewrap.forecast import (
     whole,
     with_calls,
 )
+from rewrap.metered import forecast_documents
 
 ROWS = 100_000
 TABLE = TableShape(
@@ -170,3 +171,30 @@ def test_a_repeated_batch_is_no_more_than_there_is() -> None:
     work = Work(values=10, rows=10, rows_most=10)
     calls = Calls(per_s=50.0, reopen=1.0, keys=2, proof=0)
     assert with_calls(of(work=work), work, calls, batch_size=1_000, shards=4).remote_calls.high == 40
+
+
+@given(
+    st.integers(1, 10**7), st.integers(0, 10**7), st.floats(0, 50), st.floats(0, 0.1), st.integers(1, 32)
+)  # fmt: skip
+def test_a_containers_forecast_is_low_below_high_and_dearer_where_reading_is(
+    documents: int, in_scope: int, units: float, read_s: float, shards: int
+) -> None:
+    """Request units grow with what reading charges, and with the documents that are patched."""
+    rows = min(in_scope, documents)
+    work = Work(values=rows, rows=rows, rows_most=rows)
+
+    def told(read_units: float, some: Work) -> Forecast:
+        sampled = Sampled(100, read_s, 1e-5, 300.0, read_units)
+        return forecast_documents(documents, sampled, some, batch_size=1_000, shards=shards)
+
+    one = told(units, work)
+    for entry in fields(Forecast):
+        each: Range = getattr(one, entry.name)
+        assert 0 <= each.low <= each.high
+    assert one.wal_bytes.high == one.dead_rows.high == 0
+    dearer = told(units + 1, work)
+    assert (dearer.request_units.low > one.request_units.low) is (rows > 0)
+    less = told(units, Work(values=rows // 2, rows=rows // 2, rows_most=rows // 2))
+    assert (less.request_units.high < one.request_units.high) is (rows > 0)
+    # nothing of it goes to a log, and so nothing fixed of one is added
+    assert whole([one]) == one
