@@ -9,7 +9,9 @@ import pytest
 from tests.conftest import require
 from tests.support.containers import JOB, Containers, expected
 from tests.support.cosmos import CosmosDatabase
-from tests.support.documents import plain
+from tests.support.documents import Notes, make, node, plain
+from tests.support.values import KEYS
+from tests.support.workbench import Workbench
 
 
 @pytest.fixture
@@ -23,6 +25,11 @@ def test_every_document_gets_a_dek_of_its_own(notes: Containers) -> None:
     notes.fill(1, 40)
     old = {one["id"]: one for one in notes.cosmos.documents("dek_store")}
     assert notes.bench.run("--dry-run").code == 0
+    checked = notes.bench.rewrap("check", "--from", "v1", "--to", "v2")
+    assert checked.code == 0, checked.out + checked.err
+    planned = notes.bench.rewrap("plan", "--from", "v1", "--to", "v2")
+    assert planned.code == 0, planned.err
+    assert 'table "notes": 40 DEKs will be made, as new records of dek_store' in planned.out + planned.err
     assert {one["id"]: one for one in notes.cosmos.documents("dek_store")} == old
     ran = notes.bench.run()
     assert ran.code == 0, ran.err + ran.out
@@ -52,6 +59,52 @@ def test_records_may_be_partitioned_otherwise(cosmos: CosmosDatabase, tmp_path: 
     assert len(cosmos.documents("dek_store")) == 24
     assert notes.read("v2") == expected(12)
     assert notes.bench.rewrap("verify", "--deep").code == 0
+
+
+def test_documents_and_records_may_be_in_stores_of_two_kinds(
+    cosmos: CosmosDatabase, bench: Workbench
+) -> None:
+    """Notes in Postgres, their DEKs in Cosmos DB: the records first, and no snapshot over both."""
+    require("Node", "node")
+    notes = Notes(bench)
+    notes.create()
+    made = make("v1", [{"id": i, "tenant": "t", "fields": {"body": plain("body", i)}} for i in range(1, 9)])
+    notes.insert({"deks": [], "documents": made["documents"]})
+    cosmos.container("dek_store", "/id")
+    cosmos.upsert("dek_store", *made["deks"])
+    bench.environ |= cosmos.environ
+    notes.job()
+    job = (bench.folder / "rewrap.toml").read_text()
+    section = JOB[JOB.index("[deks.notes]") : JOB.index("[[targets]]")]
+    for old, new in (
+        ("[keys.versions.v1]", STORE + "[keys.versions.v1]"),
+        (job[job.index("[deks.notes]") : job.index('copied = ["tenant"]')], section.replace(
+            'container = "dek_store"', 'container = "dek_store"\nstore = "records"').replace(
+            'copied = ["tenant"]\n', "")),
+        ('copied = ["tenant"]\n', ""),
+        ('dek = "notes"', 'dek = "notes"\nstore = "main"'),
+    ):  # fmt: skip
+        assert old in job
+        job = job.replace(old, new)
+    (bench.folder / "rewrap.toml").write_text(job)
+    ran = bench.run()
+    assert ran.code == 0, ran.err + ran.out
+    deks = cosmos.documents("dek_store")
+    assert len(deks) == 16
+    bodies = {i: document["body"] for i, document in notes.documents().items()}
+    told = {"keys": {"v2": KEYS["v2"].hex()}, "deks": [one for one in deks if one["mekVersion"] == "v2"]}
+    read = node("open", {**told, "values": list(bodies.values())})
+    assert read == [plain("body", i) for i in bodies]
+    assert bench.rewrap("verify", "--deep").code == 0
+
+
+STORE = """
+[stores.records]
+kind = "cosmos"
+endpoint = "${COSMOS_ENDPOINT}"
+key = "env:COSMOS_KEY"
+database = "${COSMOS_DATABASE}"
+"""
 
 
 def test_plaintext_from_before_encryption_is_counted_or_sealed(notes: Containers) -> None:
