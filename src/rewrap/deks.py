@@ -45,6 +45,10 @@ class DekStore(Protocol):
         """
         ...
 
+    def spent(self) -> dict[str, float]:
+        """What was used up so far, by unit; empty where nothing is metered."""
+        ...
+
     async def sample(self, prefix: Prefix, count: int) -> list[DekRecord]:
         """Some records whose wrapped DEK begins with a marker."""
         ...

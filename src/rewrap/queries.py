@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rewrap.dekcount import ANY_VALUE
 from rewrap.job import Job
+from rewrap.model import Table
 from rewrap.stores.open import Stores, address_in
 from rewrap.stores.postgres.census import PostgresCensus, count_query
+from rewrap.stores.postgres.dekcensus import PostgresDekCensus
+from rewrap.targets import TargetSection
 
 
 async def queries_of(stores: Stores, to_version: str) -> list[tuple[str, str]]:
@@ -30,6 +34,12 @@ async def _cosmos_queries(job: Job, to_version: str, environ: Mapping[str, str])
     out = []
     for table, target in zip(tables, job.targets, strict=True):
         for field, entry in zip(table.fields, target.fields, strict=True):
+            if target.dek is not None:
+                says = (
+                    "documents with a value; their DEKs' records have the version: only rewrap verify knows"
+                )
+                out.append((f"{table.name}.{entry.name}: {says}", not_at(field, ANY_VALUE)))
+                continue
             forms = job.forms(entry, to_version)
             says = f"documents with a value that is not under {to_version}; must be 0, but for plaintext"
             if not forms.new.versioned:
@@ -49,6 +59,9 @@ async def _postgres_queries(job: Job, to_version: str, environ: Mapping[str, str
     out = []
     for table in tables:
         target = next(target for target in job.targets if target.table == table.target)
+        if target.dek is not None:
+            out += await _joined_queries(job, table, target, to_version, environ)
+            continue
         for entry in target.fields:
             forms = job.forms(entry, to_version)
             says = f"values by class and version; all but null and {to_version} must be 0"
@@ -59,4 +72,25 @@ async def _postgres_queries(job: Job, to_version: str, environ: Mapping[str, str
             elif forms.probed:
                 says += '; what is "bare" names no version: only rewrap verify can tell it'
             out.append((f"{table.name}.{entry.name}: {says}", f"{count_query(table, entry.name, forms)};"))
+    return out
+
+
+async def _joined_queries(
+    job: Job, table: Table, target: TargetSection, to_version: str, environ: Mapping[str, str]
+) -> list[tuple[str, str]]:
+    """The same of a table whose values are under DEKs: their records say the versions."""
+    section = job.deks[target.dek or ""]
+    here = job.store_of(section) in job.stores
+    census = PostgresDekCensus(job, address_in(job, environ))
+    out = []
+    try:
+        for entry in target.fields:
+            query = await census.joined_query(section, table, entry.name) if here else None
+            says = f"values by the version of their DEK's record; all must be {to_version}, and recorded"
+            if query is None:
+                says = "values; their DEKs' records have the version: only rewrap verify knows it"
+                query = count_query(table, entry.name, ANY_VALUE)
+            out.append((f"{table.name}.{entry.name}: {says}", f"{query};"))
+    finally:
+        await census.close()
     return out

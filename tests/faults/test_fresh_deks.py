@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import random
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import require
+from tests.support.containers import Containers, expected
+from tests.support.cosmos import CosmosDatabase
 from tests.support.documents import Application, Notes
-from tests.support.workbench import Workbench
+from tests.support.proxy import Answer, Drop, FaultProxy, throttled
+from tests.support.workbench import Workbench, wait_for
 
 NOTES = 1_500
 
@@ -31,7 +35,10 @@ def test_killed_under_a_live_application_nothing_is_lost_and_no_record_made_twic
     with Application(notes, list(range(1, NOTES + 1))) as application:
         for _ in range(6):
             with notes.bench.started(*arguments) as run:
-                time.sleep(chance.uniform(0.9, 3.0))
+                # while they come into being
+                there = len(notes.deks())
+                wait_for(lambda: len(notes.deks()) > there or run.poll() is not None, 60)  # noqa: B023 - called before the next round
+                time.sleep(chance.uniform(0.0, 0.3))
                 run.kill()
         killed_at = len(notes.deks())
         still = notes.bench.rewrap(*arguments)
@@ -48,3 +55,36 @@ def test_killed_under_a_live_application_nothing_is_lost_and_no_record_made_twic
     used = {doc["body"]["dekId"] for doc in notes.documents().values()}
     assert len(used) == NOTES
     assert notes.bench.rewrap("verify", "--deep").code == 0
+
+
+def test_no_record_is_made_twice_over_a_bad_line(
+    cosmos: CosmosDatabase, cosmos_proxy: FaultProxy, tmp_path: Path
+) -> None:
+    """Answers to creations are lost though they were carried out, requests throttled, runs killed."""
+    require("Node", "node")
+    count = 240
+    notes = Containers(cosmos, tmp_path)
+    notes.fill(1, count)
+    old = {one["id"] for one in cosmos.documents("dek_store")}
+    notes.bench.environ["COSMOS_ENDPOINT"] = cosmos_proxy.endpoint
+    cosmos_proxy.add(Drop(applied=True), "create", path="dek_store", chance=0.15)
+    cosmos_proxy.add(throttled(30), "create", path="dek_store", chance=0.1)
+    cosmos_proxy.add(Answer(503), "read", path="dek_store", chance=0.05)
+    cosmos_proxy.add(Drop(applied=True), "patch", path="notes", chance=0.05)
+    arguments = ("run", "--from", "v1", "--to", "v2", "--allow-unseen-target", "--json")
+    for killed in range(3):
+        with notes.bench.started(*arguments) as run:
+            enough = count + 40 * (killed + 1)
+            wait_for(
+                lambda: len(cosmos.documents("dek_store")) > enough or run.poll() is not None,  # noqa: B023 - called before the next round
+                90,
+            )
+            run.kill()
+    ran = notes.bench.rewrap(*arguments)
+    assert ran.code == 0, ran.err + ran.out
+    assert cosmos_proxy.faults()["create"] > 20
+    assert notes.read("v2") == expected(count)
+    records = {one["id"] for one in cosmos.documents("dek_store")}
+    assert records > old
+    assert len(records) == 2 * count
+    assert len({one["body"]["dekId"] for one in cosmos.documents("notes")}) == count

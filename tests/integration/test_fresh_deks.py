@@ -382,6 +382,18 @@ def test_ids_without_a_record_are_told_by_a_job_that_rewraps(notes: Notes) -> No
     assert notes.bench.rewrap("verify").code == 0
 
 
+def test_printed_query_joins_values_and_records(notes: Notes) -> None:
+    """What an operator pastes into psql counts as verify does."""
+    notes.fill(1, 4)
+    notes.fill(5, 2, "v2")
+    notes.bench.sql("DELETE FROM deks WHERE id = $1", notes.documents()[1]["body"]["dekId"])
+    printed = notes.bench.rewrap("verify", "--to", "v2", "--print-queries")
+    assert printed.code == 0, printed.err
+    (query,) = [line for line in printed.out.splitlines() if line.startswith("SELECT")]
+    counted = {(row["version"], row["recorded"]): row["n"] for row in notes.bench.sql(query.rstrip(";"))}
+    assert counted == {("v1", True): 3, ("v2", True): 2, (None, False): 1}
+
+
 REWRAP = """
 [[targets]]
 table = "deks"

@@ -7,87 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require
+from tests.support.containers import JOB, Containers, expected
 from tests.support.cosmos import CosmosDatabase
-from tests.support.documents import make, node, plain
+from tests.support.documents import Notes, make, node, plain
 from tests.support.values import KEYS
 from tests.support.workbench import Workbench
-
-JOB = """
-name = "test"
-[stores.main]
-kind = "cosmos"
-endpoint = "${COSMOS_ENDPOINT}"
-key = "env:COSMOS_KEY"
-database = "${COSMOS_DATABASE}"
-settle_s = 0
-[keys.versions.v1]
-material = "env:KEY_V1"
-[keys.versions.v2]
-material = "env:KEY_V2"
-[layouts.mek]
-encoding = "base64"
-cipher = "aes-256-gcm"
-[layouts.field]
-encoding = "base64"
-cipher = "aes-256-gcm"
-[deks.notes]
-container = "dek_store"
-copied = ["tenant"]
-[deks.notes.wrapped]
-column = "wrappedDek"
-layout = "mek"
-version = { column = "mekVersion" }
-nonce = { column = "iv" }
-tag = { column = "tag" }
-[[targets]]
-container = "notes"
-dek = "notes"
-PLAINTEXT
-[[targets.fields]]
-column = "body"
-path = "ct"
-layout = "field"
-dek_id = { path = "dekId" }
-nonce = { path = "iv" }
-tag = { path = "tag" }
-"""
-
-
-class Containers:
-    """A database with notes and their DEKs, and a folder with the job."""
-
-    def __init__(self, cosmos: CosmosDatabase, folder: Path, partition: str = "/id") -> None:
-        self.cosmos = cosmos
-        cosmos.container("dek_store", partition)
-        cosmos.container("notes", "/tenant")
-        self.bench = Workbench("", folder)
-        self.bench.environ |= cosmos.environ
-        self.job()
-
-    def job(self, plaintext: str = "") -> None:
-        (self.bench.folder / "rewrap.toml").write_text(JOB.replace("PLAINTEXT", plaintext))
-
-    def fill(self, first: int, count: int, version: str = "v1") -> None:
-        documents = [
-            {"id": i, "tenant": f"t{i % 3}", "fields": {"body": plain("body", i)}}
-            for i in range(first, first + count)
-        ]
-        made = make(version, documents)
-        self.cosmos.upsert("dek_store", *made["deks"])
-        notes = [
-            {"id": f"n{one['id']}", "tenant": one["tenant"], "kind": "note", **one["fields"]}
-            for one in made["documents"]
-        ]
-        self.cosmos.upsert("notes", *notes)
-
-    def read(self, *versions: str) -> dict[str, str | None]:
-        """What Node reads of each note."""
-        notes = {one["id"]: one["body"] for one in self.cosmos.documents("notes")}
-        keys = {version: KEYS[version].hex() for version in versions}
-        deks = [one for one in self.cosmos.documents("dek_store") if one.get("mekVersion") in keys]
-        sealed = {name: body for name, body in notes.items() if isinstance(body, dict)}
-        plains = node("open", {"keys": keys, "deks": deks, "values": list(sealed.values())})
-        return dict(zip(sealed, plains, strict=True))
 
 
 @pytest.fixture
@@ -96,15 +20,16 @@ def notes(cosmos: CosmosDatabase, tmp_path: Path) -> Containers:
     return Containers(cosmos, tmp_path)
 
 
-def expected(count: int) -> dict[str, str | None]:
-    return {f"n{i}": plain("body", i) for i in range(1, count + 1)}
-
-
 def test_every_document_gets_a_dek_of_its_own(notes: Containers) -> None:
     """A dry run makes none; a run makes one for each document, and again none when it is done once more."""
     notes.fill(1, 40)
     old = {one["id"]: one for one in notes.cosmos.documents("dek_store")}
     assert notes.bench.run("--dry-run").code == 0
+    checked = notes.bench.rewrap("check", "--from", "v1", "--to", "v2")
+    assert checked.code == 0, checked.out + checked.err
+    planned = notes.bench.rewrap("plan", "--from", "v1", "--to", "v2")
+    assert planned.code == 0, planned.err
+    assert 'table "notes": 40 DEKs will be made, as new records of dek_store' in planned.out + planned.err
     assert {one["id"]: one for one in notes.cosmos.documents("dek_store")} == old
     ran = notes.bench.run()
     assert ran.code == 0, ran.err + ran.out
@@ -134,6 +59,52 @@ def test_records_may_be_partitioned_otherwise(cosmos: CosmosDatabase, tmp_path: 
     assert len(cosmos.documents("dek_store")) == 24
     assert notes.read("v2") == expected(12)
     assert notes.bench.rewrap("verify", "--deep").code == 0
+
+
+def test_documents_and_records_may_be_in_stores_of_two_kinds(
+    cosmos: CosmosDatabase, bench: Workbench
+) -> None:
+    """Notes in Postgres, their DEKs in Cosmos DB: the records first, and no snapshot over both."""
+    require("Node", "node")
+    notes = Notes(bench)
+    notes.create()
+    made = make("v1", [{"id": i, "tenant": "t", "fields": {"body": plain("body", i)}} for i in range(1, 9)])
+    notes.insert({"deks": [], "documents": made["documents"]})
+    cosmos.container("dek_store", "/id")
+    cosmos.upsert("dek_store", *made["deks"])
+    bench.environ |= cosmos.environ
+    notes.job()
+    job = (bench.folder / "rewrap.toml").read_text()
+    section = JOB[JOB.index("[deks.notes]") : JOB.index("[[targets]]")]
+    for old, new in (
+        ("[keys.versions.v1]", STORE + "[keys.versions.v1]"),
+        (job[job.index("[deks.notes]") : job.index('copied = ["tenant"]')], section.replace(
+            'container = "dek_store"', 'container = "dek_store"\nstore = "records"').replace(
+            'copied = ["tenant"]\n', "")),
+        ('copied = ["tenant"]\n', ""),
+        ('dek = "notes"', 'dek = "notes"\nstore = "main"'),
+    ):  # fmt: skip
+        assert old in job
+        job = job.replace(old, new)
+    (bench.folder / "rewrap.toml").write_text(job)
+    ran = bench.run()
+    assert ran.code == 0, ran.err + ran.out
+    deks = cosmos.documents("dek_store")
+    assert len(deks) == 16
+    bodies = {i: document["body"] for i, document in notes.documents().items()}
+    told = {"keys": {"v2": KEYS["v2"].hex()}, "deks": [one for one in deks if one["mekVersion"] == "v2"]}
+    read = node("open", {**told, "values": list(bodies.values())})
+    assert read == [plain("body", i) for i in bodies]
+    assert bench.rewrap("verify", "--deep").code == 0
+
+
+STORE = """
+[stores.records]
+kind = "cosmos"
+endpoint = "${COSMOS_ENDPOINT}"
+key = "env:COSMOS_KEY"
+database = "${COSMOS_DATABASE}"
+"""
 
 
 def test_plaintext_from_before_encryption_is_counted_or_sealed(notes: Containers) -> None:

@@ -81,8 +81,12 @@ class Rotation:
         return self._wrappings[name]
 
     def spent(self, store: Store) -> dict[str, float]:
-        """What was used up so far of what the store and the keys' keepers meter."""
-        return {unit: round(count, 2) for unit, count in (store.spent() | self.keyring.spent()).items()}
+        """What was used up so far of what the stores and the keys' keepers meter."""
+        total: dict[str, float] = {}
+        for used in (self.keyring.spent(), store.spent(), *(one.spent() for one in self.deks.values())):
+            for unit, count in used.items():
+                total[unit] = round(total.get(unit, 0.0) + count, 2)
+        return total
 
     def target(self, table: Table) -> TargetSection:
         return next(target for target in self.job.targets if target.table == table.target)

@@ -26,6 +26,9 @@ from rewrap.model import Reason
 DEK_BYTES = 32
 """Length of a DEK that replaces none."""
 
+KEPT = 10_000
+"""DEKs kept open for the pages that follow, which may share them; about 10 MB under RSA-4096."""
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
@@ -178,6 +181,7 @@ class DekRing:
     _deks: dict[str, bytes | Reason] = field(default_factory=dict, repr=False)
     _lent: dict[str, Document] = field(default_factory=dict, repr=False)
     _spare: dict[Document, FreshDek] = field(default_factory=dict, repr=False)
+    _kept: dict[DekRecord, bytes] = field(default_factory=dict, repr=False)
 
     def begin(self, ids: Iterable[str]) -> None:
         """Fetches the records of all ids that values name, and opens those in scope."""
@@ -189,8 +193,19 @@ class DekRing:
             for one, record in self._records.items()
             if self.wrapping.version_in(record) in self.wrapping.from_versions
         }
-        self._deks = self.wrapping.opened(leaving)
+        self._deks = self._opened(leaving)
         self._lent, self._spare = {}, {}
+
+    def _opened(self, records: Mapping[str, DekRecord]) -> dict[str, bytes | Reason]:
+        """The DEKs of some records. Documents may share one for a tenant: it is opened once."""
+        out: dict[str, bytes | Reason] = {}
+        out |= {one: self._kept[record] for one, record in records.items() if record in self._kept}
+        found = self.wrapping.opened({one: record for one, record in records.items() if one not in out})
+        if len(self._kept) > KEPT:
+            self._kept.clear()
+        # what did not open may only not be known yet
+        self._kept.update({records[one]: dek for one, dek in found.items() if isinstance(dek, bytes)})
+        return out | found
 
     def recorded(self, dek_id: str) -> bool:
         return dek_id in self._records

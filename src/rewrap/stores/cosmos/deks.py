@@ -70,6 +70,9 @@ class CosmosDeks:
         await self._each(new, create)
         return made
 
+    def spent(self) -> dict[str, float]:
+        return self._account.spent()
+
     async def sample(self, prefix: Prefix, count: int) -> list[DekRecord]:
         shape = await self._found()
         name = shape.table.fields[0].name

@@ -13,8 +13,8 @@ from rewrap.deks import DekRecord
 from rewrap.envelopes import DekSection, ReferenceSection
 from rewrap.errors import SchemaMismatch, UnsafeTarget
 from rewrap.job import Job
-from rewrap.model import FieldColumn, Location, Role
-from rewrap.packed import ELEMENT
+from rewrap.model import FieldColumn, Location, Role, Table
+from rewrap.packed import ELEMENT, PART
 from rewrap.stores.postgres.connection import Address, Connection, close, connect, translated
 from rewrap.stores.postgres.deks import Records, find_records
 from rewrap.stores.postgres.places import quote, value_of
@@ -83,6 +83,21 @@ class PostgresDekCensus:
         async for page in self._pages(connection, statement, place.name):
             ids = [one for row in page for one in row[0].split(ELEMENT)]
             yield [one for one in ids if one and not one.startswith(_ODD)]
+
+    async def joined_query(self, section: DekSection, table: Table, column: str) -> str | None:
+        """The count of a field's values by what their DEKs' records say, as SQL; None where SQL cannot."""
+        found = await self._found(await self._connected(), section)
+        field = next(field for field in table.fields if field.name == column)
+        if field.many or found.field.parts[0].role is not Role.VERSION:
+            return None
+        part = f"chr({ord(PART)})"
+        value = value_of(field, "t")
+        return (
+            f"SELECT split_part({value_of(found.field, 'd')}, {part}, 1) AS version, "
+            f"d.{quote(found.id.name)} IS NOT NULL AS recorded, count(*) AS n FROM {table.relation} AS t "
+            f"LEFT JOIN {found.relation} AS d ON d.{quote(found.id.name)}::text = "
+            f"split_part({value}, {part}, 1) WHERE {value} IS NOT NULL GROUP BY 1, 2 ORDER BY 1, 2"
+        )
 
     async def _place(self, connection: Connection, place: ReferenceSection) -> tuple[str, str]:
         """The expression of the ids in a place, and the relation that it is in."""

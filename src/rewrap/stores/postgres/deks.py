@@ -196,6 +196,9 @@ class PostgresDeks:
                 )
         return {row[0] for row in made}
 
+    def spent(self) -> dict[str, float]:
+        return {}
+
     async def sample(self, prefix: Prefix, count: int) -> list[DekRecord]:
         async with self._turn:
             found = await self._found(writing=False)
