@@ -62,6 +62,8 @@ class NoteLett:
     meks: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
     old: str = "v1"
     new: str = "v2"
+    name: str = ""
+    """The MEK's name in the vault; one that no other test has, unless told."""
     more_deks: tuple[str, ...] = ()
     """Containers of DEK records besides dek_store."""
 
@@ -83,7 +85,7 @@ class NoteLett:
             }
             self.meks = {version: {"secret": each} for version, each in secret.items()}
             return
-        self.name = self.vault.new_name()
+        self.name = self.name or self.vault.new_name()
         self.bench.environ |= self.vault.environ
         self.bench.environ |= {"FIELD_ENCRYPT_KEY_PROVIDER": "akv", "FIELD_ENCRYPT_MEK_NAME": self.name}
         self.old = self.mint()
