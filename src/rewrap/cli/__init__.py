@@ -26,7 +26,7 @@ class _Ordered(TyperGroup):
 app = typer.Typer(
     name="rewrap",
     cls=_Ordered,
-    help="Rotate encryption keys over live rows: resumable, compare-and-swap, verified.",
+    help="Rotate encryption keys over live rows and documents: resumable, compare-and-swap, verified.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -43,7 +43,7 @@ def root(
     context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and leave."),
 ) -> None:
-    """Rotate encryption keys over live rows: resumable, compare-and-swap, verified."""
+    """Rotate encryption keys over live rows and documents: resumable, compare-and-swap, verified."""
     if version:
         from rewrap import __version__
 
