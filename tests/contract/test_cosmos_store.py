@@ -27,7 +27,7 @@ from rewrap.errors import (
 )
 from rewrap.interfaces import Checkpoint, Claim, Page, Scope, SwapBatch
 from rewrap.job import Job
-from rewrap.model import ShardLease, Table
+from rewrap.model import ShardLease, ShardRange, Table
 from rewrap.packed import ELEMENT, PART, listed
 from rewrap.stores.cosmos.client import Account, Query, guarded
 from rewrap.stores.cosmos.documents import ODD
@@ -454,6 +454,114 @@ def test_the_last_page_leaves_the_cursor_where_it_began(notes: CosmosDatabase) -
         assert (await run.page(100, whole.cursor)).keys == whole.keys
 
     running(notes, work)
+
+
+class Halved(FaultProxy):
+    """Makes two partitions of the emulator's one, when it is told to: by the number in a document's id.
+
+    Pages are cut after they were made, so that some are empty though more follows.
+    """
+
+    split = False
+    odd_first = False
+    whole: dict[str, Any] = {}  # noqa: RUF012 - set for the object when it is first seen
+
+    async def _forward(self, request: web.BaseRequest, body: bytes, kind: str) -> web.StreamResponse:
+        if kind == "ranges" and self.split and self.whole:
+            return self._ranges(request)
+        response = await super()._forward(request, body, kind)
+        if (
+            kind not in ("ranges", "query")
+            or not isinstance(response, web.Response)
+            or response.status != 200
+        ):
+            return response
+        assert isinstance(response.body, bytes)
+        told = json.loads(response.body)
+        if kind == "ranges":
+            self.whole = told
+            return self._ranges(request) if self.split else response
+        asked = request.headers["x-ms-documentdb-partitionkeyrangeid"]
+        if not self.split:
+            return response
+        if asked == "0":
+            return web.Response(status=410, headers={"x-ms-substatus": "1002"})
+        if told["Documents"] and isinstance(told["Documents"][0], dict):
+            rest = (int(asked) - 1) ^ self.odd_first
+            own = [one for one in told["Documents"] if int(one["p0"][1:]) % 2 == rest]
+            told |= {"Documents": own, "_count": len(own)}
+        headers = {name: value for name, value in response.headers.items() if name != "Content-Length"}
+        return web.Response(status=200, headers=headers, body=json.dumps(told).encode())
+
+    def _ranges(self, request: web.BaseRequest) -> web.Response:
+        if request.headers.get("If-None-Match") == "split":
+            return web.Response(status=304, headers={"etag": "split"})
+        (one,) = self.whole["PartitionKeyRanges"]
+        halves = [
+            {**one, "id": "1", "minInclusive": "", "maxExclusive": "7F", "parents": ["0"]},
+            {**one, "id": "2", "minInclusive": "7F", "maxExclusive": "FF", "parents": ["0"]},
+        ]
+        told = {**self.whole, "PartitionKeyRanges": halves, "_count": 2}
+        return web.Response(status=200, headers={"etag": "split"}, body=json.dumps(told).encode())
+
+
+def test_every_feed_range_is_a_shard(notes: CosmosDatabase) -> None:
+    """Each document is on one page of one of them, whatever pages are empty in between."""
+
+    async def work(run: Run) -> None:
+        shards = await run.store.split(run.table, 4)
+        assert [shard.shard for shard in shards] == [0, 1]
+        reader = run.store.reader(run.table)
+        found: list[list[str]] = []
+        for shard in shards:
+            found.append([])
+            after: str | None = None
+            while True:
+                page = await reader.fetch(shard, after, 1, Scope())
+                found[-1] += page.keys
+                after = page.last
+                if after is None:
+                    break
+        assert found == [[f"n{at:02}" for at in range(12) if at % 2 == half] for half in (0, 1)]
+        # a cursor of one range means nothing in the other
+        page = await reader.fetch(shards[0], None, 1, Scope())
+        with pytest.raises(Rewound):
+            await reader.fetch(shards[1], page.last, 1, Scope())
+        rows = await reader.sample(12, {"body": "v1:"})
+        assert sorted(row[0] for row in rows) == [f"n{at:02}" for at in range(12)]
+        whole = [await reader.fetch(ShardRange(0, None, None), None, 100, Scope())]
+        while whole[-1].last is not None:
+            whole.append(await reader.fetch(ShardRange(0, None, None), whole[-1].last, 100, Scope()))
+        assert sorted(key for page in whole for key in page.keys) == [f"n{at:02}" for at in range(12)]
+
+    with Halved(notes.endpoint) as proxy:
+        proxy.split = True
+        running(notes, work, endpoint=proxy.endpoint)
+
+
+@pytest.mark.parametrize("odd_first", [False, True])
+def test_a_partition_that_splits_is_read_anew(notes: CosmosDatabase, *, odd_first: bool) -> None:
+    """Its range is gone in the middle of a sweep, and the SDK drops the token: that does not go unnoticed."""
+
+    async def work(run: Run) -> None:
+        reader = run.store.reader(run.table)
+        page = await reader.fetch(run.lease.range, None, 5, Scope())
+        found, begun_anew = list(page.keys), 0
+        proxy.split = True
+        while page.last is not None:
+            try:
+                page = await reader.fetch(run.lease.range, page.last, 5, Scope())
+            except Rewound:
+                found, begun_anew = [], begun_anew + 1
+                page = await reader.fetch(run.lease.range, None, 5, Scope())
+            found += page.keys
+        assert begun_anew == 1
+        assert sorted(found) == [f"n{at:02}" for at in range(12)]
+
+    with Halved(notes.endpoint) as proxy:
+        proxy.odd_first = odd_first
+        running(notes, work, endpoint=proxy.endpoint)
+        assert any(seen.kind == "query" and seen.status == 410 for seen in proxy.seen)
 
 
 # the line

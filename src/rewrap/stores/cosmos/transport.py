@@ -20,6 +20,8 @@ from azure.core.pipeline.transport import AioHttpTransport
 from rewrap.stores.cosmos.gate import Gate
 
 CHARGE = "x-ms-request-charge"
+CONTINUATION = "x-ms-continuation"
+_IS_QUERY = "x-ms-documentdb-isquery"
 RETRY_AFTER_MS = "x-ms-retry-after-ms"
 RETRY_AFTER_S = "retry-after"
 
@@ -31,6 +33,9 @@ class Guarded:
     check: Callable[[], None]
     timeout_s: float
 
+
+ASKED: ContextVar[list[bool] | None] = ContextVar("rewrap_cosmos_asked", default=None)
+"""Of each query that a task has sent: whether it said where to go on."""
 
 GUARDED: ContextVar[Guarded | None] = ContextVar("rewrap_cosmos_guarded", default=None)
 
@@ -59,7 +64,9 @@ class PacedTransport(AioHttpTransport):  # type: ignore[misc]  # azure-core expo
         await super().open()
 
     async def send(self, request: Any, **config: Any) -> Any:
-        guarded = GUARDED.get()
+        guarded, asked = GUARDED.get(), ASKED.get()
+        if asked is not None and _IS_QUERY in request.headers:
+            asked.append(CONTINUATION in request.headers)
         async with self._gate.passed():
             if guarded is None:
                 response = await super().send(request, **config)
