@@ -119,6 +119,19 @@ def test_a_claim_holds_everywhere_or_nowhere(bench: Workbench, other: Workbench)
         holder.wait(60)
 
 
+def test_a_claim_that_failed_is_no_run_to_be_finished(bench: Workbench, other: Workbench) -> None:
+    """The first store's part of a claim that the second one refused binds nobody to its version."""
+    filled(bench, other)
+    other.sql("CREATE SCHEMA rewrap")
+    other.sql("CREATE TABLE rewrap.shard (id int)")
+    refused = bench.run()
+    assert refused.code == 2, refused.err
+    bench.ledger.unlink(missing_ok=True)
+    other.sql("DROP SCHEMA rewrap CASCADE")
+    done = bench.rewrap("run", "--from", "v1", "--to", "v3", "--allow-unseen-target", "--json")
+    assert done.code == 0, done.err
+
+
 def test_killed_at_any_moment_a_resume_finishes_both(bench: Workbench, other: Workbench) -> None:
     """Each store has its own checkpoints; a kill costs neither a value nor a second round of all."""
     filled(bench, other)

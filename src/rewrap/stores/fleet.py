@@ -171,16 +171,18 @@ class FleetGuard:
 
     async def claim(self, claim: Claim) -> dict[str, list[ShardLease]]:
         leases: dict[str, list[ShardLease]] = {}
-        taken: list[Guard] = []
+        taken: list[tuple[Guard, bool]] = []
         try:
             for name, guard in self._guards.items():
                 ranges = {r: cut for r, cut in claim.ranges.items() if self._store.home_of(r) == name}
-                leases |= await guard.claim(replace(claim, ranges=ranges))
-                taken.append(guard)
+                mine = await guard.claim(replace(claim, ranges=ranges))
+                leases |= mine
+                taken.append((guard, not any(_begun(lease) for each in mine.values() for lease in each)))
         except BaseException:
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
-                for guard in taken:
-                    await guard.release(finished=False)
+                for guard, untouched in taken:
+                    # a run that never began is not one that others have to finish first
+                    await guard.release(finished=untouched)
             raise
         return leases
 
@@ -204,6 +206,10 @@ class FleetGuard:
 
     def _at(self, relation: str) -> Guard:
         return self._guards[self._store.home_of(relation)]
+
+
+def _begun(lease: ShardLease) -> bool:
+    return lease.done or lease.sweep > 1 or lease.cursor is not None or lease.rows > 0
 
 
 class FleetCensus:
