@@ -106,7 +106,7 @@ def work_in(rotation: Rotation, table: Table, fields: Sequence[FieldCount]) -> W
     named = {
         entry.name
         for entry in rotation.target(table).fields
-        if rotation.job.old_layout(entry).versioned and rotation.target(table).dek is None
+        if rotation.job.old_layout(entry).versioned
     }  # fmt: skip
     probed = sum(one.values - one.classes["null"] for one in mine if one.column not in named)
     rows = max(left, default=0)

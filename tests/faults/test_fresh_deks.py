@@ -12,7 +12,7 @@ from tests.conftest import require
 from tests.support.containers import Containers, expected
 from tests.support.cosmos import CosmosDatabase
 from tests.support.documents import Application, Notes
-from tests.support.proxy import Answer, Drop, FaultProxy, throttled
+from tests.support.proxy import Answer, Drop, FaultProxy, Meanwhile, throttled
 from tests.support.workbench import Workbench, wait_for
 
 NOTES = 1_500
@@ -88,3 +88,32 @@ def test_no_record_is_made_twice_over_a_bad_line(
     assert records > old
     assert len(records) == 2 * count
     assert len({one["body"]["dekId"] for one in cosmos.documents("notes")}) == count
+
+
+def test_what_an_old_dek_writes_behind_the_sweep_is_found_by_the_next(
+    cosmos: CosmosDatabase, cosmos_proxy: FaultProxy, tmp_path: Path
+) -> None:
+    """A note that was sealed anew gets its old value and DEK id back while the run is at work."""
+    require("Node", "node")
+    notes = Containers(cosmos, tmp_path)
+    notes.fill(1, 40)
+    before = {one["id"]: one for one in cosmos.documents("notes")}
+    beside = cosmos.beside()
+    written: list[str] = []
+
+    def write(_path: str) -> None:
+        now = {one["id"]: one for one in beside.documents("notes")}
+        name = next(name for name in now if now[name]["body"] != before[name]["body"])
+        beside.upsert("notes", {"id": name, "tenant": now[name]["tenant"], "body": before[name]["body"]})
+        written.append(name)
+
+    notes.bench.environ["COSMOS_ENDPOINT"] = cosmos_proxy.endpoint
+    cosmos_proxy.add(Meanwhile(write), "patch", path="/notes/", skip=20, times=1)
+    ran = notes.bench.run()
+    beside.account.close()
+    assert len(written) == 1
+    assert ran.code == 0, ran.err + ran.out
+    assert ran.event("run_ended")["sweeps"] == 2
+    assert ran.event("run_ended")["resealed_late"] == 1
+    assert notes.read("v2") == expected(40)
+    assert len(cosmos.documents("dek_store")) == 80
