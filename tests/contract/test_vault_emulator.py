@@ -187,7 +187,7 @@ def test_a_vault_throttles_beyond_its_limit(vault_emulator: VaultEmulator) -> No
     name = vault.new_name()
     version = vault.create_version(name)
     wrapped = vault.wrap(name, version, DEK)
-    vault.service.unwraps_per_window = len(vault.service.recent()) + 2
+    vault.service.limit(2)
 
     async def work(client: CryptographyClient) -> list[object]:
         opened: list[object] = []

@@ -285,16 +285,18 @@ class KeyVaultService:
             raise Refused(400, "BadParameter", "The parameter is incorrect.") from exc
         return {"kid": kid(host, key), "value": b64(result)}
 
-    def recent(self) -> deque[float]:
-        """The moments of the unwrappings that count against the limit."""
-        while self._recent and self._recent[0] <= time.monotonic() - WINDOW_S:
-            self._recent.popleft()
-        return self._recent
+    def limit(self, unwraps: int | None, retry_after_s: int | None = 1) -> None:
+        """How many unwrappings ten seconds may hold from now on; None: as many as come."""
+        with self._lock:
+            self._recent.clear()
+            self.unwraps_per_window, self.retry_after_s = unwraps, retry_after_s
 
     def _count(self) -> None:
         """Refuses what is beyond the limit of the last ten seconds."""
         with self._lock:
-            if self.unwraps_per_window is not None and len(self.recent()) >= self.unwraps_per_window:
+            while self._recent and self._recent[0] <= time.monotonic() - WINDOW_S:
+                self._recent.popleft()
+            if self.unwraps_per_window is not None and len(self._recent) >= self.unwraps_per_window:
                 after = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
                 message = "Request was not processed because too many requests were received."
                 raise Refused(429, "Throttled", message, **after)

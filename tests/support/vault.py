@@ -175,8 +175,7 @@ class VaultEmulator(VaultServer):
     def reset(self) -> None:
         """No rule, no limit, nothing counted, the permissions of the start; keys stay."""
         self.proxy.reset()
-        self.service.unwraps_per_window = None
-        self.service.retry_after_s = 1
+        self.service.limit(None)
         self.permit()
 
     @property
