@@ -192,4 +192,23 @@ def job_schema() -> dict[str, Any]:
             described = DESCRIPTIONS.get(section, {}).get(name)
             if described:
                 said["description"] = described
+        _admit_containers(schema)
+        _admit_variables(schema)
     return {"$schema": DRAFT, **found, "title": "rewrap job file"}
+
+
+def _admit_containers(schema: dict[str, Any]) -> None:
+    """Where a container may stand in a table's place, one of the two is required."""
+    if {"table", "container"} <= schema.get("properties", {}).keys() and "table" in schema.get(
+        "required", []
+    ):
+        schema["required"].remove("table")
+        schema["oneOf"] = [{"required": ["table"]}, {"required": ["container"]}]
+
+
+def _admit_variables(schema: dict[str, Any]) -> None:
+    """A provider may be a variable's choice: that is known only when the job is loaded."""
+    provider = schema.get("properties", {}).get("provider")
+    if provider and "enum" in provider:
+        names = {"enum": [*provider.pop("enum"), "env", "akv"]}
+        provider["anyOf"] = [names, {"type": "string", "pattern": r"\$\{"}]

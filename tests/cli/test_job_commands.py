@@ -39,6 +39,9 @@ def misfits(value: Any, schema: dict[str, Any], root: dict[str, Any], at: str = 
         tried = [misfits(value, one, root, at) for one in schema["anyOf"]]
         return [] if any(not wrong for wrong in tried) else [f"{at}: none of {len(tried)} fit"]
     wrong = []
+    if "oneOf" in schema:
+        fitting = [one for one in schema["oneOf"] if not misfits(value, one, root, at)]
+        wrong += [] if len(fitting) == 1 else [f"{at}: {len(fitting)} of {len(schema['oneOf'])} fit"]
     kinds: dict[str, Any] = {
         "object": dict, "array": list, "string": str, "integer": int, "number": (int, float),
         "boolean": bool, "null": type(None),

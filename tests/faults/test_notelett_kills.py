@@ -46,7 +46,7 @@ version = { column = "mekVersion" }
 lease_s = 5.0
 
 [pace]
-batch_size = 1_000
+batch_size = 500
 """
 
 

@@ -371,9 +371,10 @@ async function write(seed, most = "1000", pauseMs = "4") {
     if (made < Number(most) && (random(3) === 0 || !ids[store].length)) {
       const [dekId, dek, id] = [newId("live"), crypto.randomBytes(32), newId("live-note")];
       const texts = [Buffer.from(`written at ${new Date().toISOString()}`)];
-      await upsert(store, dekRecord(dekId, dek));
+      // documents name DEKs of the first container
+      await upsert(dekStores[0], dekRecord(dekId, dek));
       await upsert("notes", encrypted("notes", id, texts, dekId, dek));
-      told[store][dekId] = { kind: "live", dek: digest(dek) };
+      told[dekStores[0]][dekId] = { kind: "live", dek: digest(dek) };
       told.notes[id] = { kind: "encrypted", plains: plainsOf(texts) };
     } else {
       const id = ids[store][random(ids[store].length)];
