@@ -88,6 +88,24 @@ def test_answers_that_are_lost_change_nothing(
     assert (lease["released"], lease["finished"], lease["owner"]) == (True, True, "anna")
 
 
+def test_a_line_that_loses_every_answer_does_not_keep_a_run_out(
+    notes: CosmosDatabase, cosmos_proxy: FaultProxy, tmp_path: Path
+) -> None:
+    """Each write of a claim lands and is told by the repeated request alone: it is known for one's own."""
+
+    async def work(place: Opened) -> None:
+        first, _ = await place.claim("run1", "anna")
+        await place.save(first, Checkpoint("5", 5, {}))
+        await place.guard.release(finished=False)
+        cosmos_proxy.add(Drop(applied=True), "replace", every=2)
+        again, _ = await place.claim("run1", "ben")
+        assert (again.cursor, again.rows) == ("5", 5)
+        assert again.fence > first.fence
+
+    with_guard(notes, tmp_path, work, COSMOS_ENDPOINT=cosmos_proxy.endpoint)
+    assert cosmos_proxy.faults()["replace"] >= 2
+
+
 def test_a_process_may_not_write_by_an_old_beat(
     notes: CosmosDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

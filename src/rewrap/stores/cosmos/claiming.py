@@ -223,6 +223,9 @@ class Claiming:
                 raise self.records.gone(hold.relation)
             if now["fence"] > hold.fence:
                 raise lease_lost(f"container {hold.relation}")
+            if all(now.get(name) == value for name, value in changes.items()):
+                # written by an attempt of ours whose answer was lost: nobody else has this fence
+                return now
             shard = now
         raise StoreUnavailable(f"{self.records.subject}: the shards of {hold.relation} keep changing")
 
