@@ -20,6 +20,7 @@ from rewrap.forms import Forms
 from rewrap.interfaces import Census, Sink
 from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
+from rewrap.labels import shown_version
 from rewrap.ledgers.sql import ExceptionRecord
 from rewrap.model import Table
 from rewrap.packed import ELEMENT, PART
@@ -155,13 +156,12 @@ class DekCounts:
         nulls = sum(number for kind, _, number in classes[column] if kind == "null")
         return nulls, sum(number for _, _, number in classes[column]) - nulls
 
-    @staticmethod
-    def _add(told: Told, number: int, out: FieldCount) -> None:
+    def _add(self, told: Told, number: int, out: FieldCount) -> None:
         if told.kind == "adrift":
             out.adrift += number
         out.classes["other_version" if told.kind == "adrift" else told.kind] += number
         if told.version is not None:
-            out.versions[told.version] += number
+            out.versions[shown_version(told.version, self.job.versions)] += number
 
     def _told(self, value: str, versions: Mapping[str, str | None], layout: Layout) -> Told:
         each = [self._told_one(one, versions, layout) for one in value.split(ELEMENT)]

@@ -5,12 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from rewrap.model import MASK
+
 _OF_A_KEY = re.compile(
     r"(?:^|_)(?:key|kek|dek|mek|cmk|kms|enc|encryption|cipher|crypto|master_key|wrapping_key)"
     r"_?(?:version|ver|id|no|number)$|(?:^|_)kid$"
 )
 
+_SHOWABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,99}")
+
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+
+
+def shown_version(version: str, known: Sequence[str]) -> str:
+    """A stored version for a report: as it is if it is known, or looks like one; else masked.
+
+    Where a version should be anything may stand: somebody's words, or what a terminal would act on.
+    """
+    return version if version in known or _SHOWABLE.fullmatch(version) else MASK
 
 
 def names_a_key(name: str) -> bool:

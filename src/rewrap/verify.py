@@ -22,6 +22,7 @@ from rewrap.forms import Forms
 from rewrap.interfaces import Census, Sink
 from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
+from rewrap.labels import shown_version
 from rewrap.ledgers.sql import ExceptionRecord, RelationRecord
 from rewrap.model import Table
 from rewrap.opening import Aside, Opening, Told, associated, misindexed, opened, opens_all
@@ -171,7 +172,7 @@ class _Look:
                 out.classes["plaintext"] += number
             else:
                 if number:
-                    out.versions[version] += number
+                    out.versions[shown_version(version, self.job.versions)] += number
                 out.classes[self._class(version, new=kind == "marked")] += number
                 if kind == "old" and version == self.to_version:
                     out.in_old_layout += number

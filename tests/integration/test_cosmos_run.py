@@ -202,3 +202,41 @@ def test_a_server_that_never_goes_on_ends_the_run(bench: Bench) -> None:
     again = bench.run()
     assert again.code == 0, again.err
     bench.check_opens(bench.notes())
+
+
+def test_a_container_made_anew_during_a_run_is_not_complete(bench: Bench) -> None:
+    """It is dropped and made anew, empty, while documents are patched: nothing is left, nor done."""
+
+    def anew(_: object) -> None:
+        bench.database.drop("notes")
+        bench.database.container("notes", "/tenant")
+
+    bench.proxy.add(Meanwhile(anew), "patch", skip=60, times=1)
+    ended = bench.run()
+    assert ended.code == 3, ended.err + ended.out[-2000:]
+    reasons = ended.event("run_ended")["reasons"]
+    assert any("made anew while the run was at work" in reason for reason in reasons), reasons
+    assert ended.event("run_ended")["state"] == "incomplete"
+
+
+def test_what_stands_in_a_versions_place_is_not_repeated(bench: Bench) -> None:
+    """Words, or what a terminal would act on: counted as another version, and shown as what it is not."""
+    odd = {"esc": "\x1b]0;owned\x07v1", "words": "CANARY diagnosis: diabetes", "kind": "v9-beta"}
+    (bench.folder / "rewrap.toml").write_text(
+        JOB[: JOB.index("[[targets]]")]
+        + '[layouts.bare]\nencoding = "base64"\ncipher = "secretbox"\n[audit]\nfile = "audit.jsonl"\n'
+        + '[[targets]]\ncontainer = "notes"\n'
+        + 'fields = [{ column = "bare", layout = "bare", version = { column = "kid" } }]\n'
+    )
+    for at, name in enumerate(bench.before):
+        kid = list(odd.values())[at] if at < len(odd) else "v1"
+        value = box(f"bare {at}").partition(":")[2]
+        bench.database.upsert("notes", {**bench.before[name], "bare": value, "kid": kid})
+    ended = bench.run()
+    assert ended.code == 3, ended.err
+    verified = bench.rewrap("verify", "--json")
+    (found,) = [event for event in verified.events if event["type"] == "field_verdict"]
+    assert found["versions"] == {"v2": NOTES - len(odd), "v9-beta": 1, "…": 2}
+    said = [ended.out, ended.err, verified.out, bench.rewrap("plan", "--from", "v1", "--to", "v2").out]
+    said.append((bench.folder / "audit.jsonl").read_text())
+    assert not any("CANARY" in text or "owned" in text for text in said)

@@ -297,7 +297,15 @@ class Conductor:
             return [
                 f"{exc.message}; that was not so when the run began: rewrap verify --deep tells what it did"
             ]
-        return [] if found is not None else ["stopped before its tables were looked at once more"]
+        if found is None:
+            return ["stopped before its tables were looked at once more"]
+        now = {table.relation: table.oid for table in found}
+        return [
+            f"{course.table.relation} was dropped and made anew while the run was at work: what it held is "
+            "gone, and what is there now was not there when the run began"
+            for course in self._courses
+            if now.get(course.table.relation, course.table.oid) != course.table.oid
+        ]
 
     async def _examined(self) -> Examined | None:
         """Verify's count, once open writers have ended and the log is flushed; None on a stop."""
