@@ -304,5 +304,6 @@ def _ids(values: Iterable[str]) -> set[str]:
 
 
 def _shown(ids: Iterable[str]) -> str:
-    first = sorted(ids)
+    # an id comes from a document: where one should be anything may stand
+    first = sorted(shown_version(one, ()) for one in ids)
     return ", ".join(first[:SHOWN]) + (", …" if len(first) > SHOWN else "")

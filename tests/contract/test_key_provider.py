@@ -343,6 +343,23 @@ def test_a_vault_that_asks_for_too_long_a_wait_is_not_waited_for(kept: VaultKeys
     assert time.monotonic() - started < 10
 
 
+def test_another_keys_answer_is_not_believed(kept: VaultKeys) -> None:
+    """What answers in the vault's place names another key: nothing that it says is taken for a data key."""
+    emulator = kept.vault
+    assert isinstance(emulator, VaultEmulator)
+    wrapped = [kept.wrap(kept.old, secrets.token_bytes(32)) for _ in range(4)]
+    other = Answer(200, {}, '{"kid":"https://other/keys/x/0","value":"%s"}' % ("A" * 43))
+    emulator.proxy.add(other, "unwrapkey", skip=1)
+
+    async def work() -> None:
+        async with kept.opened() as keyring:
+            await opened_of(keyring, kept.old, wrapped)
+
+    error = refusal(work)
+    assert error.code == "key-refused"
+    assert "another key" in error.message
+
+
 @pytest.mark.parametrize("fault", [Answer(503), Answer(500), Drop(), Drop(applied=True)], ids=str)
 def test_a_passing_fault_is_tried_again(kept: VaultKeys, fault: Answer | Drop) -> None:
     """An error of the server, and a connection that drops before or after the call was made."""

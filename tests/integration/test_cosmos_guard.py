@@ -279,6 +279,7 @@ def test_a_container_made_anew_is_read_from_its_start(notes: CosmosDatabase, tmp
         notes.container("notes")
         again, _ = await place.claim("run1", "anna again")
         assert again.cursor is None
+        assert any("was deleted and made anew" in notice for notice in place.guard.notices)
 
     with_guard(notes, tmp_path, work)
 

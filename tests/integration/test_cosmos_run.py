@@ -240,3 +240,13 @@ def test_what_stands_in_a_versions_place_is_not_repeated(bench: Bench) -> None:
     said = [ended.out, ended.err, verified.out, bench.rewrap("plan", "--from", "v1", "--to", "v2").out]
     said.append((bench.folder / "audit.jsonl").read_text())
     assert not any("CANARY" in text or "owned" in text for text in said)
+
+
+def test_a_count_without_a_number_is_no_count(bench: Bench) -> None:
+    """Something in between answers every query with nothing: nothing is concluded from that."""
+    nothing = Answer(200, {"x-ms-request-charge": "1"}, '{"_rid":"x","Documents":[],"_count":0}')
+    bench.proxy.add(nothing, "query")
+    found = bench.rewrap("verify", "--to", "v2")
+    assert found.code == 1, found.out + found.err
+    assert "no number" in found.err
+    assert "complete" not in found.out

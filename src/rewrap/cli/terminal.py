@@ -44,7 +44,7 @@ DEFAULT_JOB = Path("rewrap.toml")
 
 def quiet_libraries() -> None:
     """Libraries log exceptions with their messages, which may hold row values: they stay silent."""
-    for name in ("asyncio", "sqlalchemy", "aiosqlite", "asyncpg", "aiohttp"):
+    for name in ("asyncio", "sqlalchemy", "aiosqlite", "asyncpg", "aiohttp", "azure", "msal", "urllib3"):
         logger = logging.getLogger(name)
         logger.addHandler(logging.NullHandler())
         logger.propagate = False

@@ -231,6 +231,9 @@ class KeyVault:
         answer = await self._call(operation, version, "POST", path, body)
         if not answer:
             return None
+        if str(answer.get("kid", "")).rpartition("/")[2].lower() != version.lower():
+            # another key's answer: what it says is not what this one would
+            raise self._refused("is answered for by another key", version, "key-refused", _STRANGE)
         text = str(answer.get("value", ""))
         try:
             return urlsafe_b64decode(text + "=" * (-len(text) % 4))

@@ -69,6 +69,11 @@ def may_go_on(standings: Sequence[Standing], claim: Claim, database: str) -> boo
     )
 
 
+def replaced(standings: Sequence[Standing], database: str) -> bool:
+    """Whether the checkpoints there speak of another database, or of another container of the name."""
+    return any(one.origin.partition(_ORDER)[0] != database for one in standings)
+
+
 def out_of_order(noun: str, relation: str, standings: Sequence[Standing], claim: Claim) -> str | None:
     """What to tell when cursors do not mean what they meant: rows before them may not be before them now."""
     order = claim.orders.get(relation, "")

@@ -15,7 +15,15 @@ import anyio
 from rewrap.errors import LeaseHeld, StoreUnavailable
 from rewrap.interfaces import Claim
 from rewrap.model import ServerIdentity
-from rewrap.stores.claims import Standing, lease_lost, may_go_on, origin_of, out_of_order, refuse_others
+from rewrap.stores.claims import (
+    Standing,
+    lease_lost,
+    may_go_on,
+    origin_of,
+    out_of_order,
+    refuse_others,
+    replaced,
+)
 from rewrap.stores.cosmos.client import REQUEST_TIMEOUT_S, Account
 from rewrap.stores.cosmos.holder import Holder, elapsed_s, this_process
 from rewrap.stores.cosmos.records import LEASE, Record, Records
@@ -173,13 +181,21 @@ class Claiming:
             for one in shards.values()
         ]
         if not may_go_on(standings, claim, database):
+            if replaced(standings, database):
+                self._say(
+                    f"container {relation} was deleted and made anew since this run began, or its database "
+                    "restored: it is read from the start, and what it held then may be gone"
+                )
             return {}
         moved = out_of_order("container", relation, standings, claim)
         if moved is None:
             return shards
-        if moved not in self.notices:
-            self.notices.append(moved)
+        self._say(moved)
         return {}
+
+    def _say(self, notice: str) -> None:
+        if notice not in self.notices:
+            self.notices.append(notice)
 
     async def _take_shards(self, hold: Hold, claim: Claim) -> None:
         """Writes every shard anew, so that a checkpoint of whoever had it before finds it changed."""

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rewrap.errors import StoreUnavailable
+from rewrap.errors import StoreError, StoreUnavailable
 from rewrap.stores.cosmos.faults import BadRequest, Missing, expected
 
 if TYPE_CHECKING:
@@ -133,10 +133,16 @@ class Container:
 
     async def count(self, query: Query) -> int:
         """The sum of what a `SELECT VALUE COUNT(1)` counts in each part of the container."""
-        total = 0
+        counts: list[Any] = []
         async for found in self.every(query):
-            total += sum(int(one) for one in found)
-        return total
+            counts += found
+        if not counts or not all(type(one) is int for one in counts):
+            # a count of nothing is 0, and no answer is no count
+            raise StoreError(
+                f"{self.subject}: a count was answered with what is no number",
+                hint="see what stands between this machine and the account; nothing can be concluded",
+            )
+        return sum(counts)
 
     async def read(self, name: str, partition: Any) -> Document | None:
         """A document; None when it is not there."""
