@@ -19,7 +19,7 @@ from rewrap.engine.conductor import Conductor, Examined
 from rewrap.engine.dryrun import dry_run
 from rewrap.engine.options import RunOptions
 from rewrap.engine.pipeline import StopFlag
-from rewrap.errors import LedgerError, UsageError
+from rewrap.errors import KeyAccessError, LedgerError, UsageError
 from rewrap.events import Event, Notice, RunEnded
 from rewrap.forecast import Server, TableShape
 from rewrap.interfaces import Sink, Store
@@ -214,13 +214,26 @@ async def verify(
     to_version = await _target_version(job, to_version, environ)
     latest = await latest_run(job, environ)
     left = latest.from_versions if latest and latest.to_version == to_version else ()
-    keyring = await open_keyring(job, [to_version], environ, wanted=left)
+    keyring = await _keys_to_verify(job, to_version, left, environ)
     job = job.with_versions(keyring.known)
     try:
         async with opened_ledger(job, environ, create=False) as ledger:
             return await _verified(job, keyring, to_version, ledger, sink, environ, deep=deep, fence=fence)
     finally:
         await keyring.close()
+
+
+async def _keys_to_verify(
+    job: Job, to_version: str, left: Sequence[str], environ: Mapping[str, str]
+) -> Keyring:
+    """The new key, and those that values may have come from: whatever there is, if no ledger tells."""
+    try:
+        return await open_keyring(job, [to_version], environ, wanted=left or None)
+    except KeyAccessError as exc:
+        if left or exc.code != "key-not-permitted":
+            raise
+    # what may not be listed cannot be looked at: verify says so where it matters
+    return await open_keyring(job, [to_version], environ, wanted=[])
 
 
 async def _target_version(job: Job, version: str | None, environ: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ from rewrap.check import Check, Findings, check_keys, check_writes, report_probe
 from rewrap.deks import DekStore
 from rewrap.discover import Discovery, discover
 from rewrap.engine.compile import Rotation
-from rewrap.errors import KeyAccessError, SchemaMismatch, UnsafeTarget, UsageError
+from rewrap.errors import KeyAccessError, SchemaMismatch, StoreError, UnsafeTarget, UsageError
 from rewrap.interfaces import Row, SwapBatch
 from rewrap.job import Job, split_versions
 from rewrap.keys.keyring import Keyring
@@ -70,6 +70,13 @@ async def check(
     out = Findings()
     rotation, keyring = await _keys(out, job, from_versions, to_version, environ)
     shown = {key.version: key.fingerprint for key in keyring}
+    if keyring.unlisted:
+        out.add(
+            "warning", "key-no-list", "keys",
+            "this identity may not list the versions that there are: without a ledger, verify cannot tell "
+            "what else values may be under",
+            "grant it keys/list; or keep the ledger, and verify where it is",
+        )  # fmt: skip
     deks = Stores(job, environ).deks()
     try:
         # where a vault refuses a key, stored values could say nothing more of it
@@ -79,10 +86,26 @@ async def check(
         for name, mine in stores.jobs.items():
             look = _check_postgres if name in stores.postgres else _check_cosmos
             await look(out, mine, rotation, known, environ, deks)
+        await _check_references(out, stores)
         report_probes(out, await ask(job.probe, stores.asked, job.folder))
     finally:
         await close_all(keyring, *deks.values())
     return Check(job, out.ordered(), shown)
+
+
+async def _check_references(out: Findings, stores: Stores) -> None:
+    """Whether there is what the job says refers to DEKs: verify reads it, and would end there."""
+    looks = stores.dek_censuses()
+    try:
+        for name, section in stores.job.deks.items():
+            for place in section.referenced_by:
+                try:
+                    async for _ in looks[stores.job.store_of(place)].references(place):
+                        break
+                except StoreError as exc:
+                    out.refused(exc, "no-reference", f"deks {name}: {place.name}")
+    finally:
+        await close_all(*looks.values())
 
 
 async def _check_postgres(

@@ -145,6 +145,8 @@ class _Look:
     @property
     def missing(self) -> list[str]:
         """Versions that values came from and whose keys are not at hand (the new key is not theirs)."""
+        if not self.left_versions and self.keyring.unlisted:
+            return ["versions that the vault does not list for this identity"]
         new = self.keyring.get(self.to_version).secret
         return [
             version

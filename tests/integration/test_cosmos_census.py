@@ -414,6 +414,27 @@ def test_a_change_of_layout_is_counted_by_form(cosmos: CosmosDatabase, tmp_path:
     assert found.exit_code == 3
 
 
+def test_one_pause_is_enough_for_all_containers(
+    cosmos: CosmosDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is counted twice, the second time no sooner than the pause after the first count of all."""
+    slept: list[float] = []
+    real = asyncio.sleep
+    monkeypatch.setattr("rewrap.stores.cosmos.census.anyio.sleep", lambda s: (slept.append(s), real(s))[1])
+    targets = ""
+    for name in ("one", "two", "three"):
+        cosmos.container(name)
+        cosmos.upsert(name, {"id": "a", "body": sealed("v2", "u1", "gcm:v2:"), "owner": {"id": "u1"}})
+        targets += f'[[targets]]\ncontainer = "{name}"\nfields = [{{ column = "body", layout = "named" }}]\n'
+    job = targets
+    monkeypatch.setattr(f"{__name__}.PLAIN", PLAIN.replace("settle_s = 0", "settle_s = 4"))
+    assert verified(cosmos, tmp_path, job).exit_code == 0
+    # the first one waits for what is left of the pause, the others find it over
+    assert len(slept) == 3
+    assert slept[0] <= 4
+    assert slept[1:] == [0, 0]
+
+
 ODD = [
     "v1:x", "v2:y", "v3:z", "V2:y", "v2", "", " v2:y", "plain", "v2:\u00e9", None, 0, 2, True, [], ["v2:y"],
     {}, {"text": "v1:x"}, {"text": "v2:y"}, {"text": None}, {"text": 7}, {"text": {"deep": "v1:x"}},

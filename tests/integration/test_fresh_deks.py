@@ -382,6 +382,19 @@ def test_ids_without_a_record_are_told_by_a_job_that_rewraps(notes: Notes) -> No
     assert notes.bench.rewrap("verify").code == 0
 
 
+def test_check_looks_for_what_refers_to_deks(notes: Notes) -> None:
+    """A name that nothing has would end verify: it is an error before anything is run."""
+    notes.fill(1, 2)
+    layouts = DEKS[: DEKS.index("[deks.notes]")]
+    reference = '[deks.notes]\ntable = "deks"\nreferenced_by = [{ table = "nots", column = "doc", path = '
+    notes.bench.job(REWRAP, layouts + reference + '"body.dekId" }]\n')
+    found = notes.bench.rewrap("check", "--from", "v1", "--to", "v2", "--json")
+    assert found.code == 1
+    (finding,) = [event for event in found.events if event.get("code") == "no-reference"]
+    assert finding["severity"] == "error"
+    assert "nots" in finding["subject"]
+
+
 def test_printed_query_joins_values_and_records(notes: Notes) -> None:
     """What an operator pastes into psql counts as verify does."""
     notes.fill(1, 4)

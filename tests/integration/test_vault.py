@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -146,6 +146,26 @@ def test_without_the_right_to_list_the_versions_named_are_known(
     assert "keys/list" in every.err
     assert deks.run().code == 0
     assert deks.under == {deks.new: RECORDS}
+
+
+def test_versions_that_nobody_lists_are_not_taken_for_none(
+    deks: Deks, vault_emulator: VaultEmulator, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A record without a version, which only the old one opens: with no ledger and no right to list the
+    versions, nobody can tell it from plaintext, and verify does not say complete."""
+    assert deks.run().code == 0
+    wrapped = base64.b64encode(deks.vault.wrap(deks.name, deks.old, secrets.token_bytes(32))).decode()
+    deks.bench.sql("INSERT INTO deks VALUES (1000, $1, '')", wrapped)
+    deks.bench = replace(deks.bench, folder=tmp_path_factory.mktemp("elsewhere"))
+    deks.job()
+    with_list = deks.rewrap("verify", "--to", deks.new, "--json")
+    assert (with_list.code, with_list.event("verdict")["unmarked"]) == (3, 1)
+    vault_emulator.permit("get", "unwrapKey", "wrapKey")
+    found = deks.rewrap("verify", "--to", deks.new, "--deep", "--json")
+    assert found.code == 3
+    assert "does not list" in found.event("verdict")["reasons"][0]
+    checked = deks.rewrap("check", "--from", deks.old, "--to", deks.new, "--json")
+    assert "key-no-list" in {event["code"] for event in checked.events if event["type"] == "finding"}
 
 
 def test_a_vault_that_throttles_and_then_refuses_stops_the_run(

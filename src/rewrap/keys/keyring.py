@@ -123,8 +123,9 @@ class Digester:
 class Keyring:
     """The key versions at hand, by version name.
 
-    `known` are versions that exist, at hand or not. `reopen` is the share of new values under remote keys
-    that are opened again before they are written.
+    `known` are versions that exist, at hand or not; there may be others where their keeper does not list
+    them (`unlisted`). `reopen` is the share of new values under remote keys that are opened again before they
+    are written.
     """
 
     def __init__(
@@ -134,7 +135,9 @@ class Keyring:
         known: Iterable[str] = (),
         keeper: Keeper | None = None,
         reopen: float = 1.0,
+        unlisted: bool = False,
     ) -> None:
+        self.unlisted = unlisted
         self._keys = {key.version: key for key in keys}
         self.known = tuple(dict.fromkeys((*known, *self._keys)))
         self.reopen = reopen

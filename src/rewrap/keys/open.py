@@ -26,8 +26,8 @@ async def open_keyring(
     """The job's keys: those required, and what else is at hand. To be closed after use.
 
     Raises KeyAccessError where a required one is not there. Of a vault, only those `wanted` are looked at
-    besides, None being every enabled version: each takes a call. `known` of the keyring are the versions that
-    exist as far as anybody told.
+    besides, None being every enabled version it lists: each takes a call. `known` of the keyring are the
+    versions that exist as far as anybody told.
     """
     if not job.keys.remote:
         return open_local(job, required, environ)

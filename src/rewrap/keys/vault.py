@@ -74,7 +74,7 @@ async def _open(job: Job, required: Sequence[str], wanted: Sequence[str] | None,
             if version in required:
                 raise
     known = dict.fromkeys((*(there or ()), *required, *wanted))
-    return Keyring(keys, known=tuple(known), keeper=vault, reopen=job.keys.reopen)
+    return Keyring(keys, known=tuple(known), keeper=vault, reopen=job.keys.reopen, unlisted=listed is None)
 
 
 async def _key(vault: KeyVault, version: str, cipher: str) -> Key:
