@@ -14,8 +14,9 @@ from rewrap.envelopes import DekSection
 from rewrap.errors import ResealMismatch, SchemaMismatch, StoreError, UnsafeTarget
 from rewrap.interfaces import Prefix
 from rewrap.job import Job
-from rewrap.model import Role
+from rewrap.model import Role, is_text
 from rewrap.stores.cosmos.client import Account, Container, Document, Query
+from rewrap.stores.cosmos.container import addressable
 from rewrap.stores.cosmos.documents import changed, changes_of, merged, part_steps, value_of
 from rewrap.stores.cosmos.faults import Changed
 from rewrap.stores.cosmos.reader import ContainerReader
@@ -92,8 +93,8 @@ class CosmosDeks:
                 out[name] = document
 
         if shape.by_id:
-            await self._each(ids, read)
-            return out
+            await self._each([name for name in ids if addressable(name)], read)
+            ids = [name for name in ids if not addressable(name)]
         async for document in by_ids(self._container, ids):
             name = document["id"]
             if name in out:
@@ -145,7 +146,8 @@ def record_of(document: Mapping[str, object], shape: Shape) -> DekRecord:
 
 async def by_ids(container: Container, ids: Iterable[str]) -> AsyncIterator[Document]:
     """The documents of a container with some ids, in whatever partition they are."""
-    wanted = list(ids)
+    # what is no text is no record's id, and no query's
+    wanted = [name for name in ids if is_text(name)]
     for start in range(0, len(wanted), IDS_A_QUERY):
         some = wanted[start : start + IDS_A_QUERY]
         names = [f"@i{at}" for at in range(len(some))]
