@@ -331,3 +331,22 @@ def test_a_partition_key_that_is_no_text_is_no_end(cosmos: CosmosDatabase, tmp_p
     for each in cosmos.documents("notes"):
         assert unaead(each["meta"], told[each["owner"]], {"v2": KEYS["v2"]}) == b"x"
     assert bench.rewrap("verify", "--to", "v2", "--deep").code == 0
+
+
+def test_an_element_without_a_version_is_told_by_a_dry_run(cosmos: CosmosDatabase, tmp_path: Path) -> None:
+    """The element beside it is resealed all the same; the row is what is left of it."""
+    bench = CosmosBench(tmp_path, cosmos)
+    cosmos.container("notes", "/owner")
+    bare = box("x", "v1").partition(":")[2]
+    good = {"w": bare, "kid": "v1"}
+    cosmos.upsert("notes", *({"id": f"n{at}", "owner": "o", "a": [good, {"w": bare}]} for at in range(5)))
+    cosmos.upsert("notes", {"id": "good", "owner": "o", "a": [good, good]})
+    field = '{ column = "a", path = "[*].w", layout = "bare", version = { path = "[*].kid" } }'
+    layout = '[layouts.bare]\nencoding = "base64"\ncipher = "secretbox"\n'
+    bench.job(f'[[targets]]\ncontainer = "notes"\nfields = [{field}]\n', layout)
+    rehearsed, ran = bench.run("--dry-run"), bench.run()
+    assert (rehearsed.code, ran.code) == (3, 3), rehearsed.err + ran.err
+    (told,) = rehearsed.event("run_ended")["outcomes"]["notes"].values()
+    assert told == {"resealed": 1, "unmarked": 5}
+    verified = bench.rewrap("verify", "--to", "v2", "--json").event("field_verdict")["classes"]
+    assert {name: count for name, count in verified.items() if count} == {"current": 1, "unmarked": 5}
