@@ -307,6 +307,11 @@ def test_an_id_that_no_request_can_name_is_one_bad_row(
     listed = bench.rewrap("quarantine", "list", "--json")
     assert (listed.code, len(listed.out.splitlines())) == (0, len(left)), listed.err
     assert bench.rewrap("quarantine", "list").code == 0
+    shown = bench.rewrap("quarantine", "show", "--keys")
+    assert (shown.code, shown.out.count("reason: rejected")) == (0, len(left)), shown.err
+    rows = [json.loads(entry)["row_id"] for entry in listed.out.splitlines()]
+    retried = bench.rewrap("quarantine", "retry", "--row", next(row for row in rows if "cut" in row))
+    assert retried.code == 3, retried.err
     assert bench.run().code == 3
     assert bench.bodies_of() == after
 
@@ -350,3 +355,27 @@ def test_an_element_without_a_version_is_told_by_a_dry_run(cosmos: CosmosDatabas
     assert told == {"resealed": 1, "unmarked": 5}
     verified = bench.rewrap("verify", "--to", "v2", "--json").event("field_verdict")["classes"]
     assert {name: count for name, count in verified.items() if count} == {"current": 1, "unmarked": 5}
+
+
+def test_a_document_that_the_server_does_not_know_by_its_place_is_one_bad_row(bench: Bench) -> None:
+    """400 to each request that names it, large or not: it is looked for by a query, and put aside alone."""
+    for name in ("n077", "n078"):
+        for kind in ("read", "patch", "replace"):
+            bench.proxy.add(Answer(400), kind, path=f"/{name}$")
+    large = {**bench.note(78), "body": box("x" * 20_000)}
+    bench.database.upsert("notes", large)
+    (bench.folder / "rewrap.toml").write_text(JOB.replace("batch_size = 40", "max_value_bytes = 10_000"))
+    ended = bench.run()
+    assert ended.code == 3, ended.err
+    aside = {(event["row"], event["field"], event["reason"]) for event in ended.events if "reason" in event}
+    assert {(row[2:6], field, reason) for row, field, reason in aside} == {
+        ("n077", "body", "rejected"), ("n077", "meta.title", "rejected"),
+        ("n077", "tags.[*].text", "rejected"),
+        ("n078", "body", "too_large"), ("n078", "meta.title", "rejected"),
+        ("n078", "tags.[*].text", "rejected"),
+    }  # fmt: skip
+    bench.check_opens(bench.notes(), but=("n077", "n078"))
+    verified = bench.rewrap("verify", "--to", "v2", "--json")
+    assert verified.code == 3, verified.err
+    told = [event["classes"]["quarantined"] for event in verified.events if event["type"] == "field_verdict"]
+    assert told == [2, 2, 2]

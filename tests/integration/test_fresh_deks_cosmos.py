@@ -191,6 +191,35 @@ def test_a_record_with_an_odd_id_is_found(notes: Containers) -> None:
     assert notes.bench.rewrap("verify", "--deep").code == 0
 
 
+def test_printed_queries_claim_no_more_than_they_count(notes: Containers) -> None:
+    """No query joins containers: values are counted, and records by version, which says 0 only of the new."""
+    notes.fill(1, 5)
+    assert notes.bench.run().code == 0
+    ran = notes.bench.rewrap("verify", "--print-queries")
+    values, count_values, records, count_records = ran.out.strip().split("\n")
+    assert values.startswith("-- notes.body.ct: documents with a value")
+    assert records.startswith("-- dek_store.wrappedDek: records of DEKs that are not under v2")
+    assert "must be 0" not in ran.out
+    assert (asked(notes, "notes", count_values), asked(notes, "dek_store", count_records)) == (5, 5)
+    for old in notes.cosmos.documents("dek_store"):
+        if old["mekVersion"] == "v1":
+            notes.cosmos.delete("dek_store", old)
+    assert asked(notes, "dek_store", count_records) == 0
+
+
+def asked(notes: Containers, container: str, query: str) -> int:
+    """What a printed query counts."""
+    body = {"query": query.replace("WHERE ", "WHERE true AND (", 1) + ")", "parameters": []}
+    headers = {
+        "Content-Type": "application/query+json", "x-ms-documentdb-isquery": "True",
+        "x-ms-documentdb-query-enablecrosspartition": "True",
+    }  # fmt: skip
+    path = f"dbs/{notes.cosmos.name}/colls/{container}/docs"
+    answer, _ = notes.cosmos.account.request("POST", path, body, headers=headers)
+    (count,) = answer["Documents"]
+    return int(count)
+
+
 REWRAP = """
 [deks.notes]
 container = "dek_store"
