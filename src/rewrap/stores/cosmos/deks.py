@@ -11,12 +11,11 @@ import anyio
 
 from rewrap.deks import DekRecord, NewRecord
 from rewrap.envelopes import DekSection
-from rewrap.errors import ResealMismatch, SchemaMismatch, StoreError, UnsafeTarget
+from rewrap.errors import ResealMismatch, SchemaMismatch, StoreError, Unaddressed, UnsafeTarget
 from rewrap.interfaces import Prefix
 from rewrap.job import Job
 from rewrap.model import Role, is_text
 from rewrap.stores.cosmos.client import Account, Container, Document, Query
-from rewrap.stores.cosmos.container import addressable
 from rewrap.stores.cosmos.documents import changed, changes_of, merged, part_steps, value_of
 from rewrap.stores.cosmos.faults import Changed
 from rewrap.stores.cosmos.reader import ContainerReader
@@ -88,13 +87,17 @@ class CosmosDeks:
         out: dict[str, Document] = {}
 
         async def read(name: str) -> None:
-            document = await self._container.read(name, name)
+            try:
+                document = await self._container.read(name, name)
+            except Unaddressed:
+                found = await self._container.look_for(name)
+                document = found[0] if found else None
             if document is not None:
                 out[name] = document
 
         if shape.by_id:
-            await self._each([name for name in ids if addressable(name)], read)
-            ids = [name for name in ids if not addressable(name)]
+            await self._each([name for name in ids if is_text(name)], read)
+            return out
         async for document in by_ids(self._container, ids):
             name = document["id"]
             if name in out:
