@@ -12,6 +12,7 @@
     │   │   └── StoreBusy       exit 1   the store throttles; waited for, and no value's fault
     │   ├── Rewound             exit 1   the server crashed and lost acknowledged writes; handled inside
     │   ├── ValueRefused        exit 1   the store refuses one of a batch's values; handled inside
+    │   │   └── Unaddressed     exit 1   no request can name its row; handled inside
     │   └── FenceError          exit 3   the fence cannot be added while old values remain
     ├── KeyAccessError          exit 10  a key is missing or cannot be read
     │   └── KeyRefused          exit 10  a key was read, and does not open what it must open
@@ -83,6 +84,10 @@ class Rewound(StoreError):
 
 
 class ValueRefused(StoreError):
+    pass
+
+
+class Unaddressed(ValueRefused):
     pass
 
 

@@ -161,17 +161,42 @@ class KeyColumn:
 def key_text(key: Any) -> str:
     """A row's key as one text, for cursors, quarantine and messages.
 
-    The text of a single column's value as it is; of several columns a JSON array of their texts.
+    The text of a single column's value as it is; of several columns a JSON array of their texts. What is no
+    text that every ledger takes, a lone surrogate say, is escaped: alone as JSON behind U+0002.
     """
     if isinstance(key, tuple):
-        return json.dumps([str(part) for part in key], ensure_ascii=False, separators=(",", ":"))
-    return str(key)
+        parts = [str(part) for part in key]
+        whole = json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
+        return whole if is_text(whole) else json.dumps(parts, separators=(",", ":"))
+    text = str(key)
+    return text if is_text(text) else _ESCAPED + json.dumps(text)
+
+
+_ESCAPED = "\x02"
+
+
+def _unescaped(text: str) -> str:
+    if not text.startswith(_ESCAPED):
+        return text
+    try:
+        alone = json.loads(text.removeprefix(_ESCAPED))
+    except ValueError:
+        return text
+    return alone if isinstance(alone, str) and not is_text(alone) else text
+
+
+def is_text(text: str) -> bool:
+    """Whether a text is one for everybody: UTF-8 has no surrogates, and Postgres no NUL."""
+    try:
+        return b"\x00" not in text.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def key_parts(text: str, width: int) -> list[str]:
     """The texts of a key of `width` columns; ValueError when the text is of another kind of key."""
     if width == 1:
-        return [text]
+        return [_unescaped(text)]
     parts = json.loads(text)
     if not isinstance(parts, list) or len(parts) != width or not all(isinstance(p, str) for p in parts):
         raise ValueError(f"not a key of {width} columns")

@@ -47,6 +47,34 @@ async def _cosmos_queries(job: Job, to_version: str, environ: Mapping[str, str])
             elif forms.probed:
                 says += " and for values that name no version: only rewrap verify can tell these"
             out.append((f"{table.name}.{entry.name}: {says}", not_at(field, forms)))
+    return out + await _records_queries(job, to_version, environ)
+
+
+async def _records_queries(job: Job, to_version: str, environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Of the containers that hold records of DEKs: those under another version, be they in use or not."""
+    from rewrap.stores.cosmos.client import Account
+    from rewrap.stores.cosmos.counting import not_at
+    from rewrap.stores.cosmos.deks import records_shape
+
+    rotated = {target.table for target in job.targets}
+    account = Account(job, environ)
+    out = []
+    try:
+        for section in job.deks.values():
+            entry = section.wrapped
+            if entry is None or job.store_of(section) not in job.stores or section.table in rotated:
+                continue
+            (field,) = (await records_shape(account, job, section)).table.fields
+            forms = job.forms(entry, to_version)
+            says = (
+                f"records of DEKs that are not under {to_version}; old ones stay, and none of these may be "
+            )
+            says += "named by a document: no query joins containers, so only rewrap verify knows"
+            if not forms.new.versioned:
+                says = "records of DEKs; they name no version, so only rewrap verify can tell which"
+            out.append((f"{section.table}.{entry.name}: {says}", not_at(field, forms)))
+    finally:
+        await account.close()
     return out
 
 

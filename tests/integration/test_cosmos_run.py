@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.cosmos import CosmosDatabase
+from tests.support.cosmosbench import CosmosBench
 from tests.support.proxy import REFUSED_TOKEN, Answer, Drop, FaultProxy, Meanwhile, throttled
 from tests.support.values import KEYS, aead, box, unaead, unbox
 from tests.support.workbench import Result
@@ -250,3 +251,131 @@ def test_a_count_without_a_number_is_no_count(bench: Bench) -> None:
     assert found.code == 1, found.out + found.err
     assert "no number" in found.err
     assert "complete" not in found.out
+
+
+ODD = [
+    "a/b",
+    ".",
+    "..",
+    "../x",
+    "a\\b",
+    "/",
+    "cut\ud83d",
+    "\udc00",
+    "a?b",
+    "a#b",
+    "a%2Fb",
+    "%2e%2e",
+    "é ",
+    "a b+c",
+]
+
+
+@pytest.mark.parametrize("partition", ["/owner", "/id"])
+def test_an_id_that_no_request_can_name_is_one_bad_row(
+    cosmos: CosmosDatabase, tmp_path: Path, partition: str
+) -> None:
+    """Whatever stands first in the container: it is put aside, everything else is rotated, nothing ends."""
+    bench = CosmosBench(tmp_path, cosmos)
+    cosmos.container("notes", partition)
+    cosmos.upsert("notes", *({"id": name, "owner": "o", "body": box(f"odd {name!a}")} for name in ODD))
+    cosmos.upsert("notes", *({"id": f"n{at}", "owner": "o", "body": box(f"n{at}")} for at in range(9)))
+    bench.job()
+    before = bench.bodies_of()
+    for command in (("plan", "--from", "v1", "--to", "v2"), ("check", "--from", "v1", "--to", "v2")):
+        done = bench.rewrap(*command)
+        assert done.code == 0, done.err
+    assert bench.run("--dry-run").code == 0
+    assert bench.bodies_of() == before
+    ran = bench.run()
+    assert ran.code == 3, ran.err
+    aside = [event for event in ran.events if event["type"] == "quarantined"]
+    assert {event["reason"] for event in aside} == {"rejected"}
+    after = bench.bodies_of()
+    left = {name for name, body in after.items() if body == before[name]}
+    assert left == {"a/b", ".", "..", "../x", "a\\b", "/", "cut\ud83d", "\udc00"}
+    assert len(aside) == len(left)
+    for name in set(after) - left:
+        plain = f"odd {name!a}" if name in ODD else name
+        assert unbox(after[name], {"v2": KEYS["v2"]}) == plain.encode()
+    verified = bench.rewrap("verify", "--to", "v2", "--deep", "--json")
+    assert verified.code == 3, verified.err
+    (told,) = (event["classes"] for event in verified.events if event["type"] == "field_verdict")
+    assert {name: count for name, count in told.items() if count} == {
+        "current": len(after) - len(left), "quarantined": len(left),
+    }  # fmt: skip
+    listed = bench.rewrap("quarantine", "list", "--json")
+    assert (listed.code, len(listed.out.splitlines())) == (0, len(left)), listed.err
+    assert bench.rewrap("quarantine", "list").code == 0
+    shown = bench.rewrap("quarantine", "show", "--keys")
+    assert (shown.code, shown.out.count("reason: rejected")) == (0, len(left)), shown.err
+    rows = [json.loads(entry)["row_id"] for entry in listed.out.splitlines()]
+    retried = bench.rewrap("quarantine", "retry", "--row", next(row for row in rows if "cut" in row))
+    assert retried.code == 3, retried.err
+    assert bench.run().code == 3
+    assert bench.bodies_of() == after
+
+
+def test_a_partition_key_that_is_no_text_is_no_end(cosmos: CosmosDatabase, tmp_path: Path) -> None:
+    """Half a character in a partition key, and in what a value is bound to: it is rotated as any other."""
+    bench = CosmosBench(tmp_path, cosmos)
+    cosmos.container("notes", "/owner")
+    bound = '{ column = "meta", layout = "aead" }'
+    layout = JOB[JOB.index("[layouts.aead]") : JOB.index("[pace]")].replace("{owner.id}/{id}", "{owner}")
+    bench.job(f'[[targets]]\ncontainer = "notes"\nfields = [{bound}]\n', layout)
+    told = {"cut\ud83d": "cut\ufffd", "\udc00": "\ufffd", "a/b": "a/b", "whole": "whole"}
+    cosmos.upsert(
+        "notes",
+        *(
+            {"id": f"n{at}", "owner": owner, "meta": aead("x", text, "v1")}
+            for at, (owner, text) in enumerate(told.items())
+        ),
+    )
+    ran = bench.run()
+    assert ran.code == 0, ran.err
+    for each in cosmos.documents("notes"):
+        assert unaead(each["meta"], told[each["owner"]], {"v2": KEYS["v2"]}) == b"x"
+    assert bench.rewrap("verify", "--to", "v2", "--deep").code == 0
+
+
+def test_an_element_without_a_version_is_told_by_a_dry_run(cosmos: CosmosDatabase, tmp_path: Path) -> None:
+    """The element beside it is resealed all the same; the row is what is left of it."""
+    bench = CosmosBench(tmp_path, cosmos)
+    cosmos.container("notes", "/owner")
+    bare = box("x", "v1").partition(":")[2]
+    good = {"w": bare, "kid": "v1"}
+    cosmos.upsert("notes", *({"id": f"n{at}", "owner": "o", "a": [good, {"w": bare}]} for at in range(5)))
+    cosmos.upsert("notes", {"id": "good", "owner": "o", "a": [good, good]})
+    field = '{ column = "a", path = "[*].w", layout = "bare", version = { path = "[*].kid" } }'
+    layout = '[layouts.bare]\nencoding = "base64"\ncipher = "secretbox"\n'
+    bench.job(f'[[targets]]\ncontainer = "notes"\nfields = [{field}]\n', layout)
+    rehearsed, ran = bench.run("--dry-run"), bench.run()
+    assert (rehearsed.code, ran.code) == (3, 3), rehearsed.err + ran.err
+    (told,) = rehearsed.event("run_ended")["outcomes"]["notes"].values()
+    assert told == {"resealed": 1, "unmarked": 5}
+    verified = bench.rewrap("verify", "--to", "v2", "--json").event("field_verdict")["classes"]
+    assert {name: count for name, count in verified.items() if count} == {"current": 1, "unmarked": 5}
+
+
+def test_a_document_that_the_server_does_not_know_by_its_place_is_one_bad_row(bench: Bench) -> None:
+    """400 to each request that names it, large or not: it is looked for by a query, and put aside alone."""
+    for name in ("n077", "n078"):
+        for kind in ("read", "patch", "replace"):
+            bench.proxy.add(Answer(400), kind, path=f"/{name}$")
+    large = {**bench.note(78), "body": box("x" * 20_000)}
+    bench.database.upsert("notes", large)
+    (bench.folder / "rewrap.toml").write_text(JOB.replace("batch_size = 40", "max_value_bytes = 10_000"))
+    ended = bench.run()
+    assert ended.code == 3, ended.err
+    aside = {(event["row"], event["field"], event["reason"]) for event in ended.events if "reason" in event}
+    assert {(row[2:6], field, reason) for row, field, reason in aside} == {
+        ("n077", "body", "rejected"), ("n077", "meta.title", "rejected"),
+        ("n077", "tags.[*].text", "rejected"),
+        ("n078", "body", "too_large"), ("n078", "meta.title", "rejected"),
+        ("n078", "tags.[*].text", "rejected"),
+    }  # fmt: skip
+    bench.check_opens(bench.notes(), but=("n077", "n078"))
+    verified = bench.rewrap("verify", "--to", "v2", "--json")
+    assert verified.code == 3, verified.err
+    told = [event["classes"]["quarantined"] for event in verified.events if event["type"] == "field_verdict"]
+    assert told == [2, 2, 2]

@@ -244,3 +244,23 @@ fields = [{ column = "doc", path = "[*].number", layout = "libsodium-token" }]
     assert first[0] == {"n": 1}
     assert unbox(first[1]["number"], NEW) == b"a"
     assert rest == [[], {}, None]
+
+
+@pytest.mark.parametrize("left", ["unmarked", "other_version", "plaintext"])
+def test_a_dry_run_says_of_elements_what_a_run_says(bench: Workbench, left: str) -> None:
+    """One element can be resealed and another one cannot: what is left of the row decides."""
+    others = {
+        "unmarked": box("x").partition(":")[2],
+        "other_version": box("x", "v3"),
+        "plaintext": "legacy",
+    }
+    rows = [(i, json.dumps([box("a"), others[left], box("b")])) for i in range(3)]
+    field = '{ column = "tags", path = "[*]", layout = "libsodium-token" }'
+    bench.job(f'[[targets]]\ntable = "people"\nfields = [{field}]\n')
+    bench.sql("CREATE TABLE people (id bigint PRIMARY KEY, tags jsonb)")
+    bench.insert("people", ["id", "tags"], [*rows, (9, json.dumps([box("c")]))])
+    rehearsed, ran = bench.run("--dry-run"), bench.run()
+    code = 0 if left == "plaintext" else 3
+    assert (rehearsed.code, ran.code) == (code, code), rehearsed.err + ran.err
+    (told,) = rehearsed.event("run_ended")["outcomes"]["people"].values()
+    assert told == ({"resealed": 4} if left == "plaintext" else {"resealed": 1, left: 3})

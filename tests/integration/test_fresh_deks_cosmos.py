@@ -10,6 +10,7 @@ from tests.conftest import require
 from tests.support.containers import JOB, Containers, expected
 from tests.support.cosmos import CosmosDatabase
 from tests.support.documents import Notes, make, node, plain
+from tests.support.proxy import Answer, FaultProxy
 from tests.support.values import KEYS
 from tests.support.workbench import Workbench
 
@@ -140,6 +141,97 @@ def test_ids_without_a_record_are_told_by_a_job_that_rewraps(notes: Containers) 
     assert reason == f"notes.body.dekId: 1 DEKs that are in use there have no record in dek_store: {lost}"
     told = [one["message"] for one in ran.events if one["type"] == "notice"]
     assert 'deks "notes": 5 records, 0 of them referred to by nothing that the job names' in told
+
+
+@pytest.mark.parametrize("partition", ["/id", "/tenant"])
+def test_ids_that_can_name_no_record_have_none(
+    cosmos: CosmosDatabase, tmp_path: Path, partition: str
+) -> None:
+    """Ids that no request can name, and halves of characters, have no record; others are rotated."""
+    require("Node", "node")
+    notes = Containers(cosmos, tmp_path, partition)
+    notes.fill(1, 12)
+    odd = ["a/b", ".", "..", "../x", "a\\b", "/", "cut\ud83d", "x" * 2_000]
+    for number, dek_id in enumerate(odd, 1):
+        note = cosmos.document("notes", f"n{number}")
+        cosmos.upsert("notes", {**note, "body": {**note["body"], "dekId": dek_id}})
+    assert notes.bench.run("--dry-run").code == 3
+    ran = notes.bench.run()
+    assert ran.code == 3, ran.err + ran.out
+    aside = [(one["row"], one["reason"]) for one in ran.events if one["type"] == "quarantined"]
+    assert [reason for _, reason in aside] == ["no_dek"] * len(odd)
+    verified = notes.bench.rewrap("verify", "--deep", "--json")
+    assert verified.code == 3, verified.err
+    (told,) = (one["classes"] for one in verified.events if one["type"] == "field_verdict")
+    assert {name: count for name, count in told.items() if count} == {"current": 4, "quarantined": 8}
+    shown = notes.bench.rewrap("quarantine", "list", "--json")
+    assert (shown.code, len(shown.out.splitlines())) == (0, len(odd)), shown.err
+    job = JOB[: JOB.index("[deks.notes]")] + REWRAP
+    (notes.bench.folder / "rewrap.toml").write_text(job)
+    again = notes.bench.run()
+    assert again.code == 3, again.err + again.out
+    assert "8 DEKs that are in use there have no record" in again.err + again.out
+    for number in range(1, len(odd) + 1):
+        note = cosmos.document("notes", f"n{number}")
+        cosmos.upsert("notes", {**note, "body": {**note["body"], "dekId": "cut\ud83d"}})
+    again = notes.bench.run()
+    (reason,) = again.event("verdict")["reasons"]
+    assert reason.endswith("1 DEKs that are in use there have no record in dek_store: …")
+
+
+def test_a_record_with_an_odd_id_is_found(notes: Containers) -> None:
+    """It cannot be asked for by its place, but it can be looked for: its document gets a fresh one."""
+    notes.fill(1, 3)
+    note = notes.cosmos.document("notes", "n1")
+    record = notes.cosmos.document("dek_store", note["body"]["dekId"])
+    notes.cosmos.upsert("dek_store", {**record, "id": "a/b"})
+    notes.cosmos.upsert("notes", {**note, "body": {**note["body"], "dekId": "a/b"}})
+    ran = notes.bench.run()
+    assert ran.code == 0, ran.err + ran.out
+    assert notes.read("v2") == expected(3)
+    assert notes.bench.rewrap("verify", "--deep").code == 0
+
+
+def test_records_that_the_server_does_not_know_by_their_place_are_looked_for(
+    notes: Containers, cosmos_proxy: FaultProxy
+) -> None:
+    """400 to each request that names one: a query finds them all the same."""
+    notes.fill(1, 4)
+    notes.bench.environ["COSMOS_ENDPOINT"] = cosmos_proxy.endpoint
+    rule = cosmos_proxy.add(Answer(400), "read", path="/dek_store/docs/")
+    ran = notes.bench.run()
+    assert ran.code == 0, ran.err + ran.out
+    assert rule.befallen >= 4
+    assert notes.read("v2") == expected(4)
+
+
+def test_printed_queries_claim_no_more_than_they_count(notes: Containers) -> None:
+    """No query joins containers: values are counted, and records by version, which says 0 only of the new."""
+    notes.fill(1, 5)
+    assert notes.bench.run().code == 0
+    ran = notes.bench.rewrap("verify", "--print-queries")
+    values, count_values, records, count_records = ran.out.strip().split("\n")
+    assert values.startswith("-- notes.body.ct: documents with a value")
+    assert records.startswith("-- dek_store.wrappedDek: records of DEKs that are not under v2")
+    assert "must be 0" not in ran.out
+    assert (asked(notes, "notes", count_values), asked(notes, "dek_store", count_records)) == (5, 5)
+    for old in notes.cosmos.documents("dek_store"):
+        if old["mekVersion"] == "v1":
+            notes.cosmos.delete("dek_store", old)
+    assert asked(notes, "dek_store", count_records) == 0
+
+
+def asked(notes: Containers, container: str, query: str) -> int:
+    """What a printed query counts."""
+    body = {"query": query.replace("WHERE ", "WHERE true AND (", 1) + ")", "parameters": []}
+    headers = {
+        "Content-Type": "application/query+json", "x-ms-documentdb-isquery": "True",
+        "x-ms-documentdb-query-enablecrosspartition": "True",
+    }  # fmt: skip
+    path = f"dbs/{notes.cosmos.name}/colls/{container}/docs"
+    answer, _ = notes.cosmos.account.request("POST", path, body, headers=headers)
+    (count,) = answer["Documents"]
+    return int(count)
 
 
 REWRAP = """

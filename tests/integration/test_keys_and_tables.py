@@ -140,6 +140,11 @@ def test_a_key_and_its_text_are_two_forms_of_one_thing() -> None:
     for key in [("a", "1"), ("", '"'), ("\n", "]")]:
         assert tuple(key_parts(key_text(key), 2)) == key
     assert key_parts('["a","1"]', 1) == ['["a","1"]']
+    for odd in ("cut\ud83d", "nul\x00", '\x02"plain"', "\x02", "\x02 {", "é", ""):
+        assert key_parts(key_text(odd), 1) == [odd]
+        assert key_parts(key_text((odd, odd)), 2) == [odd, odd]
+        assert "\x00" not in key_text(odd) + key_text((odd, odd))
+        assert (key_text(odd) + key_text((odd, odd))).encode()
     for other in ("7", '["a"]', '["a",1]', "", '{"a":"b"}'):
         with pytest.raises(ValueError, match=r"not a key|Expecting"):
             key_parts(other, 2)

@@ -42,15 +42,23 @@ class AadTemplate:
     def render(self, values: dict[str, str | None]) -> bytes:
         """The associated data of one row, from its columns' text forms."""
         out = [part if at % 2 == 0 else (values[part] or "") for at, part in enumerate(self.parts)]
-        return "".join(out).encode()
+        return _bytes("".join(out))
 
     def render_all(self, columns: Mapping[str, Sequence[str | None]], count: int) -> list[bytes]:
         """The associated data of a batch of `count` rows, from each column's texts."""
         if len(self.parts) == 3 and self.parts[0] == self.parts[2] == "":
-            return [(text or "").encode() for text in columns[self.parts[1]]]
+            return [_bytes(text or "") for text in columns[self.parts[1]]]
         # a template without columns is the same for every row
         pieces = [
             repeat(part, count) if at % 2 == 0 else [text or "" for text in columns[part]]
             for at, part in enumerate(self.parts)
         ]
-        return ["".join(row).encode() for row in zip(*pieces, strict=True)]
+        return [_bytes("".join(row)) for row in zip(*pieces, strict=True)]
+
+
+def _bytes(text: str) -> bytes:
+    """A text as UTF-8. For a lone surrogate stands U+FFFD, as Node, .NET and Go have it."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()

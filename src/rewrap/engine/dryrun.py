@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -129,11 +130,9 @@ async def _table(
             for result in results:
                 merge_tally(tally, result.tally)
                 for column in result.swap.news:
-                    kept = result.postponed[column]
-                    resealed = result.swap.written(column) - kept
-                    merge_tally(
-                        tally, {column: {Outcome.RESEALED.value: resealed, Outcome.QUARANTINED.value: kept}}
-                    )
+                    left = result.postponed.get(column, Counter())
+                    resealed = result.swap.written(column) - left.total()
+                    merge_tally(tally, {column: {**left, Outcome.RESEALED.value: resealed}})
                 health.opened(table.relation, result.opened)
                 health.failed(table.relation, result.faults)
             health.check()

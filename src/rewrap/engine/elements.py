@@ -19,6 +19,9 @@ from rewrap.packed import ELEMENT, Column, listed
 
 _WORST_FIRST = (Outcome.OTHER_VERSION, Outcome.UNMARKED, Outcome.PLAINTEXT, Outcome.CURRENT)
 
+_LEFT = (Outcome.QUARANTINED, Outcome.OTHER_VERSION, Outcome.UNMARKED)
+"""What an element can be that keeps a rotation from being complete, the worst first."""
+
 
 class OneTransform(FieldTransform, Protocol):
     """The transform of one element, in a table."""
@@ -91,7 +94,9 @@ class ElementsReseal:
         out.opened += judged.opened
         fresh = dict(zip(judged.every(len(parts)), listed(judged.news), strict=True))
         if fresh:
-            out.postponed += bool(judged.faults)
+            left = [outcome for outcome in _LEFT if judged.counts[outcome]]
+            if left:
+                out.postponed[place] = left[0]
             return ELEMENT.join([fresh.get(at, part) for at, part in enumerate(parts)])
         if judged.faults:
             first = judged.faults[0]

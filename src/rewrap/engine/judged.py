@@ -22,8 +22,8 @@ AadPair = tuple[Aads, Aads]
 class Judged:
     """One column of a batch: new values and the places they belong to, and everything else by class.
 
-    `places` None is every row of the batch, in order. `postponed` counts rows that are resealed in part, and
-    put aside for the rest by the next sweep.
+    `places` None is every row of the batch, in order. `postponed` are the places of rows that are resealed
+    in part, with what they are for the rest: the next sweep, or verify, finds that.
     """
 
     places: list[int] | None
@@ -32,7 +32,7 @@ class Judged:
     counts: Counter[str] = field(default_factory=Counter)
     opened: Counter[tuple[str, str]] = field(default_factory=Counter)
     faults: list[Fault] = field(default_factory=list)
-    postponed: int = 0
+    postponed: dict[int, str] = field(default_factory=dict)
 
     def every(self, count: int) -> Sequence[int]:
         """The places of the new values, in a batch of `count` rows."""
@@ -44,6 +44,7 @@ class Judged:
         at = places.index(place)
         olds, news = list(listed(self.olds)), list(listed(self.news))
         del places[at], olds[at], news[at]
+        self.postponed.pop(place, None)
         self.places, self.olds, self.news = places, olds, news
 
 

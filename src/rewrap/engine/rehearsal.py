@@ -12,7 +12,7 @@ from rewrap.engine.pipeline import StopFlag
 from rewrap.engine.proof import Proof
 from rewrap.engine.retry import LOCKED, TABLE_LOCK_PAUSE_S, TABLE_LOCKED
 from rewrap.engine.settle import refuses_value
-from rewrap.errors import StoreError, ValueRefused
+from rewrap.errors import StoreError, Unaddressed, ValueRefused
 from rewrap.interfaces import Sink, Store, SwapBatch
 
 REHEARSED_ROWS = 5
@@ -28,11 +28,18 @@ async def rehearse(
     """
     reseal = rotation.reseal(course.table, writes=True)
     refused: list[StoreError] = []
-    for row in proof.rows.get(course.table.relation, [])[:REHEARSED_ROWS]:
+    tried = 0
+    for row in proof.rows.get(course.table.relation, []):
+        if tried == REHEARSED_ROWS:
+            break
+        tried += 1
         batch = (await rotation.resolved(partial(reseal, [row]))).swap
         try:
             if len(batch) and await _written(store, course, batch, stop, sink):
                 return
+        except Unaddressed:
+            # it says nothing of the others
+            tried -= 1
         except StoreError as exc:
             if not (isinstance(exc, ValueRefused) or refuses_value(exc.sqlstate)):
                 raise

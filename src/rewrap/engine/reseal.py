@@ -33,7 +33,7 @@ class Resealed:
 
     `swap` holds the rows with at least one new value; `tally` the outcomes that need no write; `large` the
     keys of rows that must be fetched whole and judged alone (nothing of them is in `swap` or `tally`).
-    `postponed` counts, by field, what is in `swap` and will be put aside by the next sweep nevertheless.
+    `postponed` counts, by field and outcome, rows in `swap` of which something is left nevertheless.
     """
 
     swap: SwapBatch
@@ -41,7 +41,7 @@ class Resealed:
     faults: list[Fault]
     large: list[Any]
     opened: Counter[tuple[str, str]]
-    postponed: Counter[str] = field(default_factory=Counter)
+    postponed: Tally = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -366,7 +366,7 @@ class Reseal:
             faults=[fault for column in judged.values() for fault in column.faults],
             large=[],
             opened=sum((column.opened for column in judged.values()), Counter()),
-            postponed=Counter({name: column.postponed for name, column in judged.items()}),
+            postponed={name: Counter(column.postponed.values()) for name, column in judged.items()},
         )
 
     def _blamed(self, column: str, row_id: Any, value: Any, reason: Reason) -> Fault:

@@ -30,6 +30,7 @@ from rewrap.packed import ELEMENT, PART
 from rewrap.stores.cosmos.client import Account, Container, Query
 from rewrap.stores.cosmos.counting import ALL, EVERY, SINCE, Classes, Condition, classes_of, selection
 from rewrap.stores.cosmos.documents import NOWHERE, value_of
+from rewrap.stores.cosmos.finding import document_of
 from rewrap.stores.cosmos.fingerprints import entries, settle
 from rewrap.stores.cosmos.shape import Shape
 from rewrap.stores.cosmos.survey import identify, survey
@@ -254,7 +255,7 @@ class CosmosCensus:
             # put aside when the container was partitioned otherwise
             return None
         key: Any = parts[0] if len(parts) == 1 else tuple(parts)
-        document = await self._container(table).read(*self._shapes[table.relation].place_of(key))
+        document = await document_of(self._container(table), self._shapes[table.relation], key)
         if document is None:
             return None
         whole = value_of(document, _field(table, column))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rewrap.errors import StoreError, StoreUnavailable
+from rewrap.errors import StoreError, StoreUnavailable, Unaddressed
+from rewrap.model import is_text
 from rewrap.stores.cosmos.faults import BadRequest, Missing, expected
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ EVERYTHING = {"Range": {"min": "", "max": "FF", "isMinInclusive": True, "isMaxIn
 """The feed range of a whole container."""
 
 Document = dict[str, Any]
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +149,34 @@ class Container:
         return sum(counts)
 
     async def read(self, name: str, partition: Any) -> Document | None:
-        """A document; None when it is not there."""
+        """A document; None when it is not there. Unaddressed when it cannot be asked for by its place."""
+        self._check(name)
         proxy = await self.account.proxy(self.name)
         try:
             found = await self.account.patiently(lambda: proxy.read_item(name, partition), self.subject)
         except Missing:
             return None
+        except BadRequest:
+            raise self._unaddressed() from None
         return dict(found)
+
+    async def look_for(self, name: str) -> list[Document]:
+        """The documents with an id, by a query: of ids, too, that no request can have in its path."""
+        # a query is text too
+        head = _SURROGATE.split(name)[0]
+        where = "c.id IN (@id)" if head == name else "STARTSWITH(c.id, @id)"
+        query = Query(f"SELECT * FROM c WHERE {where}", (("@id", head),))
+        return [one async for page in self.every(query) for one in page if one["id"] == name]
+
+    def _check(self, name: str) -> None:
+        if not addressable(name):
+            raise self._unaddressed()
+
+    def _unaddressed(self) -> Unaddressed:
+        return Unaddressed(
+            f"{self.subject}: a document's id or partition key is none that a request can name",
+            hint="an id is a text without / and \\; have the application write it under another one",
+        )
 
     async def create(self, document: Document) -> Document:
         """Writes a document that is not there; Changed when it is."""
@@ -164,6 +189,7 @@ class Container:
         """Writes over a document while it has this etag; Changed or Missing when it has not."""
         from azure.core import MatchConditions
 
+        self._check(document["id"])
         proxy = await self.account.proxy(self.name)
         return dict(
             await self.account.patiently(
@@ -178,10 +204,11 @@ class Container:
     async def patch(self, name: str, partition: Any, operations: list[Document], etag: str) -> str:
         """Changes some places of a document while it has this etag; its new etag.
 
-        Raises Changed or Missing when it has not.
+        Raises Changed or Missing when it has not, Unaddressed when no request can name it.
         """
         from azure.core import MatchConditions
 
+        self._check(name)
         proxy = await self.account.proxy(self.name)
         answered = await self.account.patiently(
             lambda: proxy.patch_item(
@@ -207,6 +234,11 @@ class Container:
             )
         except Missing:
             return
+
+
+def addressable(name: str) -> bool:
+    """Whether an id can be the last segment of a request's path, and stays what it is on its way."""
+    return name not in ("", ".", "..") and "/" not in name and "\\" not in name and is_text(name)
 
 
 async def _first_page(pages: Any) -> list[Any]:

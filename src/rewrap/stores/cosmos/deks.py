@@ -11,10 +11,10 @@ import anyio
 
 from rewrap.deks import DekRecord, NewRecord
 from rewrap.envelopes import DekSection
-from rewrap.errors import ResealMismatch, SchemaMismatch, StoreError, UnsafeTarget
+from rewrap.errors import ResealMismatch, SchemaMismatch, StoreError, Unaddressed, UnsafeTarget
 from rewrap.interfaces import Prefix
 from rewrap.job import Job
-from rewrap.model import Role
+from rewrap.model import Role, is_text
 from rewrap.stores.cosmos.client import Account, Container, Document, Query
 from rewrap.stores.cosmos.documents import changed, changes_of, merged, part_steps, value_of
 from rewrap.stores.cosmos.faults import Changed
@@ -87,12 +87,16 @@ class CosmosDeks:
         out: dict[str, Document] = {}
 
         async def read(name: str) -> None:
-            document = await self._container.read(name, name)
+            try:
+                document = await self._container.read(name, name)
+            except Unaddressed:
+                found = await self._container.look_for(name)
+                document = found[0] if found else None
             if document is not None:
                 out[name] = document
 
         if shape.by_id:
-            await self._each(ids, read)
+            await self._each([name for name in ids if is_text(name)], read)
             return out
         async for document in by_ids(self._container, ids):
             name = document["id"]
@@ -145,7 +149,8 @@ def record_of(document: Mapping[str, object], shape: Shape) -> DekRecord:
 
 async def by_ids(container: Container, ids: Iterable[str]) -> AsyncIterator[Document]:
     """The documents of a container with some ids, in whatever partition they are."""
-    wanted = list(ids)
+    # what is no text is no record's id, and no query's
+    wanted = [name for name in ids if is_text(name)]
     for start in range(0, len(wanted), IDS_A_QUERY):
         some = wanted[start : start + IDS_A_QUERY]
         names = [f"@i{at}" for at in range(len(some))]

@@ -15,6 +15,7 @@ from rewrap.events import Finding
 from rewrap.job import Job
 from rewrap.model import Role, Table
 from rewrap.stores.cosmos.client import Account, Query
+from rewrap.stores.cosmos.container import addressable
 from rewrap.stores.cosmos.counting import steps_to
 from rewrap.stores.cosmos.faults import Changed, Missing
 from rewrap.stores.cosmos.holder import Holder
@@ -28,6 +29,9 @@ NO_ETAG = '"00000000-0000-0000-0000-000000000000"'
 
 _NOBODY = "rewrap-check"
 """Where there is no document to try, the name of one that is not there either."""
+
+_LOOKED_AT = 100
+"""Documents among which one is looked for that a request can name."""
 
 
 def finding(severity: str, code: str, subject: str, reason: str, hint: str | None = None) -> Finding:
@@ -239,11 +243,12 @@ def _precision(paths: Iterable[Mapping[str, Any]], names: list[str], many: bool)
 
 
 async def _some_document(account: Account, table: Table, shape: Shape) -> tuple[str, Any]:
-    """The id and the partition key of some document; of none where there is none."""
-    answer = await account.container(table.name).query(Query("SELECT * FROM c WHERE true"), limit=1)
-    if not answer.found:
+    """The id and the partition key of some document; of none where there is none that can be named."""
+    answer = await account.container(table.name).query(Query("SELECT * FROM c WHERE true"), limit=_LOOKED_AT)
+    some = next((one for one in answer.found if addressable(one["id"])), None)
+    if some is None:
         return shape.place_of(_NOBODY if shape.by_id else (_NOBODY, *('""' for _ in shape.partition)))
-    return shape.place_of(shape.key_of(answer.found[0]))
+    return shape.place_of(shape.key_of(some))
 
 
 async def _refused(account: Account, container: str, name: str, partition: Any) -> StoreError | None:

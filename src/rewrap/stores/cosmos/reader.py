@@ -20,6 +20,7 @@ from rewrap.model import ShardRange, key_text
 from rewrap.packed import ELEMENT, HELD_BACK, listed
 from rewrap.stores.cosmos.client import EVERYTHING, Container, Query
 from rewrap.stores.cosmos.faults import BadRequest, lost_place
+from rewrap.stores.cosmos.finding import document_of
 from rewrap.stores.cosmos.queries import named, page_query, sample_query
 from rewrap.stores.cosmos.shape import ETAG, Seen, Shape
 
@@ -97,7 +98,7 @@ class ContainerReader:
         return replace(page, last=there, cursor=there)
 
     async def fetch_large(self, key: Any) -> Row | None:
-        document = await self._container.read(*self._shape.place_of(key))
+        document = await document_of(self._container, self._shape, key)
         return None if document is None else self._shape.large_row_of(document, self._pace.max_value_bytes)
 
     async def sample(self, count: int, prefixes: dict[str, Prefix]) -> list[Row]:

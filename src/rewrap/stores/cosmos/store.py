@@ -16,6 +16,7 @@ from rewrap.model import Activity, ServerIdentity, ShardLease, ShardRange, Table
 from rewrap.stores.cosmos.client import Account, Container, Document
 from rewrap.stores.cosmos.documents import changed, differing
 from rewrap.stores.cosmos.faults import Changed, lost_place
+from rewrap.stores.cosmos.finding import document_of
 from rewrap.stores.cosmos.queries import COUNT, written_since
 from rewrap.stores.cosmos.reader import ContainerReader
 from rewrap.stores.cosmos.setup import notices_of
@@ -100,8 +101,7 @@ class CosmosContainers:
         container = self._container(table)
         writer = ContainerWriter(container, self._shape(table), self.job, self._guardian)
         one = batch.part([0]).unpacked()
-        place = self._shape(table).place_of(one.keys[0])
-        before = await container.read(*place)
+        before = await document_of(container, self._shape(table), one.keys[0])
         if before is None or not writer.unchanged(before, one, 0):
             return False
         meant = changed(before, writer.changes(before, one, 0))
@@ -110,7 +110,7 @@ class CosmosContainers:
         checkpoint = Checkpoint(lease.cursor, lease.rows, lease.tally)
         if not await writer.swap(lease, one, checkpoint, skip_locked=True):
             return False
-        after = await container.read(*place)
+        after = await document_of(container, self._shape(table), one.keys[0])
         if after is None or after[ETAG].strip('"') != writer.last_etag:
             return False
         if all(path[0] in SYSTEM for path in differing(meant, after)):

@@ -30,6 +30,7 @@ from rewrap.stores.cosmos.documents import (
     value_of,
 )
 from rewrap.stores.cosmos.faults import Changed, Missing, Throttled
+from rewrap.stores.cosmos.finding import document_of
 from rewrap.stores.cosmos.shape import ETAG, Seen, Shape
 
 PATCH_OPERATIONS = 10
@@ -158,7 +159,7 @@ class ContainerWriter:
         """Whether one row was written; what it held is as it was, or it is left alone."""
         stamp = batch.stamps[place] if batch.stamps is not None else None
         if stamp is None:
-            document = await self._container.read(*self._shape.place_of(batch.keys[place]))
+            document = await document_of(self._container, self._shape, batch.keys[place])
             if document is None or not self.unchanged(document, batch, place):
                 return False
             stamp = Seen(document[ETAG], document)
@@ -233,7 +234,7 @@ class ContainerWriter:
 
         async def look() -> None:
             for place in places:
-                document = await self._container.read(*self._shape.place_of(unpacked.keys[place]))
+                document = await document_of(self._container, self._shape, unpacked.keys[place])
                 if document is None:
                     found[place] = None
                 elif not self.holds(document, unpacked, place):

@@ -13,7 +13,7 @@ from rewrap.deks import DekRecord
 from rewrap.envelopes import DekSection, ReferenceSection
 from rewrap.errors import SchemaMismatch, UnsafeTarget
 from rewrap.job import Job
-from rewrap.model import FieldColumn, Location, Role, Table
+from rewrap.model import FieldColumn, Location, Role, Table, is_text
 from rewrap.packed import ELEMENT, PART
 from rewrap.stores.postgres.connection import Address, Connection, close, connect, translated
 from rewrap.stores.postgres.deks import Records, find_records
@@ -60,6 +60,7 @@ class PostgresDekCensus:
         if found.id.type_name == "uuid":
             statement = f"{self._read(found)} WHERE t.{quote(found.id.name)} = ANY ($1::text[]::uuid[])"
             ids = [one for one in ids if _UUID.fullmatch(one)]
+        ids = [one for one in ids if is_text(one)]
         with translated(f'table "{section.table}"'):
             rows = await connection.fetch(statement, list(ids))
         return [DekRecord(row[0], row[1], tuple(row[2:])) for row in rows]

@@ -15,7 +15,7 @@ from rewrap.envelopes import DekSection
 from rewrap.errors import SchemaMismatch, UnsafeTarget
 from rewrap.interfaces import Prefix
 from rewrap.job import Job
-from rewrap.model import FieldColumn, KeyColumn
+from rewrap.model import FieldColumn, KeyColumn, is_text
 from rewrap.stores.postgres.connection import Address, Connection, close, connect, translated
 from rewrap.stores.postgres.fields import find_fields, no_privilege
 from rewrap.stores.postgres.places import assignments, columns_of, literal, quote, value_of
@@ -221,7 +221,7 @@ def _rows(rows: Iterable[Any]) -> Iterable[DekRecord]:
 def _may_be(dek_id: str, column: KeyColumn) -> bool:
     """Whether a column of ids can hold one, as it is written."""
     if column.type_name != "uuid":
-        return "\x00" not in dek_id
+        return is_text(dek_id)
     try:
         return str(uuid.UUID(dek_id)) == dek_id
     except ValueError:
