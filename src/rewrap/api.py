@@ -26,7 +26,9 @@ from rewrap.interfaces import Sink, Store
 from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
 from rewrap.keys.open import open_keyring
+from rewrap.ledgers.naming import of_table
 from rewrap.ledgers.opened import latest_run, opened_ledger
+from rewrap.ledgers.records import RelationRecord
 from rewrap.ledgers.sql import ExceptionRecord, Ledger, RunRecord, TableProgress, operator
 from rewrap.model import Table
 from rewrap.plan import Plan
@@ -311,15 +313,25 @@ async def status(job: Job, *, environ: Mapping[str, str] = os.environ) -> Status
 
 
 async def quarantined(
-    job: Job, *, environ: Mapping[str, str] = os.environ, everything: bool = False
+    job: Job,
+    *,
+    table: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+    everything: bool = False,
 ) -> list[ExceptionRecord]:
-    """The values put aside on the way to the newest run's version."""
+    """The values put aside on the way to the newest run's version; those of one table where it is named.
+
+    Raises UsageError for a name that no table of the job has, nor any that its runs have worked on.
+    """
+    found: list[ExceptionRecord] = []
+    worked_on: list[RelationRecord] = []
     async with opened_ledger(job, environ, create=False) as ledger:
         latest = await ledger.latest() if ledger else None
-        if ledger is None or latest is None:
-            return []
-        states = ("open", "waived", "retry", "resolved") if everything else ("open", "waived", "retry")
-        return await ledger.exceptions(latest.to_version, states=states)
+        if ledger is not None and latest is not None:
+            states = ("open", "waived", "retry", "resolved") if everything else ("open", "waived", "retry")
+            found = await ledger.exceptions(latest.to_version, states=states)
+            worked_on = await ledger.relations(latest.to_version)
+    return found if table is None else of_table(found, table, job, worked_on)
 
 
 async def waive(

@@ -273,3 +273,24 @@ def test_whether_a_place_is_indexed(
 ) -> None:
     """The most precise path of a policy that covers a place decides."""
     assert indexed(policy, path) is wanted
+
+
+def test_values_put_aside_are_found_by_their_containers_name(cosmos: CosmosDatabase, rewrap: Rewrap) -> None:
+    """A container has one name everywhere, and one that the job has not is no container without trouble."""
+    cosmos.container("deks", "/id")
+    cosmos.upsert("deks", *(dek(f"d{at}") for at in range(4)), dek("other", key=os.urandom(32)))
+    assert rewrap("quarantine", "list", "--table", "deks").out.strip() == "nothing is put aside"
+    assert rewrap("run", "--from", "v1", "--to", "v2", "--allow-unseen-target").code == 3
+    for name in ("deks", f"{cosmos.name}/deks"):
+        listed = rewrap("quarantine", "list", "--table", name, "--json")
+        assert [entry["row_id"] for entry in listed.events] == ["other"], listed
+    shown = rewrap("quarantine", "show", "--table", "deks")
+    assert shown.code == 0
+    assert f"--table {cosmos.name}/deks --row" in shown.out
+    for command in (("list",), ("show",), ("retry",), ("waive", "--all", "--reason", "known")):
+        missing = rewrap("quarantine", *command, "--table", "nosuch")
+        assert missing.code == 2, missing
+        assert 'no table "nosuch" in the job' in missing.err
+        assert "its tables are deks" in missing.err
+    assert rewrap("quarantine", "retry", "--table", "deks").code == 3
+    assert rewrap("quarantine", "waive", "--table", "deks", "--all", "--reason", "known").code == 0
