@@ -294,3 +294,27 @@ def test_values_put_aside_are_found_by_their_containers_name(cosmos: CosmosDatab
         assert "its tables are deks" in missing.err
     assert rewrap("quarantine", "retry", "--table", "deks").code == 3
     assert rewrap("quarantine", "waive", "--table", "deks", "--all", "--reason", "known").code == 0
+
+
+@pytest.mark.parametrize("kind", ["account", "container", "query"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(302, {"Location": "https://login.invalid/"}, "<html>"),
+        Answer(307, {}, ""),
+        Answer(204, {}, ""),
+        Answer(200, {"Content-Type": "text/html; charset=utf-8"}, "<html>sign in</html>"),
+    ],
+    ids=["302", "307", "204", "html"],
+)
+def test_what_answers_and_is_no_cosmos_db_is_told(
+    cosmos: CosmosDatabase, cosmos_proxy: FaultProxy, rewrap: Rewrap, answer: Answer, kind: str
+) -> None:
+    """A login portal in front of an account is neither an internal error nor an empty container."""
+    cosmos.container("deks", "/id")
+    cosmos.upsert("deks", dek("d1"))
+    cosmos_proxy.add(answer, kind)
+    ran = rewrap("plan", "--from", "v1", "--to", "v2", COSMOS_ENDPOINT=cosmos_proxy.endpoint)
+    assert ran.code == 1, ran
+    assert "is no Cosmos DB" in ran.err
+    assert "stores.*.endpoint" in ran.err
