@@ -41,7 +41,7 @@ from rewrap.stores.open import Stores
 from rewrap.stores.postgres.store import PostgresStore
 from rewrap.verify import Verification
 from rewrap.verify import verify as _verify
-from rewrap.witness import Witness, take
+from rewrap.witness import Witness, check, take
 
 
 def ignore(_event: Event) -> None:
@@ -109,11 +109,23 @@ async def _rotated(
     store = stores.store()
     try:
         if dry:
-            return await dry_run(rotation, store, sink, stop, options)
+            return await dry_run(rotation, store, sink, stop, options, lambda: _checked(stores, store))
         ended = await _run(rotation, stores, store, sink, stop, options)
         return await _probed(rotation.job, ended, sink, environ)
     finally:
         await close_all(store, *rotation.deks.values())
+
+
+async def _checked(stores: Stores, store: Store) -> None:
+    """Raises what a run is refused for when it takes its lock, and its fingerprints."""
+    await stores.check_guards(store)
+    if stores.job.witnessed:
+        census = stores.census()
+        try:
+            await check(stores.job, census)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await census.close()
 
 
 async def _probed(job: Job, ended: RunEnded, sink: Sink, environ: Mapping[str, str]) -> RunEnded:

@@ -318,3 +318,33 @@ def test_what_answers_and_is_no_cosmos_db_is_told(
     assert ran.code == 1, ran
     assert "is no Cosmos DB" in ran.err
     assert "stores.*.endpoint" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("store", "more", "says"),
+    [
+        ('guard_container = "others"', "", 'guard container "others" is partitioned by /x'),
+        ("", '[[untouched]]\ncontainer = "nosuch"\n', 'has no container "nosuch"'),
+    ],
+)
+def test_a_dry_run_refuses_what_a_run_refuses(
+    cosmos: CosmosDatabase, rewrap: Rewrap, tmp_path: Path, store: str, more: str, says: str
+) -> None:
+    """Somebody else's container for the guard's, and one that is to stay as it is and is not there."""
+    cosmos.container("deks", "/id")
+    cosmos.container("others", "/x")
+    cosmos.upsert("deks", dek("d1"))
+    (tmp_path / "rewrap.toml").write_text(JOB.replace("settle_s = 0", f"settle_s = 0\n{store}") + more)
+    run = ("run", "--from", "v1", "--to", "v2", "--allow-unseen-target")
+    before = cosmos.documents("deks")
+    dry = rewrap(*run, "--dry-run")
+    assert dry.code == 2, dry
+    assert says in dry.err
+    assert cosmos.documents("deks") == before
+    there, _ = cosmos.account.request("GET", f"dbs/{cosmos.name}/colls")
+    assert {one["id"] for one in there["DocumentCollections"]} == {"deks", "others"}
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "rewrap.toml"]
+    real = rewrap(*run)
+    assert real.code == 2, real
+    assert says in real.err
+    assert cosmos.documents("deks") == before
