@@ -26,7 +26,9 @@ from rewrap.interfaces import Sink, Store
 from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
 from rewrap.keys.open import open_keyring
+from rewrap.ledgers.naming import of_table
 from rewrap.ledgers.opened import latest_run, opened_ledger
+from rewrap.ledgers.records import RelationRecord
 from rewrap.ledgers.sql import ExceptionRecord, Ledger, RunRecord, TableProgress, operator
 from rewrap.model import Table
 from rewrap.plan import Plan
@@ -39,7 +41,7 @@ from rewrap.stores.open import Stores
 from rewrap.stores.postgres.store import PostgresStore
 from rewrap.verify import Verification
 from rewrap.verify import verify as _verify
-from rewrap.witness import Witness, take
+from rewrap.witness import Witness, check, take
 
 
 def ignore(_event: Event) -> None:
@@ -107,11 +109,23 @@ async def _rotated(
     store = stores.store()
     try:
         if dry:
-            return await dry_run(rotation, store, sink, stop, options)
+            return await dry_run(rotation, store, sink, stop, options, lambda: _checked(stores, store))
         ended = await _run(rotation, stores, store, sink, stop, options)
         return await _probed(rotation.job, ended, sink, environ)
     finally:
         await close_all(store, *rotation.deks.values())
+
+
+async def _checked(stores: Stores, store: Store) -> None:
+    """Raises what a run is refused for when it takes its lock, and its fingerprints."""
+    await stores.check_guards(store)
+    if stores.job.witnessed:
+        census = stores.census()
+        try:
+            await check(stores.job, census)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await census.close()
 
 
 async def _probed(job: Job, ended: RunEnded, sink: Sink, environ: Mapping[str, str]) -> RunEnded:
@@ -324,15 +338,25 @@ async def status(job: Job, *, environ: Mapping[str, str] = os.environ) -> Status
 
 
 async def quarantined(
-    job: Job, *, environ: Mapping[str, str] = os.environ, everything: bool = False
+    job: Job,
+    *,
+    table: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+    everything: bool = False,
 ) -> list[ExceptionRecord]:
-    """The values put aside on the way to the newest run's version."""
+    """The values put aside on the way to the newest run's version; those of one table where it is named.
+
+    Raises UsageError for a name that no table of the job has, nor any that its runs have worked on.
+    """
+    found: list[ExceptionRecord] = []
+    worked_on: list[RelationRecord] = []
     async with opened_ledger(job, environ, create=False) as ledger:
         latest = await ledger.latest() if ledger else None
-        if ledger is None or latest is None:
-            return []
-        states = ("open", "waived", "retry", "resolved") if everything else ("open", "waived", "retry")
-        return await ledger.exceptions(latest.to_version, states=states)
+        if ledger is not None and latest is not None:
+            states = ("open", "waived", "retry", "resolved") if everything else ("open", "waived", "retry")
+            found = await ledger.exceptions(latest.to_version, states=states)
+            worked_on = await ledger.relations(latest.to_version)
+    return found if table is None else of_table(found, table, job, worked_on)
 
 
 async def waive(

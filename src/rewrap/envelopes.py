@@ -13,7 +13,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from rewrap.crypto.layout import Layout
 from rewrap.model import Path
-from rewrap.targets import FieldSection, Name, PathText, Section, TargetSection, parse_path
+from rewrap.targets import CosmosName, FieldSection, Name, PathText, Section, TargetSection, parse_path
 
 UUID = "{uuid}"
 """Stands in `new_id` for what makes a new record's id its own."""
@@ -26,7 +26,7 @@ class PlacedSection(Section):
     """
 
     table: Name
-    container: Name | None = None
+    container: CosmosName | None = None
     store: Name | None = None
 
     @model_validator(mode="before")

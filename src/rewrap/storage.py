@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from rewrap.formats import Reference
-from rewrap.targets import Name, Section
+from rewrap.targets import CosmosName, Name, Section
+
+
+def _endpoint(value: str) -> str:
+    # what urlsplit itself says of a mistake repeats a part of it, and that may be an account's key
+    try:
+        found = urlsplit(value)
+        fits = found.scheme in ("http", "https") and bool(found.hostname) and (found.port or 443) > 0
+    except ValueError:
+        fits = False
+    if not fits or ";" in value:
+        raise ValueError("is no URL like https://ACCOUNT.documents.azure.com:443/")
+    return value
 
 
 class PostgresStore(Section):
@@ -29,10 +42,10 @@ class CosmosStore(Section):
     """
 
     kind: Literal["cosmos"]
-    endpoint: Annotated[Name, Field(repr=False)]
-    database: Name
+    endpoint: Annotated[Name, AfterValidator(_endpoint), Field(repr=False)]
+    database: CosmosName
     key: Reference | None = None
-    guard_container: Name = "rewrap"
+    guard_container: CosmosName = "rewrap"
     in_flight: Annotated[int, Field(ge=1, le=256)] = 16
     low_priority: bool = False
     throughput_bucket: Annotated[int, Field(ge=1, le=5)] | None = None

@@ -7,6 +7,7 @@ import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -21,6 +22,19 @@ from rewrap.crypto.markers import GROUP
 from rewrap.model import Path, Place, Role
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+NOT_IN_NAMES = "/\\?#"
+"""What Cosmos DB takes in no name of a database or a container: it would lead to another path."""
+
+
+def _cosmos_name(value: str) -> str:
+    if value in (".", "..") or any(character in NOT_IN_NAMES for character in value):
+        raise ValueError(f"is no name of a database or container: it holds none of {' '.join(NOT_IN_NAMES)}")
+    return value
+
+
+CosmosName = Annotated[Name, AfterValidator(_cosmos_name)]
 
 
 class Section(BaseModel):
@@ -195,7 +209,7 @@ class TargetSection(Section):
     """
 
     table: Name
-    container: Name | None = None
+    container: CosmosName | None = None
     key: KeyNames | None = None
     fields: Annotated[list[FieldSection], Field(min_length=1)]
     store: Name | None = None

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from rewrap.model import Place
 from rewrap.targets import (
+    CosmosName,
     KeyNames,
     Name,
     PlaceText,
@@ -39,7 +40,7 @@ class UntouchedSection(Section):
     """
 
     table: Name
-    container: Name | None = None
+    container: CosmosName | None = None
     store: Name | None = None
     key: KeyNames | None = None
     columns: list[PlaceText] = Field(default_factory=list)

@@ -34,6 +34,14 @@ async def take(job: Job, census: Census, kept: KeptFingerprints, run_id: str, si
             await _take(census, kept, run_id, wanted[text], sink)
 
 
+async def check(job: Job, census: Census) -> None:
+    """Raises SchemaMismatch or UnsafeTarget where something cannot be fingerprinted; takes nothing."""
+    await census.tables()
+    async with census:
+        for declared in job.witnessed:
+            await fingerprinting(census, declared).settled(declared)
+
+
 async def _declared(kept: KeptFingerprints, run_id: str) -> set[str]:
     return {one.declared for one in await kept.of(run_id)}
 

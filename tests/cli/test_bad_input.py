@@ -616,7 +616,7 @@ MISTAKES = {
         'table = "notes"',
         'tabel = "notes"',
         "job file rewrap.toml: targets[0].tabel: is not a field here",
-        "fields here are table, key, fields",
+        "fields here are table, container, key, fields",
     ),
     "unset variable": (
         "${DATABASE_URL}",

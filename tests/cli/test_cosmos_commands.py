@@ -273,3 +273,78 @@ def test_whether_a_place_is_indexed(
 ) -> None:
     """The most precise path of a policy that covers a place decides."""
     assert indexed(policy, path) is wanted
+
+
+def test_values_put_aside_are_found_by_their_containers_name(cosmos: CosmosDatabase, rewrap: Rewrap) -> None:
+    """A container has one name everywhere, and one that the job has not is no container without trouble."""
+    cosmos.container("deks", "/id")
+    cosmos.upsert("deks", *(dek(f"d{at}") for at in range(4)), dek("other", key=os.urandom(32)))
+    assert rewrap("quarantine", "list", "--table", "deks").out.strip() == "nothing is put aside"
+    assert rewrap("run", "--from", "v1", "--to", "v2", "--allow-unseen-target").code == 3
+    for name in ("deks", f"{cosmos.name}/deks"):
+        listed = rewrap("quarantine", "list", "--table", name, "--json")
+        assert [entry["row_id"] for entry in listed.events] == ["other"], listed
+    shown = rewrap("quarantine", "show", "--table", "deks")
+    assert shown.code == 0
+    assert f"--table {cosmos.name}/deks --row" in shown.out
+    for command in (("list",), ("show",), ("retry",), ("waive", "--all", "--reason", "known")):
+        missing = rewrap("quarantine", *command, "--table", "nosuch")
+        assert missing.code == 2, missing
+        assert 'no table "nosuch" in the job' in missing.err
+        assert "its tables are deks" in missing.err
+    assert rewrap("quarantine", "retry", "--table", "deks").code == 3
+    assert rewrap("quarantine", "waive", "--table", "deks", "--all", "--reason", "known").code == 0
+
+
+@pytest.mark.parametrize("kind", ["account", "container", "query"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(302, {"Location": "https://login.invalid/"}, "<html>"),
+        Answer(307, {}, ""),
+        Answer(204, {}, ""),
+        Answer(200, {"Content-Type": "text/html; charset=utf-8"}, "<html>sign in</html>"),
+    ],
+    ids=["302", "307", "204", "html"],
+)
+def test_what_answers_and_is_no_cosmos_db_is_told(
+    cosmos: CosmosDatabase, cosmos_proxy: FaultProxy, rewrap: Rewrap, answer: Answer, kind: str
+) -> None:
+    """A login portal in front of an account is neither an internal error nor an empty container."""
+    cosmos.container("deks", "/id")
+    cosmos.upsert("deks", dek("d1"))
+    cosmos_proxy.add(answer, kind)
+    ran = rewrap("plan", "--from", "v1", "--to", "v2", COSMOS_ENDPOINT=cosmos_proxy.endpoint)
+    assert ran.code == 1, ran
+    assert "is no Cosmos DB" in ran.err
+    assert "stores.*.endpoint" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("store", "more", "says"),
+    [
+        ('guard_container = "others"', "", 'guard container "others" is partitioned by /x'),
+        ("", '[[untouched]]\ncontainer = "nosuch"\n', 'has no container "nosuch"'),
+    ],
+)
+def test_a_dry_run_refuses_what_a_run_refuses(
+    cosmos: CosmosDatabase, rewrap: Rewrap, tmp_path: Path, store: str, more: str, says: str
+) -> None:
+    """Somebody else's container for the guard's, and one that is to stay as it is and is not there."""
+    cosmos.container("deks", "/id")
+    cosmos.container("others", "/x")
+    cosmos.upsert("deks", dek("d1"))
+    (tmp_path / "rewrap.toml").write_text(JOB.replace("settle_s = 0", f"settle_s = 0\n{store}") + more)
+    run = ("run", "--from", "v1", "--to", "v2", "--allow-unseen-target")
+    before = cosmos.documents("deks")
+    dry = rewrap(*run, "--dry-run")
+    assert dry.code == 2, dry
+    assert says in dry.err
+    assert cosmos.documents("deks") == before
+    there, _ = cosmos.account.request("GET", f"dbs/{cosmos.name}/colls")
+    assert {one["id"] for one in there["DocumentCollections"]} == {"deks", "others"}
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "rewrap.toml"]
+    real = rewrap(*run)
+    assert real.code == 2, real
+    assert says in real.err
+    assert cosmos.documents("deks") == before

@@ -127,6 +127,40 @@ def test_passing_errors_are_tried_again(notes: CosmosBench, status: int) -> None
     assert proxied(notes).faults()["patch"] > 20
 
 
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [
+        ("account", Answer(503)),
+        ("account", CutShort()),
+        ("database", CutShort()),
+        ("container", Answer(503)),
+        ("query", Answer(404, {"x-ms-substatus": "1002"})),
+        ("ranges", CutShort()),
+        ("create", Answer(503)),
+        ("patch", Answer(503)),
+        ("patch", Drop(applied=True)),
+    ],
+)
+def test_a_run_begins_over_a_line_that_fails_first(
+    notes: CosmosBench, kind: str, fault: Answer | CutShort | Drop
+) -> None:
+    """Before the first write, and in its rehearsal, what fails for longer than one request is waited for."""
+    rule = proxied(notes).add(fault, kind, times=6)
+    ran = notes.run()
+    assert rule.befallen == 6
+    assert_complete(notes, ran)
+
+
+def test_an_account_that_is_not_there_is_told_at_once(notes: CosmosBench) -> None:
+    """It may come back; until then the operator can see what is wrong."""
+    notes.job(more=PAGES + "[limits]\nreconnect_s = 1\n")
+    proxied(notes).add(Answer(503), "account")
+    ran = notes.run()
+    assert ran.code == 1
+    told = [one["message"] for one in ran.events if one["type"] == "notice"]
+    assert len([one for one in told if "answered 503" in one or "does not answer" in one]) == 1, told
+
+
 def test_writes_whose_answers_are_lost_are_known_as_ours(notes: CosmosBench) -> None:
     """The connection drops after every seventh write was applied: sent again it is 412, and was our own."""
     rest = notes.rest()

@@ -14,6 +14,9 @@ from tests.support.proxy import Answer, FaultProxy
 from tests.support.values import KEYS
 from tests.support.workbench import Workbench
 
+ABSENT = Answer(404, body='{"code": "NotFound", "message": "made by the tests"}')
+"""What a replica answers that a record has not reached yet."""
+
 
 @pytest.fixture
 def notes(cosmos: CosmosDatabase, tmp_path: Path) -> Containers:
@@ -106,6 +109,52 @@ endpoint = "${COSMOS_ENDPOINT}"
 key = "env:COSMOS_KEY"
 database = "${COSMOS_DATABASE}"
 """
+
+
+def test_a_replica_that_lags_loses_no_record(notes: Containers, cosmos_proxy: FaultProxy) -> None:
+    """Below Strong consistency a record that is not found once is looked for again."""
+    notes.fill(1, 40)
+    notes.bench.environ["COSMOS_ENDPOINT"] = cosmos_proxy.endpoint
+    absent = cosmos_proxy.add(ABSENT, "read", path="dek_store", every=7)
+    ran = notes.bench.run()
+    assert absent.befallen > 10
+    assert ran.code == 0, ran.err + ran.out
+    cosmos_proxy.clear()
+    assert notes.read("v2") == expected(40)
+    # each new record has what is copied from the old one
+    assert {one.get("tenant") for one in notes.cosmos.documents("dek_store")} == {"t0", "t1", "t2"}
+    assert len(notes.cosmos.documents("dek_store")) == 80
+
+
+def test_a_record_that_stays_away_is_none(notes: Containers, cosmos_proxy: FaultProxy) -> None:
+    """It is looked for three times; the document is put aside, and the others are rotated."""
+    notes.fill(1, 40)
+    notes.bench.environ["COSMOS_ENDPOINT"] = cosmos_proxy.endpoint
+    lost = str(notes.cosmos.document("notes", "n9")["body"]["dekId"])
+    absent = cosmos_proxy.add(ABSENT, "read", path=lost)
+    ran = notes.bench.run()
+    assert ran.code == 3, ran.err + ran.out
+    assert ran.event("run_ended")["outcomes"]["notes"]["body.ct"]["quarantined"] == 1
+    assert absent.befallen >= 3
+    (entry,) = notes.bench.rewrap("quarantine", "list", "--json").events
+    assert (entry["row_id"], entry["reason"]) == ('["n9","\\"t0\\""]', "no_dek")
+
+
+def test_a_new_record_that_is_not_there_is_told_in_the_words_of_its_store(
+    notes: Containers, cosmos_proxy: FaultProxy
+) -> None:
+    """Nothing is sealed with its DEK; Cosmos DB has neither rules nor row-level security."""
+    notes.fill(1, 5)
+    old = "|".join(one["id"] for one in notes.cosmos.documents("dek_store"))
+    before = notes.cosmos.documents("notes")
+    notes.bench.environ["COSMOS_ENDPOINT"] = cosmos_proxy.endpoint
+    cosmos_proxy.add(ABSENT, "read", path=f"dek_store/docs/(?!{old})")
+    ran = notes.bench.run()
+    assert ran.code == 1, ran.err + ran.out
+    assert 'a new record of "dek_store" is not there after it was made' in ran.err
+    assert "settle_s" in ran.err
+    assert "row-level" not in ran.err
+    assert notes.cosmos.documents("notes") == before
 
 
 def test_plaintext_from_before_encryption_is_counted_or_sealed(notes: Containers) -> None:

@@ -511,6 +511,11 @@ def test_quarantine_of_a_composite_key(bench: Workbench) -> None:
     assert bench.run().code == 3
     (one, two) = bench.rewrap("quarantine", "list", "--json").events
     assert [one["row_id"], two["row_id"]] == ['["3","key 000010"]', '["6","key 000020"]']
+    for name in ("notes", "public.notes", '"public"."notes"'):
+        assert len(bench.rewrap("quarantine", "list", "--table", name, "--json").events) == 2
+    missing = bench.rewrap("quarantine", "list", "--table", "nosuch")
+    assert (missing.code, missing.out) == (2, "")
+    assert 'no table "nosuch" in the job' in missing.err
     listed = bench.rewrap("quarantine", "list").out
     assert "key 0000" not in listed
     marks = [word for word in listed.split() if word.startswith("#")]

@@ -531,3 +531,85 @@ def test_two_algorithms_in_a_vault_are_two_jobs() -> None:
     )
     with pytest.raises(JobError, match="and the first field under rsa-oaep"):
         Job.parse(other, environ=IN_A_VAULT)
+
+
+COSMOS = """
+name = "orders"
+[stores.docs]
+kind = "cosmos"
+endpoint = "https://orders.documents.azure.com:443/"
+database = "db"
+guard_container = "rewrap"
+[keys.versions.v1]
+material = "env:K1"
+[keys.versions.v2]
+material = "env:K2"
+[layouts.mek]
+encoding = "base64"
+cipher = "aes-256-gcm"
+[deks.orders]
+container = "deks"
+wrapped = { column = "wrapped", layout = "mek", version = { column = "kid" } }
+referenced_by = [{ container = "carts", column = "dekId" }]
+[[targets]]
+container = "orders"
+fields = [{ column = "body", layout = "libsodium-token" }]
+[[untouched]]
+container = "notes"
+"""
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "AccountEndpoint=https://orders.documents.azure.com:443/;AccountKey=c2VjcmV0;",
+        "orders.documents.azure.com",
+        "ftp://orders.documents.azure.com",
+        "https://",
+        "https://:443/",
+        "https://[c2VjcmV0/",
+        "https://orders:c2VjcmV0/",
+        "https://orders.documents.azure.com/;AccountKey=c2VjcmV0;",
+    ],
+)
+def test_endpoint_that_is_no_url_is_refused_and_not_repeated(endpoint: str) -> None:
+    """A whole connection string is easily pasted there: it holds the account's key."""
+    written = COSMOS.replace("https://orders.documents.azure.com:443/", endpoint)
+    for text, environ in (
+        (written, {}),
+        (COSMOS.replace("https://orders.documents.azure.com:443/", "${URL}"), {"URL": endpoint}),
+    ):
+        with pytest.raises(JobError) as caught:
+            Job.parse(text, environ=environ)
+        assert "stores.docs.endpoint: is no URL" in caught.value.message
+        told = f"{caught.value.message} {caught.value.hint} {caught.value!r}"
+        assert "c2VjcmV0" not in told
+        assert "AccountKey" not in told
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:8081", "https://[::1]:8081/", "https://db.example/"])
+def test_endpoint_is_a_url_with_a_host(endpoint: str) -> None:
+    """An emulator's too."""
+    job = Job.parse(COSMOS.replace("https://orders.documents.azure.com:443/", endpoint), environ={})
+    assert job.cosmos.endpoint == endpoint
+
+
+@pytest.mark.parametrize("name", ["a/b", "a\\b", "a?b", "a#b", ".", "..", "../other"])
+@pytest.mark.parametrize(
+    ("written", "where"),
+    [
+        ('database = "db"', "stores.docs.database"),
+        ('guard_container = "rewrap"', "stores.docs.guard_container"),
+        ('container = "deks"', "deks.orders.container"),
+        ('container = "carts"', "deks.orders.referenced_by[0].container"),
+        ('container = "orders"', "targets[0].container"),
+        ('container = "notes"', "untouched[0].container"),
+    ],
+)
+def test_name_that_leads_elsewhere_is_refused(written: str, where: str, name: str) -> None:
+    """Such a name would be another path of the account's."""
+    field = written.partition(" = ")[0]
+    assert COSMOS.count(written) == 1
+    with pytest.raises(JobError) as caught:
+        Job.parse(COSMOS.replace(written, f"{field} = '{name}'"), environ={})
+    assert f"{where}: is no name of a" in caught.value.message

@@ -34,7 +34,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-TableOption = Annotated[str | None, typer.Option("--table", help="Only this table.")]
+TableOption = Annotated[str | None, typer.Option("--table", help="Only this table, or container.")]
 RowOption = Annotated[str | None, typer.Option("--row", help="Only the row with this key, or this #mark.")]
 KeysOption = Annotated[
     bool, typer.Option("--keys", help="Show keys of text in full; they may be personal data.")
@@ -64,7 +64,7 @@ def list_(
 ) -> None:
     """The values put aside, by table and row."""
     with errors_shown(as_json=as_json, debug=debug):
-        found = _chosen(_load(load_job(job), everything), table, None, None)
+        found = _load(load_job(job), everything, table)
         if as_json:
             for entry in found:
                 typer.echo(json.dumps({"type": "quarantine", "schema": SCHEMA, **_shown(entry)}))
@@ -95,7 +95,7 @@ def show(
 ) -> None:
     """What is known about one value, and what can be done."""
     with errors_shown(as_json=as_json, debug=debug):
-        found = _required(_chosen(_load(load_job(job), True), table, row, field))
+        found = _required(_chosen(_load(load_job(job), True, table), row, field))
         for entry in found:
             if as_json:
                 typer.echo(json.dumps({"type": "quarantine", "schema": SCHEMA, **_shown(entry)}))
@@ -129,7 +129,7 @@ def retry(
     """Try values again (all of them, or those chosen), in one more sweep, and verify."""
     with errors_shown(as_json=as_json, debug=debug):
         loaded = load_job(job)
-        found = _required(_chosen(_load(loaded, False), table, row, field))
+        found = _required(_chosen(_load(loaded, False, table), row, field))
         finish(loaded, lambda sink, stop: api.retry(loaded, found, sink=sink, stop=stop), as_json=as_json)
 
 
@@ -151,7 +151,7 @@ def waive(
             raise UsageError("name the row to waive", hint="--row KEY, or --all")
         if not reason.strip():
             raise UsageError("a waiver needs a reason", hint='--reason "restored from paper"')
-        found = _required(_chosen(_load(loaded, False), table, row, field))
+        found = _required(_chosen(_load(loaded, False, table), row, field))
 
         async def work() -> None:
             await api.waive(loaded, found, reason)
@@ -160,22 +160,18 @@ def waive(
         typer.echo(f"waived {len(found)}; rewrap verify counts them apart")
 
 
-def _load(job: Job, everything: bool) -> list[ExceptionRecord]:
+def _load(job: Job, everything: bool, table: str | None) -> list[ExceptionRecord]:
     async def work() -> list[ExceptionRecord]:
-        return await api.quarantined(job, everything=everything)
+        return await api.quarantined(job, everything=everything, table=table)
 
     return anyio.run(work)
 
 
-def _chosen(
-    entries: list[ExceptionRecord], table: str | None, row: str | None, field: str | None
-) -> list[ExceptionRecord]:
+def _chosen(entries: list[ExceptionRecord], row: str | None, field: str | None) -> list[ExceptionRecord]:
     return [
         entry
         for entry in entries
-        if (table is None or _names(entry.relation, table))
-        and (row is None or row in (entry.row_id, _mark(entry)))
-        and (field is None or entry.field == field)
+        if (row is None or row in (entry.row_id, _mark(entry))) and (field is None or entry.field == field)
     ]
 
 
@@ -188,11 +184,6 @@ def _row(entry: ExceptionRecord, keys: bool) -> str:
 def _mark(entry: ExceptionRecord) -> str:
     # of the keyed digest: it says nothing about the key
     return f"#{entry.digest[:10]}"
-
-
-def _names(relation: str, table: str) -> bool:
-    plain = relation.replace('"', "")
-    return table in (relation, plain, plain.partition(".")[2])
 
 
 def _required(entries: list[ExceptionRecord]) -> list[ExceptionRecord]:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from rewrap.engine.compile import Rotation
 from rewrap.engine.course import Course
 from rewrap.engine.health import Place
 from rewrap.engine.options import RunOptions
 from rewrap.engine.proof import Proof, gather_proof, judge_sources, judge_target, judge_unnamed
-from rewrap.errors import KeyRefused, LedgerError, UsageError
+from rewrap.engine.retry import quiet, until_reachable
+from rewrap.errors import KeyRefused, LedgerError, StoreUnavailable, UsageError
 from rewrap.events import Notice, RunStarted
 from rewrap.interfaces import Claim, Guard, Sink, Store
 from rewrap.ledgers.sql import Ledger, RunRecord, now, operator
 from rewrap.model import RunState, ServerIdentity, Table
+
+T = TypeVar("T")
 
 SEALS_WARN, SEALS_MAX = 2**31, 2**32
 """Values sealed under one AES-GCM key with random nonces (SP 800-38D 8.3)."""
@@ -44,12 +49,14 @@ class Admission:
     options: RunOptions
 
     async def admit(self) -> Admitted:
-        identity = await self.store.identity()
-        tables = await self.store.tables()
+        identity = await self._patiently(self.store.identity)
+        tables = await self._patiently(self.store.tables)
         commitments = self._commitments()
         record, resumed = await self._record(identity, commitments)
         for table in tables:
-            await self.store.refuse_fenced(table, self.rotation.target_markers(table))
+            await self._patiently(
+                partial(self.store.refuse_fenced, table, self.rotation.target_markers(table))
+            )
         proof = await self._prove(tables, commitments, resumed=resumed)
         courses = await self._claim(tables, record, identity, resumed=resumed)
         await self.ledger.add_proof(
@@ -59,6 +66,24 @@ class Admission:
         for notice in self.store.notices:
             self.sink(Notice(level="info", message=notice))
         return Admitted(record.run_id, resumed, courses, proof)
+
+    async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """The result of an idempotent step, tried again while the store is away; says so once."""
+        patience_s = self.rotation.job.limits.reconnect_s
+        said = False
+
+        async def told() -> T:
+            nonlocal said
+            try:
+                return await attempt()
+            except StoreUnavailable as exc:
+                if not said and patience_s:
+                    message = f"{exc.message}; it is tried again for up to {patience_s:g} s"
+                    self.sink(Notice(level="warning", message=message, hint=exc.hint))
+                said = True
+                raise
+
+        return await until_reachable(told, patience_s, quiet)
 
     def _commitments(self) -> dict[str, str]:
         versions = [*self.rotation.from_versions, self.rotation.to_version]
@@ -124,7 +149,7 @@ class Admission:
         async def vouched(place: Place) -> int:
             return await self.ledger.proof(_proof_name(commitments, place))
 
-        proof = await gather_proof(self.store, tables, rotation, vouched)
+        proof = await self._patiently(lambda: gather_proof(self.store, tables, rotation, vouched))
         # a key that opened a column's values once is the right one: what it fails on now is broken
         for table in tables:
             for place in ((table.relation, name, v) for name in table.field_names for v in versions):
@@ -183,20 +208,22 @@ class Admission:
         resumed: bool,
     ) -> list[Course]:
         job = self.rotation.job
-        ranges = {t.relation: await self.store.split(t, job.pace.shards) for t in tables}
-        leases = await self.guard.claim(
-            Claim(
-                run_id=record.run_id,
-                owner=f"{operator()} {secrets.token_hex(4)}",
-                from_versions=self.rotation.from_versions,
-                to_version=self.rotation.to_version,
-                ranges=ranges,
-                orders={table.relation: table.order for table in tables},
-                ttl_s=job.limits.lease_s,
-                restart=self.options.restart,
-                abandon=self.options.abandon,
-            )
+        ranges = {
+            t.relation: await self._patiently(partial(self.store.split, t, job.pace.shards)) for t in tables
+        }
+        # the same owner in each attempt: what an earlier one has taken is ours
+        claim = Claim(
+            run_id=record.run_id,
+            owner=f"{operator()} {secrets.token_hex(4)}",
+            from_versions=self.rotation.from_versions,
+            to_version=self.rotation.to_version,
+            ranges=ranges,
+            orders={table.relation: table.order for table in tables},
+            ttl_s=job.limits.lease_s,
+            restart=self.options.restart,
+            abandon=self.options.abandon,
         )
+        leases = await self._patiently(lambda: self.guard.claim(claim))
         for notice in self.guard.notices:
             self.sink(Notice(level="warning", message=notice))
         if not resumed:

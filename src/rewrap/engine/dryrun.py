@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from rewrap.engine.compile import Rotation
@@ -19,9 +19,17 @@ from rewrap.model import Outcome, Table, Tally, merge_tally
 
 
 async def dry_run(
-    rotation: Rotation, store: Store, sink: Sink, stop: StopFlag, options: RunOptions
+    rotation: Rotation,
+    store: Store,
+    sink: Sink,
+    stop: StopFlag,
+    options: RunOptions,
+    check: Callable[[], Awaitable[None]],
 ) -> RunEnded:
-    """What a run would find. No lock is taken, no ledger opened, no table or schema made."""
+    """What a run would find. No lock is taken, no ledger opened, no table or schema made.
+
+    `check` raises what a run would be refused for beside its tables and keys.
+    """
     started = time.monotonic()
     tables = await store.tables()
     for notice in store.notices:
@@ -42,6 +50,7 @@ async def dry_run(
         )
     )
     health = await _prove(rotation, store, tables, sink, options)
+    await check()
     outcomes: dict[str, dict[str, dict[str, int]]] = {}
     rows = 0
     stopped = False

@@ -84,7 +84,10 @@ class Mint:
         if there is None:
             raise StoreError(
                 f'a new record of "{self.wrapping.section.table}" is not there after it was made',
-                hint="something deletes or hides it: a trigger, a rule, row-level security, a TTL",
+                hint="something deletes it, or a time to live ends it; or replicas lag by more than "
+                "stores.*.settle_s: raise that, then rewrap resume"
+                if self.wrapping.section.in_container
+                else "something deletes or hides it: a trigger, a rule, row-level security",
             )
         if (sent.id in added or there.wrapped == sent.wrapped) and opened != fresh.dek:
             raise ResealMismatch(

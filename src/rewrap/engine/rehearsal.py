@@ -10,9 +10,9 @@ from rewrap.engine.compile import Rotation
 from rewrap.engine.course import Course
 from rewrap.engine.pipeline import StopFlag
 from rewrap.engine.proof import Proof
-from rewrap.engine.retry import LOCKED, TABLE_LOCK_PAUSE_S, TABLE_LOCKED
+from rewrap.engine.retry import LOCKED, TABLE_LOCK_PAUSE_S, TABLE_LOCKED, until_reachable
 from rewrap.engine.settle import refuses_value
-from rewrap.errors import StoreError, Unaddressed, ValueRefused
+from rewrap.errors import StoreError, StoreUnavailable, Unaddressed, ValueRefused
 from rewrap.interfaces import Sink, Store, SwapBatch
 
 REHEARSED_ROWS = 5
@@ -28,6 +28,7 @@ async def rehearse(
     """
     reseal = rotation.reseal(course.table, writes=True)
     refused: list[StoreError] = []
+    doubt: StoreError | None = None
     tried = 0
     for row in proof.rows.get(course.table.relation, []):
         if tried == REHEARSED_ROWS:
@@ -35,8 +36,12 @@ async def rehearse(
         tried += 1
         batch = (await rotation.resolved(partial(reseal, [row]))).swap
         try:
-            if len(batch) and await _written(store, course, batch, stop, sink):
+            if not len(batch):
+                continue
+            written, missed = await _written(store, rotation, course, batch, stop, sink)
+            if written:
                 return
+            doubt = missed or doubt
         except Unaddressed:
             # it says nothing of the others
             tried -= 1
@@ -44,6 +49,9 @@ async def rehearse(
             if not (isinstance(exc, ValueRefused) or refuses_value(exc.sqlstate)):
                 raise
             refused.append(exc)
+    if doubt is not None:
+        # it may be our own write that another attempt met, and nobody has read back what became of it
+        raise doubt
     if len(refused) == REHEARSED_ROWS:
         raise StoreError(
             refused[0].message,
@@ -53,16 +61,38 @@ async def rehearse(
         )
 
 
-async def _written(store: Store, course: Course, batch: SwapBatch, stop: StopFlag, sink: Sink) -> bool:
-    """Whether the row was written; waits while somebody holds the whole table."""
-    while not stop.requested:
+async def _written(
+    store: Store, rotation: Rotation, course: Course, batch: SwapBatch, stop: StopFlag, sink: Sink
+) -> tuple[bool, StoreError | None]:
+    """Whether the row was written, and what went wrong on the way.
+
+    Waits while somebody holds the whole table, or while the store is away.
+    """
+    missed: StoreError | None = None
+
+    def troubled(what: str) -> None:
+        if not course.gauge.trouble:
+            course.gauge.trouble = what
+            sink(course.progress())
+
+    async def attempt() -> bool:
+        nonlocal missed
         try:
             return await store.rehearse(course.table, course.leases[0], batch)
+        except StoreUnavailable as exc:
+            missed = exc
+            raise
+
+    while not stop.requested:
+        try:
+            written = await until_reachable(
+                attempt, rotation.job.limits.reconnect_s, lambda: troubled("reconnecting")
+            )
         except StoreError as exc:
             if exc.sqlstate != LOCKED:
                 raise
-        if not course.gauge.trouble:
-            course.gauge.trouble = TABLE_LOCKED
-            sink(course.progress())
+        else:
+            return written, missed
+        troubled(TABLE_LOCKED)
         await anyio.sleep(TABLE_LOCK_PAUSE_S)
-    return True
+    return True, None

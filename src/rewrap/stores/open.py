@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rewrap.deks import DekCensus, DekStore
 from rewrap.envelopes import DekSection
@@ -22,6 +23,9 @@ from rewrap.stores.postgres.dekcensus import PostgresDekCensus
 from rewrap.stores.postgres.deks import PostgresDeks
 from rewrap.stores.postgres.guard import PostgresGuard
 from rewrap.stores.postgres.store import PostgresStore
+
+if TYPE_CHECKING:
+    from rewrap.stores.cosmos.guard import CosmosGuard
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,16 @@ class Stores:
         guards = {name: await self._guard(job, members[name]) for name, job in self.jobs.items()}
         return FleetGuard(guards, store)
 
+    async def check_guards(self, store: Store) -> None:
+        """Raises UnsafeTarget where what a run would keep its lock in is not rewrap's; makes nothing."""
+        members = store.members if isinstance(store, FleetStore) else dict.fromkeys(self.jobs, store)
+        for name, job in self.jobs.items():
+            guard = await self._guard_of(job, members[name])
+            try:
+                await guard.exists()
+            finally:
+                await guard.close()
+
     def census(self) -> Census:
         opened = {name: self._census(job) for name, job in self.jobs.items()}
         return next(iter(opened.values())) if len(opened) == 1 else FleetCensus(opened)
@@ -109,15 +123,23 @@ class Stores:
         return CosmosContainers(job, self.environ)
 
     async def _guard(self, job: Job, store: Store) -> Guard:
+        guard = await self._guard_of(job, store)
+        if not isinstance(guard, PostgresGuard):
+            from rewrap.stores.cosmos.store import CosmosContainers
+
+            assert isinstance(store, CosmosContainers)
+            # its writers ask the guard before each request
+            store.guard = guard
+        return guard
+
+    async def _guard_of(self, job: Job, store: Store) -> PostgresGuard | CosmosGuard:
         if isinstance(store, PostgresStore):
             return PostgresGuard(store.address, job.postgres.guard_schema, await store.identity())
         from rewrap.stores.cosmos.guard import CosmosGuard
         from rewrap.stores.cosmos.store import CosmosContainers
 
         assert isinstance(store, CosmosContainers)
-        # its writers ask the guard before each request
-        store.guard = guard = CosmosGuard(job, store)
-        return guard
+        return CosmosGuard(job, store)
 
     def _census(self, job: Job) -> Census:
         if _in_postgres(job):

@@ -27,6 +27,12 @@ T = TypeVar("T")
 IDS_A_QUERY = 100
 """Ids that one query asks for, where a document cannot be read by its id alone."""
 
+LOOKS = 3
+"""Times that a record is looked for, `settle_s` apart, where a replica that lags may answer."""
+
+GONE_KEPT = 100_000
+"""Ids that are known to have no record: they are looked for once, and nobody waits for them again."""
+
 
 class CosmosDeks:
     """The records of one `[deks.NAME]`: a `DekStore`. What it made is durable when it was acknowledged."""
@@ -37,6 +43,7 @@ class CosmosDeks:
         self._account = Account(job, environ)
         self._shape: Shape | None = None
         self._turn = anyio.Lock()
+        self._gone: set[str] = set()
 
     @property
     def _container(self) -> Container:
@@ -50,12 +57,19 @@ class CosmosDeks:
 
     async def find(self, ids: Sequence[str]) -> dict[str, DekRecord]:
         shape = await self._found()
-        found = await self._documents(shape, ids)
+        found = await self._settled(shape, ids)
         return {name: record_of(document, shape) for name, document in found.items()}
 
     async def add(self, records: Sequence[NewRecord]) -> set[str]:
         shape = await self._found()
-        likes = await self._documents(shape, sorted({record.like for record in records} - {""}))
+        wanted = sorted({record.like for record in records} - {""})
+        likes = await self._settled(shape, wanted)
+        if len(likes) < len(wanted):
+            # what is copied from it would be missing in the new one, and nobody would know
+            raise StoreError(
+                f"{self._container.subject}: a record is not there any more that a new one is made like",
+                hint="somebody deletes records that documents name; then rewrap resume",
+            )
         new = [_new(record, likes.get(record.like, {}), shape, self._section) for record in records]
         made: set[str] = set()
 
@@ -82,6 +96,24 @@ class CosmosDeks:
         return [
             DekRecord(row[0] if shape.by_id else row[0][0], row[1], tuple(row[2:])) for row in rows
         ]  # fmt: skip
+
+    async def _settled(self, shape: Shape, ids: Sequence[str]) -> dict[str, Document]:
+        """The documents of some ids; below Strong consistency those that are not found are looked for again.
+
+        A record that the application made just now may not have reached the replica that answers.
+        """
+        found = await self._documents(shape, ids)
+        strong = (await self._account.region()).consistency == "Strong"
+        for _ in range(0 if strong else LOOKS - 1):
+            missing = [name for name in ids if name not in found and name not in self._gone]
+            if not missing:
+                break
+            await anyio.sleep(self._job.cosmos.settle_s)
+            found |= await self._documents(shape, missing)
+        if len(self._gone) > GONE_KEPT:
+            self._gone.clear()
+        self._gone.update(name for name in ids if name not in found)
+        return found
 
     async def _documents(self, shape: Shape, ids: Sequence[str]) -> dict[str, Document]:
         out: dict[str, Document] = {}

@@ -1,5 +1,6 @@
 """What a failed request becomes: an error of the project's, sorted by status.
 
+3xx, 204, a page of HTML        StoreError: it is not Cosmos DB that answers
 400, 413                        ValueRefused for a write: one of its values is not taken; else BadRequest
 401, 403                        StoreError, with what to grant
 404                             Missing: the document; NoContainer (404.1003): what should hold it
@@ -135,6 +136,14 @@ def lost_place(subject: str) -> StoreError:
     return StoreError(
         f"{subject}: the server does not go on where it was",
         hint="it does not take the tokens that it gave; see the account's health, then rewrap resume",
+    )
+
+
+def elsewhere(host: str, status: int) -> StoreError:
+    """The error of an answer that Cosmos DB does not give."""
+    return StoreError(
+        f"{host} is no Cosmos DB, or something answers in its place ({status})",
+        hint="see stores.*.endpoint, and what is between this machine and the account: a proxy, a login page",
     )
 
 

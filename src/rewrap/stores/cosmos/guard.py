@@ -49,6 +49,10 @@ class CosmosGuard:
         """How long one request may take while this lease is held: a third of it at most."""
         return timeout_s(self._claim.ttl_s) if self._claim else REQUEST_TIMEOUT_S
 
+    async def exists(self) -> bool:
+        """Whether the guard's container is there; looks, and changes nothing."""
+        return await self._records.exists()
+
     async def claim(self, claim: Claim) -> dict[str, list[ShardLease]]:
         await self._records.ensure()
         self._lost = False

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 from urllib.request import getproxies_environment
 
 import aiohttp
 from azure.core.exceptions import ServiceRequestError, ServiceResponseError
 from azure.core.pipeline.transport import AioHttpTransport
 
+from rewrap.stores.cosmos.faults import elsewhere
 from rewrap.stores.cosmos.gate import Gate
 
 CHARGE = "x-ms-request-charge"
@@ -75,6 +77,10 @@ class PacedTransport(AioHttpTransport):  # type: ignore[misc]  # azure-core expo
                 guarded.check()
                 response = await self._bounded(request, config, guarded.timeout_s)
         self._note(response.status_code, response.headers)
+        if _is_elsewhere(request.method, response.status_code, response.headers):
+            # the SDK takes what it cannot read for an empty answer: a container would have no documents
+            response.internal_response.close()
+            raise elsewhere(urlsplit(request.url).netloc.rpartition("@")[2], response.status_code)
         return response
 
     async def _bounded(self, request: Any, config: dict[str, Any], timeout_s: float) -> Any:
@@ -94,6 +100,14 @@ class PacedTransport(AioHttpTransport):  # type: ignore[misc]  # azure-core expo
             self._gate.throttled(_retry_after_s(headers))
         else:
             self._gate.answered(charge)
+
+
+def _is_elsewhere(method: str, status: int, headers: Any) -> bool:
+    """Whether an answer is none that Cosmos DB gives: a redirection, nothing at all, a page of HTML."""
+    if status == 204:
+        return method != "DELETE"
+    html = str(headers.get("content-type", "")).lower().startswith("text/html")
+    return (300 <= status < 400 and status != 304) or (status < 300 and html)
 
 
 def _retry_after_s(headers: Any) -> float | None:
