@@ -22,6 +22,7 @@ from rewrap.keys.keyring import Keyring, TriedKey
 from rewrap.model import Table
 from rewrap.packed import listed
 from rewrap.probes.ask import Answer
+from rewrap.storage import PostgresStore
 
 Canary = Callable[[Table, SwapBatch], Awaitable[bool]]
 """Swaps a row, reads it back and rolls back; False when it was locked."""
@@ -129,7 +130,7 @@ async def check_keys(
         proof.rows |= one.rows
         proof.unnamed |= one.unnamed
     for version in versions:
-        _judge(out, proof, keyring, version, rotation)
+        _judge(out, job, proof, keyring, version, rotation)
     for fault in unnamed_faults(proof, rotation.from_versions if rotation else versions, keyring):
         out.refused(fault, "key-refused", f"keys {', '.join(versions)}")
     return proof
@@ -145,7 +146,9 @@ def _fits(job: Job, version: str) -> bool:
     return True
 
 
-def _judge(out: Findings, proof: Proof, keyring: Keyring, version: str, rotation: Rotation | None) -> None:
+def _judge(
+    out: Findings, job: Job, proof: Proof, keyring: Keyring, version: str, rotation: Rotation | None
+) -> None:
     key, subject = keyring.get(version), f"key {version}"
     opened, failed = proof.count(version)
     is_target = rotation is not None and version == rotation.to_version
@@ -176,10 +179,12 @@ def _judge(out: Findings, proof: Proof, keyring: Keyring, version: str, rotation
             f"compare the fingerprint with the owner's, and run with --to-fingerprint {key.fingerprint}",
         )  # fmt: skip
     elif rotation is not None:
+        sampled = any(isinstance(one, PostgresStore) for one in job.stores.values())
         out.add(
             "warning", "nothing-in-scope", subject,
             f"no stored value is under it ({key.fingerprint})",
-            "check --from, and the layout's marker: rewrap discover says what values begin with",
+            "check --from, and the layout's marker"
+            + (": rewrap discover says what values begin with" if sampled else ""),
         )  # fmt: skip
     else:
         out.add("info", "key-at-hand", subject, f"is at hand, and no value is under it ({key.fingerprint})")

@@ -345,7 +345,7 @@ class Census(Protocol):
 
     @property
     def manner(self) -> str:
-        """How it counts, for people: `in one snapshot`."""
+        """How it has counted, for people: `in one snapshot`."""
         ...
 
     async def tables(self) -> list[Table]:

@@ -56,6 +56,26 @@ def test_good_table_has_nothing_against_it(bench: Workbench) -> None:
     ]
 
 
+def test_next_command_names_a_job_file_of_another_name(bench: Workbench) -> None:
+    """With versions and without, and quoted where a shell needs it; rewrap.toml is found without."""
+    bench.notes([box("one"), box("two", "v2")])
+    (bench.folder / "rewrap.toml").rename(bench.folder / "my notes.toml")
+    with_versions = bench.rewrap("check", *VERSIONS, "my notes.toml")
+    assert with_versions.out.splitlines()[-1] == "next: rewrap plan 'my notes.toml' --from v1 --to v2"
+    without = bench.rewrap("check", "my notes.toml").out.splitlines()[-1]
+    assert without.endswith(": rewrap check 'my notes.toml' --from … --to …")
+
+
+def test_what_is_put_aside_is_retried_with_the_job_file_named(bench: Workbench) -> None:
+    """Both commands that `quarantine show` proposes can be pasted as they are."""
+    bench.notes([box("one"), box("two", "v2"), "v1:AAAA"])
+    (bench.folder / "rewrap.toml").rename(bench.folder / "notes.toml")
+    assert bench.rewrap("run", *VERSIONS, "notes.toml").code == 3
+    shown = bench.rewrap("quarantine", "show", "notes.toml").out
+    assert "rewrap quarantine retry notes.toml --table public.notes --row 3 --field body;" in shown
+    assert "rewrap quarantine waive notes.toml --table public.notes --row 3 --field body --reason" in shown
+
+
 def test_canary_leaves_the_row_and_everything_else_as_it_was(bench: Workbench) -> None:
     """The row is the very row it was, no sequence moved, no table or schema was made."""
     bench.sql("CREATE TABLE notes (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, body text)")

@@ -202,6 +202,25 @@ def test_check_tells_a_wrong_key(cosmos: CosmosDatabase, rewrap: Rewrap) -> None
     assert findings(ran)["key-refused"]["subject"] == "key v1"
 
 
+def test_check_sends_nobody_to_a_look_that_takes_a_database(cosmos: CosmosDatabase, rewrap: Rewrap) -> None:
+    """Nothing is under the old version: `discover`, which samples Postgres, could not say why."""
+    cosmos.container("deks")
+    cosmos.upsert("deks", dek("a", "v2"))
+    ran = rewrap("check", "--from", "v1", "--to", "v2", "--json")
+    assert findings(ran)["nothing-in-scope"]["hint"] == "check --from, and the layout's marker"
+
+
+def test_verdict_says_how_often_it_counted(cosmos: CosmosDatabase, rewrap: Rewrap) -> None:
+    """A count that leaves nothing is made again, and one that leaves something is not."""
+    cosmos.container("deks")
+    cosmos.upsert("deks", dek("a", "v2"))
+    ran = rewrap("verify", "--to", "v2")
+    assert "complete — 1 values counted by queries, twice; stale 0" in ran.out
+    cosmos.upsert("deks", dek("b", "v1"))
+    ran = rewrap("verify", "--to", "v2", "--deep")
+    assert "2 values counted, each under v2 tried with its key, by queries; stale 1" in ran.out
+
+
 def test_plan_measures_what_reading_charges(
     cosmos: CosmosDatabase, cosmos_proxy: FaultProxy, rewrap: Rewrap
 ) -> None:

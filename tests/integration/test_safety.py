@@ -956,6 +956,25 @@ def test_rule_21_a_compromise_is_not_cured_by_a_rotation(bench: Workbench) -> No
     assert "authenticity" not in bench.run().out
 
 
+def test_rule_21_a_compromise_with_nothing_in_scope_is_not_said_to_be_resealed(bench: Workbench) -> None:
+    """Everything is under the new version already: the warning says that nothing was re-encrypted."""
+    bench.notes([box("one", "v2")])
+    ran = bench.run("--reason", "compromise")
+    assert ran.code == 0
+    (said,) = [one["message"] for one in ran.events if "compromise" in one.get("message", "")]
+    assert said.startswith("nothing was in scope of v1, and therefore nothing was re-encrypted")
+
+
+def test_rule_21_a_compromise_whose_values_are_put_aside_is_not_said_to_be_resealed(bench: Workbench) -> None:
+    """What was put aside was in scope, and was not re-encrypted either."""
+    bench.job(more="[pace]\nmax_value_bytes = 1024\n")
+    bench.notes([box("a", "v2"), box("b" * 2_000)])
+    ran = bench.run("--reason", "compromise")
+    assert ran.code == 3
+    (said,) = [one["message"] for one in ran.events if "compromise" in one.get("message", "")]
+    assert said.startswith("what was in scope could not be resealed, and therefore nothing")
+
+
 # around
 
 

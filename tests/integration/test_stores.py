@@ -62,6 +62,7 @@ def test_one_run_rotates_both_databases(bench: Workbench, other: Workbench) -> N
     done = bench.run()
     assert done.code == 0, done.err
     assert done.event("verdict")["values"] == 2 * ROWS
+    assert done.event("verdict")["counted"] == 'in "main" in one snapshot, and in "other" in one snapshot'
     assert set(done.event("run_ended")["outcomes"]) == {"notes", "letters"}
     assert [unbox(value) for value in letters(other)] == [f"letter {n}".encode() for n in range(ROWS)]
     assert all(str(body).startswith("v2:") for body in [*bench.bodies().values(), *letters(other)])

@@ -8,7 +8,9 @@ import os
 import subprocess
 from pathlib import Path
 
+import anyio
 import pytest
+from azure.core.credentials import AccessToken
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
@@ -22,6 +24,7 @@ from hypothesis import strategies as st
 
 from rewrap.crypto.rsa import private_key
 from rewrap.errors import KeyAccessError, UsageError
+from rewrap.keys.azure import KeyVault
 from rewrap.keys.keyring import Key, Keyring
 from rewrap.keys.local import load_key
 
@@ -291,3 +294,37 @@ def test_what_is_no_rsa_key_in_pem_is_refused_without_being_shown() -> None:
         error = refusal(text, "pem")
         assert said in error.message
         assert text.splitlines()[1] not in f"{error.message}{error.hint}"
+
+
+class Nobody:
+    """A credential that nothing is asked of."""
+
+    async def get_token(self, *_scopes: str, **_options: object) -> AccessToken:
+        raise AssertionError("nobody calls the vault")
+
+    async def close(self) -> None: ...
+
+    async def __aenter__(self) -> Nobody:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [("https://prod-eu.vault.azure.net/", "prod-eu"), ("https://hsm.example/", "…")],
+)
+def test_a_disabled_version_is_enabled_in_its_vault(url: str, named: str) -> None:
+    """The hint is a command that can be typed: the CLI asks for the vault's name as well."""
+    version = "0" * 32
+
+    async def hint() -> str | None:
+        vault = KeyVault(url, "mek", credential=Nobody())
+        try:
+            return vault.disabled(version).hint
+        finally:
+            await vault.close()
+
+    assert anyio.run(hint) == (
+        f"az keyvault key set-attributes --vault-name {named} --name mek --version {version} --enabled true"
+    )

@@ -20,6 +20,7 @@ from rewrap.cli.terminal import (
     JsonOption,
     errors_shown,
     load_job,
+    named,
     print_drawn,
     stdout_console,
 )
@@ -80,9 +81,10 @@ def _show(found: Check, from_versions: str | None, to_version: str | None) -> No
     if errors:
         return
     if from_versions is None or to_version is None:
-        console.print("next: name the versions, to try keys and writes: rewrap check --from … --to …")
+        again = f"rewrap check{named(found.job)} --from … --to …"
+        console.print(f"next: name the versions, to try keys and writes: {again}")
     else:
-        console.print(f"next: rewrap plan --from {from_versions} --to {to_version}")
+        console.print(f"next: rewrap plan{named(found.job)} --from {from_versions} --to {to_version}")
 
 
 def _said(one: Finding) -> Text:

@@ -21,6 +21,7 @@ from rewrap.cli.terminal import (
     JsonOption,
     errors_shown,
     load_job,
+    named,
     stdout_console,
 )
 from rewrap.errors import UsageError
@@ -95,7 +96,9 @@ def show(
 ) -> None:
     """What is known about one value, and what can be done."""
     with errors_shown(as_json=as_json, debug=debug):
-        found = _required(_chosen(_load(load_job(job), True, table), row, field))
+        loaded = load_job(job)
+        path = named(loaded)
+        found = _required(_chosen(_load(loaded, True, table), row, field))
         for entry in found:
             if as_json:
                 typer.echo(json.dumps({"type": "quarantine", "schema": SCHEMA, **_shown(entry)}))
@@ -106,15 +109,16 @@ def show(
             typer.echo(f"  version in its marker: {entry.version or 'none'}")
             typer.echo(f"  state: {entry.state}{' — ' + entry.note if entry.note else ''}")
             typer.echo(f"  attempts: {entry.attempts}, last {entry.updated_at}")
-            named = entry.row_id if shown_key(entry.row_id) == entry.row_id else _mark(entry)
+            key = entry.row_id if shown_key(entry.row_id) == entry.row_id else _mark(entry)
             chosen = (
-                f"--table {shlex.quote(plain)} --row {shlex.quote(named)} --field {shlex.quote(entry.field)}"
+                f"--table {shlex.quote(plain)} --row {shlex.quote(key)} --field {shlex.quote(entry.field)}"
             )
             if entry.deferred:
-                typer.echo("  next: nothing; the next run takes it (rewrap run, or rewrap resume)")
+                either = f"rewrap run{path} …, or rewrap resume{path}"
+                typer.echo(f"  next: nothing; the next run takes it ({either})")
                 continue
-            typer.echo(f"  next: repair or restore the value, then rewrap quarantine retry {chosen};")
-            typer.echo(f'        or accept it: rewrap quarantine waive {chosen} --reason "…"')
+            typer.echo(f"  next: repair or restore the value, then rewrap quarantine retry{path} {chosen};")
+            typer.echo(f'        or accept it: rewrap quarantine waive{path} {chosen} --reason "…"')
 
 
 @app.command("retry")

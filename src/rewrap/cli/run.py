@@ -16,6 +16,7 @@ from rewrap.cli.terminal import (
     JsonOption,
     errors_shown,
     load_job,
+    named,
     stdout_console,
     supervised,
 )
@@ -158,9 +159,8 @@ def finish(job: Job, work: Callable[[Sink, StopFlag], Awaitable[RunEnded]], *, a
         console = stdout_console()
         for line in summary(ended, verdicts[-1] if verdicts else None):
             console.print(line)
-        named = "" if job.path == DEFAULT_JOB else f" {job.path}"
         if ended.exit_code == 4 and ended.state != "dry-run":
-            console.print(f"  go on with: rewrap resume{named}")
+            console.print(f"  go on with: rewrap resume{named(job)}")
         if ended.state == RunState.COMPLETE and job.witnessed:
-            console.print(f"  whether payloads are as they were: rewrap verify --deep{named}")
+            console.print(f"  whether payloads are as they were: rewrap verify --deep{named(job)}")
     raise typer.Exit(ended.exit_code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -40,6 +41,11 @@ DebugOption = Annotated[
 UNCUT_COLUMNS = 10_000
 
 DEFAULT_JOB = Path("rewrap.toml")
+
+
+def named(job: Job) -> str:
+    """The job as the next command has to name it: nothing where it would find it by itself."""
+    return "" if job.path == DEFAULT_JOB else f" {shlex.quote(str(job.path))}"
 
 
 def quiet_libraries() -> None:

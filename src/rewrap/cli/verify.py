@@ -47,7 +47,7 @@ def verify(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Count every configured value, by version and class, in one snapshot. Exit 0 only when complete."""
+    """Count every configured value, by version and class. Exit 0 only when complete."""
     with errors_shown(as_json=as_json, debug=debug):
         loaded = load_job(job)
         if print_queries:

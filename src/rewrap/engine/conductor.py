@@ -271,17 +271,32 @@ class Conductor:
             for course in left
             if examined.left[course.table.relation] > course.put_off
         ]
+        altered = await self._altered()
+        reasons += altered
+        complete = examined.complete and not left and not altered
+        state = RunState.COMPLETE if complete else RunState.INCOMPLETE
+        ended = self._ended(state, 0 if complete else 3, started, sweeps, reasons)
         if self.options.compromised:
+            self._warn_of_compromise(ended)
+        return ended
+
+    def _warn_of_compromise(self, ended: RunEnded) -> None:
+        counts = [one for fields in ended.outcomes.values() for one in fields.values()]
+        if ended.resealed_late or any(one.get("resealed") for one in counts):
             self._notice(
                 "warning",
                 "whoever had the old key could write values that were resealed here as genuine, and can read "
                 "any copy of the old ones: authenticity since the compromise is not established",
             )
-        altered = await self._altered()
-        reasons += altered
-        complete = examined.complete and not left and not altered
-        state = RunState.COMPLETE if complete else RunState.INCOMPLETE
-        return self._ended(state, 0 if complete else 3, started, sweeps, reasons)
+            return
+        versions = ", ".join(self.rotation.from_versions)
+        tried = any(one.get("quarantined") or one.get("deferred") for one in counts)
+        why = "what was in scope could not be resealed" if tried else f"nothing was in scope of {versions}"
+        self._notice(
+            "warning",
+            f"{why}, and therefore nothing was re-encrypted: what the compromise disclosed is as it was",
+            hint=None if tried else "name the version that values, or their DEKs' records, are under",
+        )
 
     async def _altered(self) -> list[str]:
         """What a run would be refused for now, and was not when this one began.
@@ -419,5 +434,5 @@ class Conductor:
             fresh, self._sealed_noted = total - self._sealed_noted, total
             await self._patiently(lambda: self.ledger.add_sealed(fingerprint, fresh))
 
-    def _notice(self, level: str, message: str) -> None:
-        self.sink(Notice(level=level, message=message))
+    def _notice(self, level: str, message: str, hint: str | None = None) -> None:
+        self.sink(Notice(level=level, message=message, hint=hint))

@@ -290,13 +290,13 @@ def judge_target(
         raise KeyRefused(
             f'{unopened} stored values open under no key at hand, and none under "{version}": they may be '
             "under the application's key of that name, and this one be another",
-            hint=f"its fingerprint is {key.fingerprint} (sha256 of the key's bytes); compare it, then pass "
+            hint=f"its fingerprint is {key.fingerprint} ({key.fingerprint_of}); compare it, then pass "
             f"--to-fingerprint {key.fingerprint}",
         )
     if not opened and expected_fingerprint is None and not (allow_unseen or recognised):
         raise KeyRefused(
             f'no stored value is under "{version}" yet, so nothing proves that its key is the application\'s',
-            hint=f"its fingerprint is {key.fingerprint} (sha256 of the key's bytes); compare it, then "
+            hint=f"its fingerprint is {key.fingerprint} ({key.fingerprint_of}); compare it, then "
             f"pass --to-fingerprint {key.fingerprint}, or --allow-unseen-target to go on without",
         )
 

@@ -145,6 +145,12 @@ class KeyVault:
         return f'key "{self._name}" in azure key vault "{label}"'
 
     @property
+    def _vault_name(self) -> str:
+        """The vault as the Azure CLI names it; a placeholder where the address does not tell."""
+        name, _, domain = (urlsplit(self._url).hostname or "").partition(".")
+        return name if domain == "vault.azure.net" else "…"
+
+    @property
     def gate(self) -> Gate:
         return self._gate
 
@@ -315,7 +321,8 @@ class KeyVault:
         if status == 404:
             return self._refused(
                 "is not there", version, "key-missing",
-                f"az keyvault key list-versions --name {self._name} shows the versions there are"
+                f"az keyvault key list-versions --vault-name {self._vault_name} --name {self._name} shows "
+                "the versions there are",
             )  # fmt: skip
         if codes & {"ForbiddenByFirewall", "ForbiddenByConnection"}:
             return self._refused(
@@ -337,7 +344,8 @@ class KeyVault:
     def disabled(self, version: str) -> KeyRefused:
         return self._refused(
             "is disabled", version, "key-disabled",
-            f"az keyvault key set-attributes --name {self._name} --version {version} --enabled true",
+            f"az keyvault key set-attributes --vault-name {self._vault_name} --name {self._name} "
+            f"--version {version} --enabled true",
         )  # fmt: skip
 
     def _refused(self, what: str, version: str | None, code: str, hint: str) -> KeyRefused:

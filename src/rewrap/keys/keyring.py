@@ -94,6 +94,11 @@ class Key:
         return "sha256:" + hashlib.sha256(self.secret).hexdigest()[:16]
 
     @property
+    def fingerprint_of(self) -> str:
+        """What the fingerprint is taken over, for a person who compares it."""
+        return "sha256 of " + ("the key's bytes" if self.remote is None else "the public key in DER")
+
+    @property
     def commitment(self) -> str:
         """What a ledger keeps to recognise this key again: a hash for this purpose alone, in hex."""
         apart = b"" if self.index is None else b"\x00" + hashlib.sha256(self.index).digest()

@@ -231,8 +231,7 @@ class FleetCensus:
 
     @property
     def manner(self) -> str:
-        said = dict.fromkeys(census.manner for census in self._all)
-        return f"store by store, {' or '.join(said)}"
+        return ", and ".join(f'in "{name}" {census.manner}' for name, census in self._members.by_name.items())
 
     async def tables(self) -> list[Table]:
         found: list[Table] = []

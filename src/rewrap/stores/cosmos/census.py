@@ -59,12 +59,14 @@ class CosmosCensus:
         self._kept: list[Table] = []
         self._strong = False
         self._began: float | None = None
+        self._counted = self._again = 0
         self.identity: ServerIdentity | None = None
 
     @property
     def manner(self) -> str:
-        twice = f", and again after {self._job.cosmos.settle_s:g} s where nothing was left"
-        return f"by queries, in no snapshot{'' if self._strong else twice}"
+        if not self._again:
+            return "by queries"
+        return "by queries, twice" if self._again == self._counted else "by queries, in part twice"
 
     async def tables(self) -> list[Table]:
         """The job's containers, as they are; refuses an account whose answers may lag without bound."""
@@ -116,9 +118,11 @@ class CosmosCensus:
         The second is no sooner than `settle_s` after the first one of all.
         """
         self._began = self._began or time.monotonic()
+        self._counted += 1
         first = await self._count(table, columns)
         if self._strong or any(_left(counts, columns[name]) for name, counts in first[1].items()):
             return first
+        self._again += 1
         await self._settle()
         rows, second = await self._count(table, columns)
         return rows, {
