@@ -242,7 +242,7 @@ class _Play:
             narrator.fact(
                 f"In Cosmos DB {self._application.deks:,} DEKs, wrapped with AES-256-GCM, and notes under"
             )
-            narrator.fact("them. A rotation wraps the DEKs anew, and leaves every note untouched.")
+            narrator.fact("them. The DEKs are wrapped anew; in the end every note is opened and compared.")
 
     async def _write_before(self) -> Tally:
         narrator = self._narrator
