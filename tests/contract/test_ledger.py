@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import stat
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -238,7 +240,7 @@ def test_an_older_ledger_is_brought_up_to_date(place: Workbench) -> None:
     async def older(ledger: Ledger) -> None:
         await ledger.begin(record("one"))
         await ledger.record("one", "v2", TABLE, [fault("4")])
-        async with ledger._writing() as connection:
+        async with ledger.writing() as connection:
             await connection.run_sync(relations.drop)
             await connection.execute(sa.text(f"ALTER TABLE {exceptions.name} DROP COLUMN row_key"))
             await connection.execute(sa.text("UPDATE rewrap_meta SET value = '1' WHERE name = 'schema'"))
@@ -265,7 +267,7 @@ def test_ledger_without_fingerprints_is_brought_up_to_date(place: Workbench) -> 
 
     async def older(ledger: Ledger) -> None:
         await ledger.begin(record("one"))
-        async with ledger._writing() as connection:
+        async with ledger.writing() as connection:
             await connection.run_sync(fingerprints.drop)
             await connection.run_sync(fingerprint_rows.drop)
             await connection.execute(sa.text("UPDATE rewrap_meta SET value = '2' WHERE name = 'schema'"))
@@ -339,3 +341,31 @@ def test_fingerprints_go_to_the_run_that_goes_on_with_a_rotation(
         assert all(len(parts) == 3 for parts in await parts_of(ledger, "two"))
 
     with_ledger(place, work)
+
+
+CUT_OFF = """
+import anyio, anyio.lowlevel, os, sys
+from pathlib import Path
+from rewrap.ledgers.sql import Ledger, TableProgress
+
+async def main() -> None:
+    for cut in range(150):
+        ledger = await Ledger.open("test", Path(sys.argv[1]), os.environ)
+        with anyio.move_on_after(cut / 20_000):
+            while True:
+                await ledger.save_progress("one", [TableProgress("t", 1, 9, rows_done=cut)])
+                await anyio.lowlevel.checkpoint()
+        await ledger.close()
+    print("ended")
+
+anyio.run(main)
+"""
+
+
+def test_work_that_is_cut_off_in_a_write_ends(place: Workbench) -> None:
+    """A run that lost its lease is cancelled wherever it is, and its process must end all the same."""
+    ended = subprocess.run(
+        [sys.executable, "-c", CUT_OFF, str(place.folder / "rewrap.toml")],
+        env=place.environ, capture_output=True, text=True, timeout=90, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (0, "ended\n"), ended.stderr
