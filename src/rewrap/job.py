@@ -36,7 +36,8 @@ from rewrap.formats import (
 )
 from rewrap.forms import Forms, fits, refused_change
 from rewrap.joberrors import job_error
-from rewrap.limits import Limits, Pace
+from rewrap.limits import Limits
+from rewrap.pace.section import Pace
 from rewrap.probes.section import ProbeSection
 from rewrap.storage import CosmosStore, PostgresStore, StoreSection
 from rewrap.targets import FieldSection, Section, TargetSection, elements_apart, refused_places
@@ -112,9 +113,10 @@ class Job(Section):
         job._check_deks()
         return job
 
-    def with_batch_size(self, rows: int) -> Job:
-        """The same job with another batch size; its digest stays the same."""
-        return self.model_copy(update={"pace": self.pace.model_copy(update={"batch_size": rows})})
+    def with_pace(self, **changes: float | None) -> Job:
+        """The same job at another pace, as far as it is given; its digest stays the same."""
+        given = {name: value for name, value in changes.items() if value is not None}
+        return self.model_copy(update={"pace": self.pace.model_copy(update=given)})
 
     def with_versions(self, versions: Iterable[str]) -> Job:
         """The same job, which knows key versions that its file does not name; its digest stays the same."""

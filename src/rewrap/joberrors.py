@@ -10,7 +10,8 @@ from rewrap.audit.section import AuditSection
 from rewrap.envelopes import DekSection, ReferenceSection
 from rewrap.errors import JobError
 from rewrap.formats import IndexKind, Keys, KeyVersion, LayoutSection
-from rewrap.limits import Limits, Pace
+from rewrap.limits import Limits
+from rewrap.pace.section import Pace
 from rewrap.probes.section import ProbeSection
 from rewrap.storage import CosmosStore, PostgresStore
 from rewrap.targets import FieldSection, TargetSection

@@ -147,6 +147,8 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "batch_bytes": "Bytes a page holds at most, for each column.",
         "shards": "Key ranges at work at a time, over all tables.",
         "max_value_bytes": "A larger value in scope is put aside.",
+        "max_rate": "Rows a second at most, of each store.",
+        "in_flight": "Batches that may be written at once, in each store.",
     },
     "Limits": {
         "max_quarantine": "Values of a version that may fail before its key is doubted.",

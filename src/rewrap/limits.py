@@ -1,4 +1,4 @@
-"""The `[pace]` and `[limits]` of a job file: how hard a run works, and when it gives up."""
+"""The `[limits]` of a job file: when a run gives up."""
 
 from __future__ import annotations
 
@@ -7,15 +7,6 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from rewrap.targets import Section
-
-
-class Pace(Section):
-    """`[pace]`: how hard a run works. Not part of the job's identity: change it at any time."""
-
-    batch_size: Annotated[int, Field(ge=1, le=10_000)] = 1_000
-    batch_bytes: Annotated[int, Field(ge=65_536, le=64 * 2**20)] = 4 * 2**20
-    shards: Annotated[int, Field(ge=1, le=32)] = 4
-    max_value_bytes: Annotated[int, Field(ge=1_024, le=256 * 2**20)] = 64 * 2**20
 
 
 class Limits(Section):

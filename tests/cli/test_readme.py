@@ -22,7 +22,8 @@ from rewrap.cli import app
 from rewrap.envelopes import DekSection, ReferenceSection
 from rewrap.formats import IndexKind, Keys, KeyVersion, LayoutSection
 from rewrap.job import Job
-from rewrap.limits import Limits, Pace
+from rewrap.limits import Limits
+from rewrap.pace.section import Pace
 from rewrap.probes.section import ProbeSection
 from rewrap.storage import CosmosStore, PostgresStore
 from rewrap.targets import FieldSection, TargetSection

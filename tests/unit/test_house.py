@@ -10,11 +10,11 @@ import rewrap
 ROOT = Path(rewrap.__file__).parent
 
 FLOORS = [
-    ["errors", "model", "packed"],
+    ["errors", "model", "packed", "pace.gate"],
     ["crypto.ciphers", "crypto.encodings", "crypto.layout", "crypto.layouts", "crypto", "events"],
     ["recognise", "forecast", "metered", "labels", "pieces", "fingerprint"],
     ["interfaces", "targets", "untouched", "envelopes", "deks", "forms", "probes.section"],
-    ["formats", "storage", "limits", "joberrors", "audit.section", "job"],
+    ["formats", "storage", "limits", "pace", "joberrors", "audit.section", "job"],
     ["keys", "stores", "ledgers", "probes", "audit", "jobschema", "unfinished"],
     [
         "engine.health",

@@ -383,7 +383,7 @@ def test_digest_changes_with_what_a_cursor_depends_on(old: str, new: str) -> Non
 def test_digest_does_not_depend_on_the_batch_size_option() -> None:
     """`--batch-size` on resume finds the run it began without."""
     job = parsed()
-    faster = job.with_batch_size(9)
+    faster = job.with_pace(batch_size=9)
     assert (faster.pace.batch_size, faster.digest) == (9, job.digest)
     assert faster.layout("bound") is job.layout("bound")
     assert faster.path == job.path

@@ -36,6 +36,10 @@ BatchSizeOption = Annotated[
     int | None,
     typer.Option("--batch-size", min=1, max=10_000, metavar="N", help="Rows a batch."),
 ]
+MaxRateOption = Annotated[
+    float | None,
+    typer.Option("--max-rate", min=0.001, metavar="N", help="Rows a second at most, of each store."),
+]
 
 
 class Reason(StrEnum):
@@ -61,6 +65,7 @@ def run(
     ] = False,
     sample: SampleOption = None,
     batch_size: BatchSizeOption = None,
+    max_rate: MaxRateOption = None,
     from_start: Annotated[
         bool, typer.Option("--from-start", help="Ignore the checkpoint and read from the start.")
     ] = False,
@@ -104,7 +109,7 @@ def run(
         compromised=reason is Reason.COMPROMISE,
     )
     with errors_shown(as_json=as_json, debug=debug):
-        loaded = _paced(load_job(job), batch_size)
+        loaded = load_job(job).with_pace(batch_size=batch_size, max_rate=max_rate)
         finish(
             loaded,
             lambda sink, stop: api.run(
@@ -124,22 +129,19 @@ def resume(
     job: JobArgument = DEFAULT_JOB,
     sample: SampleOption = None,
     batch_size: BatchSizeOption = None,
+    max_rate: MaxRateOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Go on with a paused or a dead run, from its checkpoint."""
     with errors_shown(as_json=as_json, debug=debug):
-        loaded = _paced(load_job(job), batch_size)
+        loaded = load_job(job).with_pace(batch_size=batch_size, max_rate=max_rate)
         options = RunOptions(resume=True, sample=sample)
         finish(
             loaded,
             lambda sink, stop: api.resume(loaded, options=options, sink=sink, stop=stop),
             as_json=as_json,
         )
-
-
-def _paced(job: Job, batch_size: int | None) -> Job:
-    return job if batch_size is None else job.with_batch_size(batch_size)
 
 
 def finish(job: Job, work: Callable[[Sink, StopFlag], Awaitable[RunEnded]], *, as_json: bool) -> None:

@@ -33,6 +33,7 @@ from rewrap.events import Event, Notice, RunEnded
 from rewrap.interfaces import Guard, Sink, Store
 from rewrap.ledgers.sql import Ledger
 from rewrap.model import Activity, RunState, merge_tally
+from rewrap.pace.pacer import Pacer
 
 T = TypeVar("T")
 
@@ -94,6 +95,11 @@ class Conductor:
         self.examine = examine
         self.before = before
         self.health = KeyHealth(self.limits.max_quarantine, self.limits.max_quarantine_share)
+        job = rotation.job
+        self.pacers = {
+            name: Pacer(name, job.pace, job.shards_at_once(name), lambda: stop.requested)
+            for name in job.stores
+        }
         self.run_id = ""
         self._courses: list[Course] = []
         self._sealed_noted = 0
@@ -108,7 +114,7 @@ class Conductor:
         self.run_id, self._courses = admitted.run_id, admitted.courses
         self.sweeper = Sweeper(
             self.rotation, self.store, self.guard, self.ledger, self.sink, self.stop, self.options,
-            self.health, self.run_id, {c.table.relation: c.table.name for c in self._courses},
+            self.health, self.run_id, {c.table.relation: c.table.name for c in self._courses}, self.pacers,
         )  # fmt: skip
         admitted.proof.feed(self.health, self.rotation.from_versions)
         state: RunState | None = RunState.FAILED
@@ -420,7 +426,8 @@ class Conductor:
         while True:
             await anyio.sleep(PROGRESS_S)
             for course in self._courses:
-                course.gauge.outside = self.rotation.keyring.waiting_for or self.store.waiting_for
+                waits = self.rotation.keyring.waiting_for or self.store.waiting_for
+                course.gauge.outside = waits or self.pacers[self.sweeper.home_of(course)].gate.reason
                 course.observe()
                 if course.started and not course.done:
                     self.sink(course.progress())

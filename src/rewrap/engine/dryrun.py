@@ -16,6 +16,7 @@ from rewrap.errors import KeyRefused
 from rewrap.events import Notice, Progress, RunEnded, RunStarted, SweepDone, SweepStarted
 from rewrap.interfaces import Scope, Sink, Store
 from rewrap.model import Outcome, Table, Tally, merge_tally
+from rewrap.pace.pacer import GivenUp, Pacer
 
 
 async def dry_run(
@@ -125,11 +126,17 @@ async def _table(
     (whole,) = await store.split(table, 1)
     reader = store.reader(table)
     budget = Budget(options.sample)
+    home = rotation.job.store_of(rotation.target(table))
+    pacer = Pacer(home, rotation.job.pace, 1, lambda: stop.requested)
     tally: Tally = {}
     rows, after, started, said = 0, None, time.monotonic(), time.monotonic()
     sink(SweepStarted(target=table.name, sweep=1, rows_estimated=table.estimated_rows, rows_done=0))
     try:
-        while not stop.requested and (limit := budget.take(rotation.job.pace.batch_size)):
+        while not stop.requested and (limit := budget.take(pacer.batch_size)):
+            try:
+                await pacer.before_reading(limit)
+            except GivenUp:
+                break
             page = await reader.fetch(whole, after, limit, Scope())
             results = [await rotation.resolved(partial(reseal.page, page))]
             for key in results[0].large:

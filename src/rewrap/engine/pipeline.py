@@ -32,6 +32,7 @@ from rewrap.interfaces import (
     ShardWriter,
 )
 from rewrap.model import Fault, Outcome, ShardLease, Table, key_text, merge_tally, tally_total
+from rewrap.pace.pacer import GivenUp, Pacer
 
 T = TypeVar("T")
 
@@ -120,7 +121,7 @@ class ShardTask:
     gauge: Gauge
     stop: StopFlag
     budget: Budget
-    batch_size: int
+    pacer: Pacer
     patience_s: float
     _saved_at: float = field(default_factory=time.monotonic)
 
@@ -158,8 +159,12 @@ async def _read(task: ShardTask, pages: MemoryObjectSendStream[Page]) -> None:
     after = task.lease.cursor
     async with pages:
         while not task.stop.requested:
-            limit = task.budget.take(task.batch_size)
+            limit = task.budget.take(task.pacer.batch_size)
             if limit == 0:
+                return
+            try:
+                await task.pacer.before_reading(limit)
+            except GivenUp:
                 return
             started = time.perf_counter()
             page = await _fetch(task, after, limit)
@@ -167,6 +172,7 @@ async def _read(task: ShardTask, pages: MemoryObjectSendStream[Page]) -> None:
                 return
             task.gauge.read_s += time.perf_counter() - started
             task.budget.give_back(limit - len(page))
+            task.pacer.unread(limit - len(page))
             if not await _sent(pages, page):
                 return
             after = page.last
@@ -228,7 +234,7 @@ async def _write(task: ShardTask, works: MemoryObjectReceiveStream[_Work]) -> bo
         task.gauge.trouble = trouble
 
     settler = Settler(
-        task.writer, task.reader, task.reseal, task.resolved, task.lease, task.patience_s, say,
+        task.writer, task.reader, task.reseal, task.resolved, task.lease, task.pacer, task.patience_s, say,
         lambda: task.stop.requested,
     )  # fmt: skip
     async with works:

@@ -25,6 +25,7 @@ from rewrap.engine.retry import (
 from rewrap.errors import StoreBusy, StoreError, StoreUnavailable, ValueRefused
 from rewrap.interfaces import Checkpoint, Row, ShardReader, ShardWriter, SwapBatch
 from rewrap.model import Fault, Outcome, Reason, ShardLease, Tally, key_text, merge_tally
+from rewrap.pace.pacer import GivenUp, Pacer
 from rewrap.packed import HELD_BACK, Column, listed, picked
 
 T = TypeVar("T")
@@ -82,6 +83,7 @@ class Settler:
         reseal: Reseal,
         resolved: Resolve,
         lease: ShardLease,
+        pacer: Pacer,
         patience_s: float,
         say: Callable[[str], None],
         stopping: Callable[[], bool] = lambda: False,
@@ -92,6 +94,7 @@ class Settler:
         self._reseal = reseal
         self._resolved = resolved
         self._lease = lease
+        self._pacer = pacer
         self._patience_s = patience_s
         self._say = say
         self._stopping = stopping
@@ -100,14 +103,18 @@ class Settler:
     async def settle(self, batch: SwapBatch, checkpoint: Checkpoint, *, skip_locked: bool = False) -> Settled:
         """Every value of the batch with its final outcome; faults are not yet recorded anywhere."""
         done = Settled()
-        losses = disconnects = 0
+        losses = disconnects = attempts = 0
         while len(batch):
             try:
-                written = await self._writer.swap(self._lease, batch, checkpoint, skip_locked=skip_locked)
+                async with self._pacer.writing(len(batch), again=attempts > 0):
+                    attempts += 1
+                    written = await self._writer.swap(self._lease, batch, checkpoint, skip_locked=skip_locked)
                 if written == len(batch):
                     self._count_swapped(batch, range(len(batch)), done)
                     return done
                 lost = await self._landed(batch)
+            except GivenUp:
+                raise Interrupted from None
             except StoreBusy:
                 # no value is at fault, and none is put off for it, however long it lasts
                 if self._stopping():

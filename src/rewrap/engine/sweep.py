@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from rewrap.events import Notice, Quarantined, SweepDone, SweepStarted
 from rewrap.interfaces import Guard, Scope, Sink, Store
 from rewrap.ledgers.sql import Ledger
 from rewrap.model import Fault, Outcome, Reason, ShardLease, merge_tally
+from rewrap.pace.pacer import Pacer
 
 T = TypeVar("T")
 
@@ -38,6 +39,7 @@ class Sweeper:
     health: KeyHealth
     run_id: str
     names: dict[str, str]
+    pacers: Mapping[str, Pacer]
     known: dict[str, dict[tuple[str, str], str]] = field(default_factory=dict)
 
     async def patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
@@ -66,9 +68,12 @@ class Sweeper:
         limiters = {name: anyio.CapacityLimiter(job.shards_at_once(name)) for name in job.stores}
         async with anyio.create_task_group() as group:
             for course in todo:
-                home = job.store_of(self.rotation.target(course.table))
-                group.start_soon(self._sweep_table, course, full, limiters[home])
+                group.start_soon(self._sweep_table, course, full, limiters[self.home_of(course)])
         return all(course.done for course in courses)
+
+    def home_of(self, course: Course) -> str:
+        """The name of the store that has a table."""
+        return self.rotation.job.store_of(self.rotation.target(course.table))
 
     async def _sweep_table(self, course: Course, full: bool, limiter: anyio.CapacityLimiter) -> None:
         course.started = time.monotonic()
@@ -149,7 +154,7 @@ class Sweeper:
         )
 
     async def _shard_once(self, course: Course, lease: ShardLease, full: bool, budget: Budget) -> None:
-        table, pace = course.table, self.rotation.job.pace
+        table = course.table
         reader, writer = self.store.reader(table, full=full), self.store.writer(table, full=full)
         try:
             await run_shard(
@@ -167,7 +172,7 @@ class Sweeper:
                     gauge=course.gauge,
                     stop=self.stop,
                     budget=budget,
-                    batch_size=pace.batch_size,
+                    pacer=self.pacers[self.home_of(course)],
                     patience_s=self.rotation.job.limits.reconnect_s,
                 )
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-SCHEMA_NUMBER = 3
+SCHEMA_NUMBER = 4
 
 metadata = sa.MetaData()
 
@@ -120,4 +120,45 @@ fingerprint_rows = sa.Table(
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("part", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("entries", sa.LargeBinary, nullable=False),
+)
+
+control = sa.Table(
+    "rewrap_control",
+    metadata,
+    # what somebody wants of the job's running process: state is "run", "pause" or "cancel"; null: no change
+    sa.Column("job", sa.String(64), primary_key=True),
+    sa.Column("run_id", sa.String(32), nullable=False),
+    # goes up with every wish, so that none is carried out twice
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("max_rate", sa.Float),
+    sa.Column("batch_size", sa.Integer),
+    sa.Column("in_flight", sa.Integer),
+    sa.Column("asked_by", sa.Text, nullable=False),
+    sa.Column("asked_at", sa.String(32), nullable=False),
+)
+
+buckets = sa.Table(
+    "rewrap_bucket",
+    metadata,
+    # one budget that several processes share: the time, in seconds of the server's clock, at which all that
+    # was taken from it so far will have come back
+    sa.Column("name", sa.String(200), primary_key=True),
+    sa.Column("unit", sa.String(16), nullable=False),
+    sa.Column("rate", sa.Float, nullable=False),
+    sa.Column("taken_until", sa.Float, nullable=False),
+)
+
+measured = sa.Table(
+    "rewrap_measured",
+    metadata,
+    # what runs of the job have measured: units a second, or cost of one value, by name of the figure
+    sa.Column("job", sa.String(64), primary_key=True),
+    sa.Column("relation", sa.String(300), primary_key=True),
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("value", sa.Float, nullable=False),
+    sa.Column("low", sa.Float, nullable=False),
+    sa.Column("high", sa.Float, nullable=False),
+    sa.Column("samples", sa.BigInteger, nullable=False),
+    sa.Column("measured_at", sa.String(32), nullable=False),
 )
