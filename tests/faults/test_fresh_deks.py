@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tests.support.containers import Containers, expected
 from tests.support.cosmos import CosmosDatabase
 from tests.support.documents import Application, Notes
 from tests.support.proxy import Answer, Drop, FaultProxy, Meanwhile, throttled
-from tests.support.workbench import Workbench, wait_for
+from tests.support.workbench import Workbench, wait_for, wait_while
 
 NOTES = 1_500
 
@@ -34,17 +35,19 @@ def test_killed_under_a_live_application_nothing_is_lost_and_no_record_made_twic
     arguments = ("run", "--from", "v1", "--to", "v2", "--allow-unseen-target", "--json")
     with Application(notes, list(range(1, NOTES + 1))) as application:
         for _ in range(6):
-            with notes.bench.started(*arguments) as run:
+            # 25 s of work, so that none of them ends by itself
+            with notes.bench.started(*arguments, "--max-rate", "60") as run:
                 # while they come into being
                 there = len(notes.deks())
-                wait_for(lambda: len(notes.deks()) > there or run.poll() is not None, 60)  # noqa: B023 - called before the next round
+                wait_while(run, lambda there=there: len(notes.deks()) > there)
                 time.sleep(chance.uniform(0.0, 0.3))
                 run.kill()
+            assert run.returncode == -signal.SIGKILL
         killed_at = len(notes.deks())
+        wait_for(lambda: application.written > 100 or application.failed)
         still = notes.bench.rewrap(*arguments)
         assert still.code in (0, 3), still.err
     assert application.failed == []
-    assert application.written > 100
     # kills left records behind whose documents were not written yet
     assert NOTES < killed_at < 2 * NOTES
     ended = notes.bench.rewrap(*arguments)
@@ -73,13 +76,11 @@ def test_no_record_is_made_twice_over_a_bad_line(
     cosmos_proxy.add(Drop(applied=True), "patch", path="notes", chance=0.05)
     arguments = ("run", "--from", "v1", "--to", "v2", "--allow-unseen-target", "--json")
     for killed in range(3):
-        with notes.bench.started(*arguments) as run:
-            enough = count + 40 * (killed + 1)
-            wait_for(
-                lambda: len(cosmos.documents("dek_store")) > enough or run.poll() is not None,  # noqa: B023 - called before the next round
-                90,
-            )
+        with notes.bench.started(*arguments, "--max-rate", "10") as run:
+            enough = count + 12 * (killed + 1)
+            wait_while(run, lambda enough=enough: len(cosmos.documents("dek_store")) > enough)
             run.kill()
+        assert run.returncode == -signal.SIGKILL
     ran = notes.bench.rewrap(*arguments)
     assert ran.code == 0, ran.err + ran.out
     assert cosmos_proxy.faults()["create"] > 20

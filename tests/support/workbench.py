@@ -21,6 +21,9 @@ from tests.support.values import KEYS
 
 TIMEOUT_S = 120
 
+WAIT_S = 120.0
+"""Seconds after which a test waits in vain: a limit for what went wrong, however slow the machine is."""
+
 _NOT_OURS = ("REWRAP_", "PYTHONDONTWRITEBYTECODE")
 """Variables a command does not inherit: settings of rewrap's, and what makes each start compile anew."""
 
@@ -178,13 +181,34 @@ class Workbench:
         self.sql(f"CREATE TABLE notes (id {key} PRIMARY KEY, body text, other text DEFAULT 'same')")
         self.insert("notes", ["id", "body"], list(enumerate(values, 1)))
 
+    def swept(self) -> int:
+        """Rows that a run has checkpointed, in this sweep of it."""
+        if self.value("SELECT to_regclass('rewrap.shard')") is None:
+            return 0
+        return int(self.value("SELECT coalesce(sum(row_count), 0) FROM rewrap.shard"))
+
     def bodies(self) -> dict[int, str | None]:
         return {row["id"]: row["body"] for row in self.sql("SELECT id, body FROM notes")}
 
 
-def wait_for(condition: Any, timeout_s: float = 30.0, every_s: float = 0.02) -> None:
+def wait_for(condition: Any, timeout_s: float = WAIT_S, every_s: float = 0.02) -> None:
     """Returns when `condition()` is true; AssertionError when it stays false."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(every_s)
+
+
+def wait_while(process: subprocess.Popen[str], condition: Any, timeout_s: float = WAIT_S) -> None:
+    """Returns when `condition()` is true and the command still runs; AssertionError when it ended before.
+
+    What makes sure that it still runs is the command's: a pace (`--max-rate`), a lock, a value that is held.
+    """
+
+    def settled() -> bool:
+        ended = process.poll() is not None
+        assert not ended, f"it ended with {process.returncode} before: {process.communicate()}"
+        return bool(condition())
+
+    wait_for(settled, timeout_s)
+    assert process.poll() is None, f"it ended with {process.returncode}: {process.communicate()}"
