@@ -22,7 +22,7 @@ from rewrap.demo.postgres import EmbeddedPostgres
 from rewrap.ledgers.tables import SCHEMA_NUMBER
 from tests.conftest import require
 from tests.support.values import KEY_V1, KEY_V3, box, unbox
-from tests.support.workbench import Result, Workbench, wait_for
+from tests.support.workbench import TIMEOUT_S, Result, Workbench, wait_for, wait_while
 
 RUN = ("run", "--from", "v1", "--to", "v2", "--allow-unseen-target")
 ROLE_PASSWORD = "a-roles-password"
@@ -524,23 +524,17 @@ def test_row_level_security_that_hides_rows_is_refused(bench: Workbench, command
 def test_second_run_at_the_same_time_is_refused(bench: Workbench) -> None:
     """One run a table: the second one is told who has it, from whatever folder it starts."""
     bench.notes([box(f"note {i}") for i in range(200)])
-    bench.sql(
-        """CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS
-             'BEGIN PERFORM pg_sleep(0.05); RETURN NULL; END';
-           CREATE TRIGGER dawdling AFTER UPDATE ON notes FOR EACH ROW EXECUTE FUNCTION dawdle();"""
-    )
     (bench.folder / "elsewhere").mkdir()
     elsewhere = Workbench(bench.dsn, bench.folder / "elsewhere")
-    with bench.started(*RUN, "--batch-size", "1") as first:
-        wait_for(lambda: bench.bodies()[2].startswith("v2:"))
+    with bench.started(*RUN, "--max-rate", "4") as first:
+        wait_while(first, lambda: bench.bodies()[2].startswith("v2:"))
         second = elsewhere.rewrap(*RUN)
         assert second.code == 11, second.err
         last_two = Result(second.code, second.out, "\n".join(second.err.splitlines()[-2:]))
         check_lines(last_two, error="is being worked on by run", hint="its lease ends")
         assert first.poll() is None
         first.send_signal(signal.SIGINT)
-        assert first.wait(30) == 4
-    bench.sql("DROP TRIGGER dawdling ON notes")
+        assert first.wait(TIMEOUT_S) == 4
     assert bench.rewrap("resume").code == 0
 
 

@@ -25,8 +25,9 @@ import pytest
 
 from rewrap.events import Progress
 from rewrap.report import LINE_INTERVAL_S, duration, eta
+from tests.integration.test_safety import Holder
 from tests.support.values import KEY_V3, box, unbox
-from tests.support.workbench import NOTES, Result, Workbench, wait_for
+from tests.support.workbench import NOTES, TIMEOUT_S, Result, Workbench, wait_for, wait_while
 
 RUN = ("run", "--from", "v1", "--to", "v2", "--allow-unseen-target")
 COLUMNS = ["target", "rows", "rows/s", "stale left", "quarantined", "ETA", "held back by"]
@@ -43,6 +44,17 @@ def slow_down(bench: Workbench, table: str, seconds: float) -> None:
         f"""CREATE FUNCTION dawdle_{table}() RETURNS trigger LANGUAGE plpgsql AS
               'BEGIN PERFORM pg_sleep({seconds}); RETURN NULL; END';
             CREATE TRIGGER dawdling AFTER UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION dawdle_{table}();"""
+    )
+
+
+def stop_at(bench: Workbench, table: str, number: int) -> None:
+    """The write of one row takes as long as somebody holds the advisory lock 1."""
+    bench.sql(
+        f"""CREATE FUNCTION stop_{table}() RETURNS trigger LANGUAGE plpgsql AS
+              'BEGIN WHILE NOT pg_try_advisory_xact_lock_shared(1) LOOP PERFORM pg_sleep(0.05); END LOOP;
+               RETURN NULL; END';
+            CREATE TRIGGER stopping AFTER UPDATE ON {table} FOR EACH ROW WHEN (NEW.id = {number})
+              EXECUTE FUNCTION stop_{table}();"""
     )
 
 
@@ -99,14 +111,16 @@ def recorded(bench: Workbench) -> Recorded:
     bench.sql("CREATE TABLE accounts (id bigint PRIMARY KEY, body text)")
     bench.insert("accounts", ["id", "body"], [(at, box("account")) for at in range(1, 131)])
     slow_down(bench, "accounts", 0.05)
+    stop_at(bench, "notes", 125)
     bench.job(NOTES + NOTES.replace("notes", "accounts"))
     started = time.monotonic()
     with bench.started(*RUN, "--batch-size", "5") as running:
-        wait_for(lambda: resealed(bench) > 30)
-        status = bench.rewrap("status")
-        status_json = json.loads(bench.rewrap("status", "--json").out)
-        assert running.poll() is None
-        out, err = running.communicate(timeout=60)
+        with Holder(bench, "SELECT pg_advisory_xact_lock(1)"):
+            wait_while(running, lambda: resealed(bench) > 30)
+            status = bench.rewrap("status")
+            status_json = json.loads(bench.rewrap("status", "--json").out)
+            assert running.poll() is None
+        out, err = running.communicate(timeout=TIMEOUT_S)
     ran = Result(running.returncode, out, err)
     return Recorded(ran, time.monotonic() - started, status, status_json)
 
@@ -188,9 +202,9 @@ def test_status_before_and_after_a_run(bench: Workbench) -> None:
 
 def test_status_says_when_a_running_run_has_fallen_silent(bench: Workbench) -> None:
     """A killed process cannot say that it stopped; the time since its last word does."""
-    slow_notes(bench, 40, 0.05)
-    with bench.started(*RUN, "--batch-size", "2") as running:
-        wait_for(lambda: resealed(bench) > 2)
+    slow_notes(bench, 40, 0.0)
+    with bench.started(*RUN, "--max-rate", "4") as running:
+        wait_while(running, lambda: resealed(bench) > 2)
         running.kill()
     connection = sqlite3.connect(bench.ledger)
     for table in ("rewrap_run", "rewrap_progress"):
@@ -285,12 +299,12 @@ class Terminal:
     def press(self, key: bytes) -> None:
         os.write(self.master, key)
 
-    def wait(self, timeout_s: float = 60) -> int:
+    def wait(self, timeout_s: float = TIMEOUT_S) -> int:
         deadline = time.monotonic() + timeout_s
         while self._open:
             assert time.monotonic() < deadline, self.output.decode(errors="replace")
             self._read(0.05)
-        return self.process.wait(10)
+        return self.process.wait(TIMEOUT_S)
 
 
 @contextmanager
@@ -361,7 +375,7 @@ def test_no_color_is_honoured(bench: Workbench, no_color: str) -> None:
 def test_ctrl_c_on_a_terminal_pauses_the_run(bench: Workbench) -> None:
     """Ctrl-C says what it does, restores the cursor, and leaves a run that can be gone on with."""
     slow_notes(bench, 200, 0.05)
-    with terminal(bench, *RUN, "--batch-size", "4") as shown:
+    with terminal(bench, *RUN, "--max-rate", "10") as shown:
         wait_for(lambda: "/200" in shown.text)
         shown.press(b"\x03")
         assert shown.wait() == 4
@@ -378,10 +392,10 @@ def test_ctrl_c_on_a_terminal_pauses_the_run(bench: Workbench) -> None:
 def test_first_signal_ends_at_a_batchs_edge(bench: Workbench, number: signal.Signals) -> None:
     """The batch in hand is finished and checkpointed, the exit code is 4, and resume has the rest."""
     slow_notes(bench, 200, 0.02)
-    with bench.started(*RUN, "--batch-size", "10") as running:
-        wait_for(lambda: resealed(bench) >= 10)
+    with bench.started(*RUN, "--batch-size", "10", "--max-rate", "20") as running:
+        wait_while(running, lambda: resealed(bench) >= 10 and bench.value(WRITING))
         running.send_signal(number)
-        out, err = running.communicate(timeout=30)
+        out, err = running.communicate(timeout=TIMEOUT_S)
     assert running.returncode == 4, err
     assert f"{number.name}: finishing the batch in hand" in err
     assert f"left: stopped by {number.name}" in out
@@ -397,19 +411,22 @@ def test_first_signal_ends_at_a_batchs_edge(bench: Workbench, number: signal.Sig
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_second_signal_leaves_at_once(bench: Workbench, number: signal.Signals) -> None:
     """Whoever signals twice does not wait for the batch, and loses nothing by it."""
-    slow_notes(bench, 80, 0.1)
-    with bench.started(*RUN, "--batch-size", "30") as running:
-        # the first batch is in the server's hands, and will be for three seconds
-        wait_for(lambda: bench.value(WRITING))
+    slow_notes(bench, 80, 0.0)
+    stop_at(bench, "notes", 15)
+    with (
+        Holder(bench, "SELECT pg_advisory_xact_lock(1)"),
+        bench.started(*RUN, "--batch-size", "30") as running,
+    ):
+        # a batch is in the server's hands, and will be for as long as the test lasts
+        wait_while(running, lambda: bench.value(WRITING))
         running.send_signal(number)
         assert running.stderr is not None
         for line in running.stderr:
             if "again: leave at once" in line:
                 break
-        asked = time.monotonic()
         running.send_signal(number)
-        assert running.wait(10) == 128 + number
-        assert time.monotonic() - asked < 1.5
+        assert running.wait(TIMEOUT_S) == 128 + number
+        assert bench.value(WRITING)
     finish(bench, 80, killed=True)
 
 
@@ -422,7 +439,7 @@ SELECT EXISTS (SELECT FROM pg_stat_activity
 def test_signal_is_heeded_while_writers_are_waited_for(bench: Workbench) -> None:
     """A transaction of somebody else's may stay open for long; whoever signals does not wait for it."""
     bench.notes([box("note"), None])
-    bench.job(more="[limits]\ndrain_s = 4.0")
+    bench.job(more="[limits]\ndrain_s = 120.0")
     bench.sql("BEGIN; UPDATE notes SET other = 'x' WHERE id = 2; PREPARE TRANSACTION 'held'")
     try:
         with bench.started(*RUN) as running:
@@ -431,7 +448,7 @@ def test_signal_is_heeded_while_writers_are_waited_for(bench: Workbench) -> None
                 if "] done" in line:
                     break
             running.send_signal(signal.SIGINT)
-            assert running.wait(2) == 4
+            assert running.wait(60) == 4
     finally:
         bench.sql("ROLLBACK PREPARED 'held'")
 
@@ -444,7 +461,7 @@ def test_signal_to_status_watch_leaves_without_a_traceback(bench: Workbench) -> 
         assert watching.stdout is not None
         wait_for(lambda: select.select([watching.stdout], [], [], 0)[0])
         watching.send_signal(signal.SIGINT)
-        _, err = watching.communicate(timeout=10)
+        _, err = watching.communicate(timeout=TIMEOUT_S)
     assert watching.returncode == 130
     assert err == ""
 

@@ -14,7 +14,7 @@ import typer
 from rewrap.cli.terminal import errors_shown
 from tests.support.receiver import Receiver, Say
 from tests.support.values import KEYS, box
-from tests.support.workbench import Result, Workbench, wait_for
+from tests.support.workbench import TIMEOUT_S, Result, Workbench, wait_while
 
 RUN = ("run", "--from", "v1", "--to", "v2", "--allow-unseen-target")
 FLAGGED = ("--json", "--debug")
@@ -252,24 +252,16 @@ def test_lost_connection_says_nothing_secret(guarded: Guarded, flags: tuple[str,
     bench = guarded.bench
     guarded.notes([sealed(i) for i in range(50)])
     bench.job(more="[limits]\nreconnect_s = 0")
-    bench.sql(DAWDLE.format(seconds=0.1))
-    with bench.started(*RUN, "--batch-size", "5", *flags) as running:
-        wait_for(lambda: bench.bodies()[1].startswith("v2:"))
+    with bench.started(*RUN, "--max-rate", "2", *flags) as running:
+        wait_while(running, lambda: bench.bodies()[1].startswith("v2:"))
         # it comes back at once, and is not let in again
         bench.sql(f"ALTER ROLE {guarded.role} NOLOGIN")
         bench.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name ~ '^rewrap'")
-        out, err = running.communicate(timeout=30)
+        out, err = running.communicate(timeout=TIMEOUT_S)
     guarded.said.append(Result(running.returncode, out, err))
     assert running.returncode == 1
     assert "error: " in err
     assert "[28000]" in err
-
-
-DAWDLE = """
-CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS
-  'BEGIN PERFORM pg_sleep({seconds}); RETURN NULL; END';
-CREATE TRIGGER dawdling AFTER UPDATE ON notes FOR EACH ROW EXECUTE FUNCTION dawdle();
-"""
 
 
 def test_wrong_password_is_not_shown_in_frames(guarded: Guarded) -> None:
@@ -299,9 +291,8 @@ def test_defect_of_our_own_does_not_print_its_message(
 def test_ledger_is_its_owners_alone(bench: Workbench) -> None:
     """The ledger names rows: its file, log and index are 0600 from the first moment, whatever the umask."""
     bench.notes([box(f"note {i}") for i in range(40)])
-    bench.sql(DAWDLE.format(seconds=0.05))
-    with bench.started(*RUN, "--batch-size", "2") as running:
-        wait_for(lambda: bench.bodies()[1].startswith("v2:"))
+    with bench.started(*RUN, "--max-rate", "2") as running:
+        wait_while(running, lambda: bench.bodies()[1].startswith("v2:"))
         files = sorted(bench.folder.glob("*ledger*"))
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in files}
         assert running.poll() is None

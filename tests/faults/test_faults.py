@@ -19,7 +19,10 @@ from rewrap.stores.postgres.store import PostgresStore
 from tests.integration.test_safety import Holder, disturb, opened
 from tests.support.inprocess import run_here
 from tests.support.values import aead, box, unaead, unbox
-from tests.support.workbench import ACCOUNTS, NOTES, Workbench, wait_for
+from tests.support.workbench import ACCOUNTS, NOTES, TIMEOUT_S, Workbench, wait_while
+
+PACED = ("run", "--from", "v1", "--to", "v2", "--allow-unseen-target", "--max-rate", "100")
+"""A run whose length the pace sets, and not the machine."""
 
 QUICK = "[limits]\ndrain_s = 0.3\nreconnect_s = 20\n"
 
@@ -47,17 +50,20 @@ def test_a_trigger_that_waits_elsewhere_puts_off_one_row(bench: Workbench) -> No
 def test_a_table_closed_to_readers_is_waited_for_and_can_be_left(bench: Workbench) -> None:
     """ACCESS EXCLUSIVE in mid-run: the run waits; told to stop, it stops; resumed, it finishes."""
     bench.job(more="[pace]\nbatch_size = 10\nshards = 1\n")
-    bench.notes([box(f"note {i}") for i in range(1, 6_001)])
-    with bench.started("run", "--from", "v1", "--to", "v2", "--allow-unseen-target") as running:
-        wait_for(lambda: bench.value("SELECT count(*) FROM notes WHERE starts_with(body, 'v2:')") > 100)
+    bench.notes([box(f"note {i}") for i in range(1, 2_001)])
+    waits = (
+        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name LIKE 'rewrap%' "
+        "AND datname = current_database() AND wait_event_type = 'Lock')"
+    )
+    with bench.started(*PACED) as running:
+        wait_while(running, lambda: bench.swept() > 50)
         with Holder(bench, "LOCK TABLE notes IN ACCESS EXCLUSIVE MODE"):
-            time.sleep(2)
-            assert running.poll() is None
+            wait_while(running, lambda: bench.value(waits))
             running.send_signal(signal.SIGINT)
-            _, err = running.communicate(timeout=20)
+            _, err = running.communicate(timeout=TIMEOUT_S)
         assert running.returncode == 4, err
     assert bench.rewrap("resume").code == 0
-    assert opened(bench) == {i: f"note {i}" for i in range(1, 6_001)}
+    assert opened(bench) == {i: f"note {i}" for i in range(1, 2_001)}
 
 
 def test_a_run_can_be_left_while_the_server_is_away(bench: Workbench, tmp_path: Path) -> None:
@@ -65,17 +71,18 @@ def test_a_run_can_be_left_while_the_server_is_away(bench: Workbench, tmp_path: 
     with EmbeddedPostgres() as server:
         away = Workbench(server.dsn(), tmp_path)
         away.job(more="[pace]\nbatch_size = 10\nshards = 1\n")
-        away.notes([box(f"note {i}") for i in range(1, 6_001)])
-        with away.started("run", "--from", "v1", "--to", "v2", "--allow-unseen-target") as running:
-            wait_for(lambda: away.value("SELECT count(*) FROM notes WHERE starts_with(body, 'v2:')") > 100)
+        away.notes([box(f"note {i}") for i in range(1, 2_001)])
+        with away.started(*PACED) as running:
+            wait_while(running, lambda: away.swept() > 50)
             server.stop("immediate")
+            # at a hundred rows a second it has asked for the server by then; and if not, it will
             time.sleep(1)
             running.send_signal(signal.SIGINT)
-            _, err = running.communicate(timeout=25)
+            _, err = running.communicate(timeout=TIMEOUT_S)
         assert running.returncode == 4, err
         server.start()
         assert away.rewrap("resume").code == 0
-        assert opened(away) == {i: f"note {i}" for i in range(1, 6_001)}
+        assert opened(away) == {i: f"note {i}" for i in range(1, 2_001)}
 
 
 @pytest.mark.parametrize("state", ["P0002", "38000", "MY001", "23999"])

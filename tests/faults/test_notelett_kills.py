@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from tests.support.cosmos import CosmosDatabase
 from tests.support.notelett import NoteLett, merged
+from tests.support.workbench import TIMEOUT_S
 
 RECORDS = 10_000
 """In each of the two containers: what the emulator reads a page of in 0.1 s."""
@@ -29,6 +30,9 @@ LEASE_HELD = 11
 
 LONGEST_S = 5.0
 """Seconds after a process began to sweep within which it is killed."""
+
+RATE = 500
+"""Rows a second of a process that is to be killed: on no machine the ten have done all."""
 
 SHARE = 800
 """Values written by one process at which it is killed in any case: some have to be left for all of them."""
@@ -89,7 +93,7 @@ def test_twenty_thousand_deks_survive_ten_kills(cosmos: CosmosDatabase, tmp_path
 def killed(notelett: NoteLett, after_s: float) -> bool:
     """Whether a process of the run was ended by SIGKILL: so long after it began to sweep, or at its share."""
     while True:
-        with notelett.bench.started(*arguments(notelett)) as process:
+        with notelett.bench.started(*arguments(notelett), "--max-rate", str(RATE)) as process:
             assert process.stdout is not None
             events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
             reader = threading.Thread(target=told_by, args=(process.stdout, events))
@@ -97,7 +101,7 @@ def killed(notelett: NoteLett, after_s: float) -> bool:
             begun, kill_at, written = False, float("inf"), Counter[str]()
             while True:
                 try:
-                    event = events.get(timeout=max(0.0, min(60.0, kill_at - time.monotonic())))
+                    event = events.get(timeout=max(0.0, min(TIMEOUT_S, kill_at - time.monotonic())))
                 except queue.Empty:
                     break
                 if event is None:
@@ -110,8 +114,8 @@ def killed(notelett: NoteLett, after_s: float) -> bool:
                     break
             if begun:
                 process.kill()
-            reader.join(60)
-            process.wait(60)
+            reader.join(TIMEOUT_S)
+            process.wait(TIMEOUT_S)
         if process.returncode != LEASE_HELD:
             assert process.returncode in (-signal.SIGKILL, 0)
             return process.returncode != 0

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 
 from tests.support.values import KEYS
-from tests.support.workbench import Result, Workbench, wait_for
+from tests.support.workbench import TIMEOUT_S, Result, Workbench, wait_while
 
 HERE = Path(__file__).parent
 JOB = HERE.parent.parent / "jobs" / "psap.toml"
@@ -346,11 +346,11 @@ def test_stopped_rotation_can_be_rolled_back_and_run_again(psap: Psap) -> None:
     made = merged(
         psap.application("make", "3000"), psap.application("save", "incidents", "first under v2", **ON_V2)
     )
-    arguments = ["run", "psap.toml", "--from", "v1", "--to", "v2", "--batch-size", "1"]
+    arguments = ["run", "psap.toml", "--from", "v1", "--to", "v2", "--max-rate", "100"]
     with psap.bench.started(*arguments) as running:
-        wait_for(lambda: psap.rotated_incidents() > 100)
+        wait_while(running, lambda: psap.rotated_incidents() > 100)
         running.send_signal(signal.SIGINT)
-        running.communicate(timeout=30)
+        running.communicate(timeout=TIMEOUT_S)
         assert running.returncode == 4
     assert 100 < psap.rotated_incidents() < 3000
     assert psap.rewrap("status", "--json").event("status")["run"]["state"] == "paused"

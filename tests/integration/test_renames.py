@@ -8,10 +8,10 @@ import asyncpg
 import pytest
 
 from tests.support.values import box, unbox
-from tests.support.workbench import NOTES, Result, Workbench
+from tests.support.workbench import NOTES, TIMEOUT_S, Result, Workbench
 
 ROWS = 4_000
-"""Enough pages of 200 rows that a migration lands between the first and the last."""
+"""Pages of 200 rows, four in a second: a migration lands between the first and the last."""
 
 
 def during(bench: Workbench, migration: str) -> Result:
@@ -20,9 +20,9 @@ def during(bench: Workbench, migration: str) -> Result:
 
     async def work() -> Result:
         connection = await asyncpg.connect(bench.dsn)
-        run = asyncio.create_task(asyncio.to_thread(bench.run))
+        run = asyncio.create_task(asyncio.to_thread(bench.run, "--max-rate", "800"))
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(TIMEOUT_S):
                 while not await connection.fetchval("SELECT to_regclass('rewrap.shard') IS NOT NULL"):
                     await asyncio.sleep(0.005)
                 while not await connection.fetchval("SELECT sum(row_count) >= 200 FROM rewrap.shard"):

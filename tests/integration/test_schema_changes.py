@@ -19,7 +19,7 @@ from rewrap.stores.postgres.store import PostgresStore
 from tests.integration.test_safety import QUICK, Holder, disturb
 from tests.support.inprocess import load, run_here
 from tests.support.values import box
-from tests.support.workbench import NOTES, Workbench
+from tests.support.workbench import NOTES, TIMEOUT_S, Workbench
 
 TWO = """
 [[targets]]
@@ -157,7 +157,7 @@ def test_verify_and_plan_do_not_wait_for_ever_behind_a_lock(
             plan(job, from_versions="v1", to_version="v2", environ=bench.environ),
         ):
             with pytest.raises(StoreError) as caught:
-                asyncio.run(asyncio.wait_for(look, 20))
+                asyncio.run(asyncio.wait_for(look, TIMEOUT_S))
             assert caught.value.sqlstate == "55P03"
             assert "lock" in (caught.value.hint or "")
 
@@ -170,7 +170,11 @@ def test_a_run_waits_for_a_table_that_is_locked_when_it_is_verified(
     bench.notes([box("one")])
     monkeypatch.setattr(census, "LOCK_TIMEOUT_S", 0.3)
     held: list[asyncio.Task[None]] = []
+    events: list[Event] = []
     locked = asyncio.Event()
+
+    def told() -> bool:
+        return any(isinstance(event, Notice) and "somebody holds a lock" in event.message for event in events)
 
     async def hold() -> None:
         connection = await asyncpg.connect(bench.dsn)
@@ -178,7 +182,9 @@ def test_a_run_waits_for_a_table_that_is_locked_when_it_is_verified(
             async with connection.transaction():
                 await connection.execute("LOCK TABLE notes IN ACCESS EXCLUSIVE MODE")
                 locked.set()
-                await asyncio.sleep(1)
+                async with asyncio.timeout(TIMEOUT_S):
+                    while not told():
+                        await asyncio.sleep(0.05)
         finally:
             await connection.close()
 
@@ -188,10 +194,9 @@ def test_a_run_waits_for_a_table_that_is_locked_when_it_is_verified(
             await locked.wait()
 
     disturb(monkeypatch, PostgresStore, "flush", after=lock)
-    events: list[Event] = []
     ended = run_here(bench, events=events)
     assert ended.exit_code == 0, ended.reasons
-    assert any(isinstance(event, Notice) and "somebody holds a lock" in event.message for event in events)
+    assert told()
 
 
 def test_discover_does_not_wait_for_each_column_of_a_locked_table(bench: Workbench) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -76,7 +75,7 @@ def test_writers_that_come_and_go_are_not_waited_for_one_after_the_other(bench: 
     """Other runs, and the lease's sign of life, write all the time: each transaction is waited for once."""
     bench.notes([box("one")])
 
-    async def work() -> tuple[list[str], float, int]:
+    async def work() -> list[str]:
         store = PostgresStore(load(bench))
         writers = [
             await asyncpg.connect(bench.dsn, server_settings={"application_name": "rewrap writer"})
@@ -93,10 +92,10 @@ def test_writers_that_come_and_go_are_not_waited_for_one_after_the_other(bench: 
         busy = [asyncio.create_task(write(connection)) for connection in writers]
         try:
             await store.identity()
-            await asyncio.sleep(0.2)
-            began = time.monotonic()
-            left = await store.drain(20)
-            return left, time.monotonic() - began, written
+            while not written:
+                await asyncio.sleep(0.01)
+            # who waited for each that comes meanwhile would wait for as long as it may
+            return await store.drain(30)
         finally:
             for task in busy:
                 task.cancel()
@@ -105,10 +104,7 @@ def test_writers_that_come_and_go_are_not_waited_for_one_after_the_other(bench: 
                 await connection.close()
             await store.close()
 
-    left, seconds, written = asyncio.run(work())
-    assert left == []
-    assert written > 0
-    assert seconds < 5
+    assert asyncio.run(work()) == []
 
 
 def test_a_roles_lock_timeout_does_not_end_a_run(bench: Workbench, role: Role) -> None:

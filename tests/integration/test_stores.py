@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 
 from tests.support.values import KEYS, box, unbox
-from tests.support.workbench import Workbench, wait_for
+from tests.support.workbench import TIMEOUT_S, Workbench, wait_while
 
 OTHER = """
 [stores.other]
@@ -104,20 +104,18 @@ def test_a_claim_holds_everywhere_or_nowhere(bench: Workbench, other: Workbench)
     text = (bench.folder / "rewrap.toml").read_text().replace('name = "test"', 'name = "alone"')
     first, _, rest = text.partition('[[targets]]\nstore = "main"')
     alone.write_text(first + rest[rest.index("[[targets]]") :])
-    other.sql("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.01); "
-              "RETURN NEW; END'")  # fmt: skip
-    other.sql("CREATE TRIGGER slow AFTER UPDATE ON letters FOR EACH ROW EXECUTE FUNCTION slow()")
     arguments = ("run", "--from", "v1", "--to", "v2", "--allow-unseen-target", "--json")
-    with bench.started("run", str(alone), *arguments[1:], "--batch-size", "50") as holder:
-        wait_for(lambda: any(value.startswith("v2:") for value in letters(other)))
+    with bench.started("run", str(alone), *arguments[1:], "--max-rate", "20") as holder:
+        wait_while(holder, lambda: any(value.startswith("v2:") for value in letters(other)))
         refused = bench.rewrap(*arguments)
         assert refused.code == 11, refused.err
         # the first store's table is free again at once: its own job takes it
         free = bench.folder / "free.toml"
         free.write_text(text.replace('"alone"', '"free"').partition('[[targets]]\nstore = "other"')[0])
         assert bench.rewrap("run", str(free), *arguments[1:]).code == 0
+        assert holder.poll() is None
         holder.send_signal(signal.SIGINT)
-        holder.wait(60)
+        holder.wait(TIMEOUT_S)
 
 
 def test_a_claim_that_failed_is_no_run_to_be_finished(bench: Workbench, other: Workbench) -> None:
@@ -138,16 +136,17 @@ def test_killed_at_any_moment_a_resume_finishes_both(bench: Workbench, other: Wo
     filled(bench, other)
     for at in range(4):
         with bench.started("run", "--from", "v1", "--to", "v2", "--allow-unseen-target", "--batch-size", "40",
-                           "--json") as process:  # fmt: skip
-            wanted = 400 * (at + 1)
-            wait_for(
+                           "--max-rate", "100", "--json") as process:  # fmt: skip
+            wanted = 100 * (at + 1)
+            wait_while(
+                process,
                 lambda wanted=wanted: (
                     sum(str(value).startswith("v2:") for value in [*bench.bodies().values(), *letters(other)])
                     >= wanted
-                )
+                ),
             )
             process.kill()
-            process.wait(30)
+        assert process.returncode == -signal.SIGKILL
     done = bench.rewrap("resume", "--json")
     assert done.code == 0, done.err
     assert sorted(unbox(value, KEYS) for value in letters(other)) == sorted(

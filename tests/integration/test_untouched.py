@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import sqlite3
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.values import aead, box, unaead
-from tests.support.workbench import Result, Workbench, wait_for
+from tests.support.workbench import TIMEOUT_S, Result, Workbench, wait_while
 
 DEKS = """
 [[targets]]
@@ -193,9 +192,10 @@ def test_killed_run_keeps_its_first_fingerprint(bench: Workbench) -> None:
     tables(bench, 4_000)
     bench.job(DEKS, PAYLOADS + "\n[pace]\nbatch_size = 20\nshards = 1\n")
     arguments = ("run", "--from", "v1", "--to", "v2", "--allow-unseen-target", "--json")
-    with bench.started(*arguments) as process:
-        wait_for(lambda: bench.value("SELECT count(*) FROM deks WHERE wrapped LIKE 'v2:%'") > 100)
-        os.kill(process.pid, signal.SIGKILL)
+    with bench.started(*arguments, "--max-rate", "100") as process:
+        wait_while(process, lambda: bench.value("SELECT count(*) FROM deks WHERE wrapped LIKE 'v2:%'") > 100)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
     assert bench.value("SELECT count(*) FROM deks WHERE wrapped LIKE 'v1:%'") > 0
     bench.sql("UPDATE payloads SET body = 'changed' WHERE id = (SELECT id FROM payloads ORDER BY id LIMIT 1)")
     resumed = bench.rewrap("resume", "--json")
@@ -212,8 +212,8 @@ def test_run_killed_before_its_first_write_goes_on_fingerprinting(bench: Workben
     bench.sql("BEGIN; LOCK TABLE payloads; PREPARE TRANSACTION 'hold'")
     try:
         with bench.started("run", "--from", "v1", "--to", "v2", "--allow-unseen-target") as process:
-            wait_for(lambda: _kept(bench, "rewrap_fingerprint") == 1)
-            os.kill(process.pid, signal.SIGKILL)
+            wait_while(process, lambda: _kept(bench, "rewrap_fingerprint") == 1)
+            process.kill()
     finally:
         bench.sql("ROLLBACK PREPARED 'hold'")
     with sqlite3.connect(bench.ledger) as ledger:
@@ -236,9 +236,9 @@ def test_stop_while_a_fingerprint_is_taken_is_clean(bench: Workbench) -> None:
     bench.sql("BEGIN; LOCK TABLE payloads; PREPARE TRANSACTION 'hold'")
     try:
         with bench.started("run", "--from", "v1", "--to", "v2", "--allow-unseen-target") as process:
-            wait_for(lambda: _kept(bench, "rewrap_fingerprint") == 1)
+            wait_while(process, lambda: _kept(bench, "rewrap_fingerprint") == 1)
             process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=30) == 4
+            assert process.wait(TIMEOUT_S) == 4
     finally:
         bench.sql("ROLLBACK PREPARED 'hold'")
     assert bench.value("SELECT count(*) FROM deks WHERE wrapped LIKE 'v2:%'") == 0

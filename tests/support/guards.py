@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rewrap.errors import LeaseLost, StoreUnavailable
+from rewrap.errors import LeaseHeld, LeaseLost, StoreUnavailable
 from rewrap.interfaces import Checkpoint, Claim, Guard, Store
 from rewrap.job import Job
 from rewrap.model import ShardLease, ShardRange, Table
 from rewrap.stores.cosmos.guard import CosmosGuard
 from rewrap.stores.open import Stores
+from tests.support.workbench import WAIT_S
 
 
 @dataclass
@@ -46,6 +48,16 @@ class Opened:
     async def claim(self, run_id: str, owner: str, **more: Any) -> list[ShardLease]:
         leases = await self.guard.claim(self.asking(run_id, owner, **more))
         return leases[self.relation]
+
+    async def claim_in_time(self, run_id: str, owner: str, **more: Any) -> list[ShardLease]:
+        """Claims once the lease of whoever holds it has run out."""
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            try:
+                return await self.claim(run_id, owner, **more)
+            except LeaseHeld:
+                assert time.monotonic() < deadline, "waited in vain"
+            await asyncio.sleep(0.2)
 
     async def save(self, lease: ShardLease, checkpoint: Checkpoint) -> None:
         """Writes a checkpoint the way that the store's writer does."""

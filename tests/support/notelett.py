@@ -132,7 +132,7 @@ class NoteLett:
             assert process.stderr is not None
             assert process.stderr.readline() == "writing\n", process.stderr.read()
             yield told
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=120)
             assert process.returncode == 0, err
             told.append(json.loads(out))
         finally:
