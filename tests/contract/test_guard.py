@@ -253,7 +253,7 @@ def test_a_killed_process_loses_its_lease_at_once(place: Place) -> None:
 
 def test_a_frozen_process_writes_nothing_when_it_wakes(place: Place) -> None:
     """SIGSTOP past the lease, another run takes over, SIGCONT: its next checkpoint is not written."""
-    with place.held(ttl_s=2) as process:
+    with place.held(ttl_s=4) as process:
         process.send_signal(signal.SIGSTOP)
 
         async def work(one: Opened, _two: Opened) -> None:
