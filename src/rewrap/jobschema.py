@@ -38,6 +38,8 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "key": "Where the account's key is; without it, azure-identity's default credential is used.",
         "guard_container": "The container for rewrap's lock and checkpoints, with partition key /relation.",
         "in_flight": "Requests on their way at a time.",
+        "max_rus": "Request units that a run takes at most, a second.",
+        "share": "The share of the provisioned throughput that a run takes at most: 0.5 is half of it.",
         "low_priority": "Whether requests say that others go first.",
         "throughput_bucket": "The throughput bucket that requests belong to.",
         "settle_s": "Seconds between two clean counts where consistency is below Strong.",

@@ -141,7 +141,11 @@ async def _check_cosmos(
 
     store = CosmosContainers(job, environ)
     try:
-        fit, found = await inspect(store.account, job)
+        try:
+            fit, found = await inspect(store.account, job)
+        except UnsafeTarget as exc:
+            out.refused(exc, "no-throughput", store.subject)
+            return
         out.found += found
         for section in job.untouched:
             try:

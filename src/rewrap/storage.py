@@ -38,7 +38,8 @@ class CosmosStore(Section):
     """`[stores.NAME]` with `kind = "cosmos"`: one database of an Azure Cosmos DB account.
 
     Without `key`, azure-identity's default credential is used. `settle_s` is the pause, in seconds, between
-    two clean counts where the account's consistency is below Strong.
+    two clean counts where the account's consistency is below Strong. `max_rus` is in request units a second;
+    `share` is of the least throughput that is provisioned for a container of the job. The lower one is kept.
     """
 
     kind: Literal["cosmos"]
@@ -47,6 +48,8 @@ class CosmosStore(Section):
     key: Reference | None = None
     guard_container: CosmosName = "rewrap"
     in_flight: Annotated[int, Field(ge=1, le=256)] = 16
+    max_rus: Annotated[float, Field(ge=1, le=1e9)] | None = None
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
     low_priority: bool = False
     throughput_bucket: Annotated[int, Field(ge=1, le=5)] | None = None
     settle_s: Annotated[float, Field(ge=0, le=600)] = 5.0

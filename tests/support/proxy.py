@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import re
 import ssl
@@ -47,6 +48,8 @@ class Seen:
     """Whether a rule had a hand in it."""
     at: float
     """Seconds of `time.monotonic` when it came in."""
+    charge: float = 0.0
+    """Request units that the client was told."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,15 @@ def vault_kind(method: str, path: str, _headers: Mapping[str, str]) -> str:
     return last if last in ("versions", "keys") else {"GET": "key"}.get(method, method.lower())
 
 
+def _offered(throughput: Mapping[str, Mapping[str, object]], query: bytes) -> web.Response:
+    """The answer to a query for the throughput of what a link leads to."""
+    (link,) = [one["value"] for one in json.loads(query)["parameters"]]
+    content = throughput.get(link)
+    offers = [] if content is None else [{"id": "one", "resource": link, "content": content}]
+    body = {"_rid": "", "Offers": offers, "_count": len(offers)}
+    return web.json_response(body, headers={CHARGE: "2.0"})
+
+
 class FaultProxy:
     """Serves on the loopback, in a thread of its own, and forwards to one server.
 
@@ -197,6 +209,11 @@ class FaultProxy:
         self.endpoint = ""
         self.charges: dict[str, float] = {}
         """Request units of each kind, instead of those that the server says."""
+        self.capacity: float | None = None
+        """Request units that are served in each second of the clock; what comes after is told to wait."""
+        self.throughput: dict[str, dict[str, object]] | None = None
+        """The contents of offers by the link of what they are for; None: asking is the server's to answer."""
+        self._served: tuple[int, float] = (0, 0.0)
         self.rules: list[Rule] = []
         self.seen: list[Seen] = []
         self.charged = 0.0
@@ -237,6 +254,7 @@ class FaultProxy:
         """Takes all rules away and forgets what was seen."""
         self.clear()
         self.seen, self.charged, self.charges = [], 0.0, {}
+        self.capacity = self.throughput = None
         self.most_at_once.clear()
 
     def counts(self) -> Counter[str]:
@@ -276,15 +294,31 @@ class FaultProxy:
         self._at_once[kind] += 1
         self.most_at_once[kind] = max(self.most_at_once[kind], self._at_once[kind])
         status: int | None = None
+        charge = 0.0
+        fault = rule.fault if rule else self._used_up(kind)
         try:
-            response = await self._carry_out(rule.fault if rule else None, request, kind, path)
+            response = await self._carry_out(fault, request, kind, path)
             if isinstance(response, web.Response):
                 status = response.status
-                self.charged += float(response.headers.get(CHARGE, 0))
+                charge = float(response.headers.get(CHARGE, 0))
+                self.charged += charge
             return response
         finally:
             self._at_once[kind] -= 1
-            self.seen.append(Seen(kind, request.method, path, status, rule is not None, at))
+            self.seen.append(Seen(kind, request.method, path, status, fault is not None, at, charge))
+
+    def _used_up(self, kind: str) -> Answer | None:
+        """429 for what would take more than a second's request units, until the next second begins."""
+        if self.capacity is None or kind not in self.charges:
+            return None
+        now = time.monotonic()
+        second, used = self._served
+        if second != int(now):
+            second, used = int(now), 0.0
+        if used + self.charges[kind] > self.capacity:
+            return throttled(round((second + 1 - now) * 1000) + 1)
+        self._served = second, used + self.charges[kind]
+        return None
 
     async def _carry_out(
         self, fault: Fault | None, request: web.BaseRequest, kind: str, path: str
@@ -303,6 +337,8 @@ class FaultProxy:
             await asyncio.sleep(fault.seconds)
         if isinstance(fault, Meanwhile):
             await asyncio.to_thread(fault.act, path)
+        if path == "/offers" and self.throughput is not None:
+            return _offered(self.throughput, body)
         response = await self._forward(request, body, kind)
         if isinstance(fault, Drop):
             return self._cut(request)

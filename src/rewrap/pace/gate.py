@@ -100,8 +100,13 @@ class Gate:
         here = object()
         self._waiting += 1
         try:
-            await self._turn(cost, giving_up)
+            # the place first: a pause may begin while it is waited for, and is kept
             await self._places.acquire_on_behalf_of(here)
+            try:
+                await self._turn(cost, giving_up)
+            except BaseException:
+                self._places.release_on_behalf_of(here)
+                raise
         finally:
             self._waiting -= 1
         self.attempts += 1
@@ -111,6 +116,25 @@ class Gate:
         finally:
             self._under_way -= 1
             self._places.release_on_behalf_of(here)
+
+    @asynccontextmanager
+    async def ahead(self) -> AsyncIterator[Passage]:
+        """As `passed`, for what keeps a lease alive: only a service's own pause makes it wait.
+
+        What it costs is taken from the turns of the others.
+        """
+        self._waiting += 1
+        try:
+            while (left := self._paused_until - self._clock()) > 0:
+                await self._sleep(left)
+        finally:
+            self._waiting -= 1
+        self.attempts += 1
+        self._under_way += 1
+        try:
+            yield Passage(self, 0.0)
+        finally:
+            self._under_way -= 1
 
     async def wait(self, cost: float, *, giving_up: Callable[[], bool] = never) -> None:
         """Waits for a turn of this cost, without taking a place: for what loads a service little."""
@@ -161,7 +185,7 @@ class Gate:
         The result is how many seconds will have passed by then since it last did anything.
         """
         self._charged(cost, charge)
-        return self.failed("throttling", retry_after_s)
+        return self.failed(f"throttling by {self.name}", retry_after_s)
 
     def failed(self, why: str, retry_after_s: float | None = None) -> float:
         """The service did not do it, and may later: all pause. The result is as of `throttled`."""

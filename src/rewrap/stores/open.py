@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rewrap.deks import DekCensus, DekStore
@@ -15,6 +15,7 @@ from rewrap.envelopes import DekSection
 from rewrap.errors import UsageError
 from rewrap.interfaces import Census, Guard, Store
 from rewrap.job import Job
+from rewrap.pace.gate import Gate
 from rewrap.storage import PostgresStore as PostgresSection
 from rewrap.stores.fleet import FleetCensus, FleetGuard, FleetStore
 from rewrap.stores.postgres.census import PostgresCensus
@@ -34,6 +35,7 @@ class Stores:
 
     job: Job
     environ: Mapping[str, str]
+    _gates: dict[str, Gate] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def jobs(self) -> dict[str, Job]:
@@ -98,14 +100,14 @@ class Stores:
             return PostgresDeks(job, section, address_in(job, self.environ))
         from rewrap.stores.cosmos.deks import CosmosDeks
 
-        return CosmosDeks(job, section, self.environ)
+        return CosmosDeks(job, section, self.environ, self._gate(job))
 
     def _dek_census(self, job: Job) -> DekCensus:
         if _in_postgres(job):
             return PostgresDekCensus(job, address_in(job, self.environ))
         from rewrap.stores.cosmos.dekcensus import CosmosDekCensus
 
-        return CosmosDekCensus(job, self.environ)
+        return CosmosDekCensus(job, self.environ, self._gate(job))
 
     def dek_censuses(self) -> dict[str, DekCensus]:
         """Verify's look at each store that holds records of DEKs, or refers to them."""
@@ -120,7 +122,7 @@ class Stores:
             return PostgresStore(job, password_of(job, self.environ))
         from rewrap.stores.cosmos.store import CosmosContainers
 
-        return CosmosContainers(job, self.environ)
+        return CosmosContainers(job, self.environ, self._gate(job))
 
     async def _guard(self, job: Job, store: Store) -> Guard:
         guard = await self._guard_of(job, store)
@@ -146,7 +148,14 @@ class Stores:
             return PostgresCensus(job, address_in(job, self.environ))
         from rewrap.stores.cosmos.census import CosmosCensus
 
-        return CosmosCensus(job, self.environ)
+        return CosmosCensus(job, self.environ, self._gate(job))
+
+    def _gate(self, job: Job) -> Gate:
+        """The gate of a store's account: one, whoever of this process works there."""
+        from rewrap.stores.cosmos.throughput import account_gate
+
+        (name,) = job.stores
+        return self._gates.setdefault(name, account_gate(job.cosmos))
 
 
 def _in_postgres(job: Job) -> bool:

@@ -26,6 +26,7 @@ from rewrap.forms import Forms
 from rewrap.interfaces import ClassCount, Prefix
 from rewrap.job import Job
 from rewrap.model import FieldColumn, ServerIdentity, StoredValue, Table, key_parts
+from rewrap.pace.gate import Gate
 from rewrap.packed import ELEMENT, PART
 from rewrap.stores.cosmos.client import Account, Container, Query
 from rewrap.stores.cosmos.counting import ALL, EVERY, SINCE, Classes, Condition, classes_of, selection
@@ -51,9 +52,9 @@ Counted = tuple[int, dict[str, list[ClassCount]]]
 class CosmosCensus:
     """Counts and reads values. Use as `async with census:` after `tables()`."""
 
-    def __init__(self, job: Job, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, job: Job, environ: Mapping[str, str] = os.environ, gate: Gate | None = None) -> None:
         self._job = job
-        self._account = Account(job, environ)
+        self._account = Account(job, environ, gate)
         self._shapes: dict[str, Shape] = {}
         self._rids: dict[str, str] = {}
         self._kept: list[Table] = []

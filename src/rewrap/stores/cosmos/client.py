@@ -16,11 +16,13 @@ from urllib.parse import urlsplit
 
 import anyio
 
-from rewrap.errors import JobError, SchemaMismatch, StoreUnavailable
+from rewrap.errors import JobError, SchemaMismatch, StoreError, StoreUnavailable, UnsafeTarget
 from rewrap.job import Job
+from rewrap.pace.gate import Gate
 from rewrap.stores.cosmos.container import EVERYTHING, Answer, Container, Document, Query
 from rewrap.stores.cosmos.faults import Throttled, expected, translated
-from rewrap.stores.cosmos.gate import Gate
+from rewrap.stores.cosmos.meter import Meter
+from rewrap.stores.cosmos.throughput import Provisioned, account_gate, provisioned, share_of, unknown
 
 __all__ = ["EVERYTHING", "Account", "Answer", "Container", "Document", "Query", "Region", "guarded"]
 
@@ -56,15 +58,18 @@ class Region:
 class Account:
     """One database of one account. Every request goes through one gate, whoever sends it."""
 
-    def __init__(self, job: Job, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, job: Job, environ: Mapping[str, str] = os.environ, gate: Gate | None = None) -> None:
         self._job = job
         self._section = job.cosmos
         self._environ = environ
-        self.gate = Gate(self._section.in_flight)
+        # what else works with this account in the same process passes the same gate
+        self.gate = gate or account_gate(self._section)
+        self._meter = Meter()
         self._turn = anyio.Lock()
         self._client: Any = None
         self._credential: Any = None
         self._region: Region | None = None
+        self._provisioned: list[Provisioned] | None = None
         self._containers: dict[str, Container] = {}
         self._proxies: dict[str, Any] = {}
 
@@ -83,7 +88,7 @@ class Account:
         return f"database {self.database} of {self.host}"
 
     def spent(self) -> dict[str, float]:
-        return {"request_units": round(self.gate.request_units, 2)}
+        return {"request_units": round(self._meter.request_units, 2)}
 
     async def region(self) -> Region:
         """What the account says of its regions and its consistency."""
@@ -98,6 +103,12 @@ class Account:
         with expected(f'database "{self.database}"', f"account {self.host}"):
             found = await self.patiently(proxy.read, self.subject)
         return str(found["_rid"])
+
+    async def provisioned(self) -> list[Provisioned]:
+        """The throughput that the job's containers have. StoreError where it cannot be known."""
+        if self._provisioned is None:
+            self._provisioned = await self._ask_throughput(await self._connected())
+        return self._provisioned
 
     def container(self, name: str) -> Container:
         """A container by its name; whether it is there shows when it is asked."""
@@ -167,8 +178,32 @@ class Account:
         if self._client is None:
             async with self._turn:
                 if self._client is None:
-                    self._client = await self._connect()
+                    client = await self._connect()
+                    await self._take_share(client)
+                    self._client = client
         return self._client
+
+    async def _take_share(self, client: Any) -> None:
+        """Bounds the gate by the job's share of what is provisioned, before anything is done."""
+        if self._section.share is None:
+            return
+        try:
+            self._provisioned = await self._ask_throughput(client)
+            self.gate.cap("share", share_of(self._section, self._provisioned, self.subject))
+        except BaseException as exc:
+            with anyio.CancelScope(shield=True):
+                await client.close()
+            if isinstance(exc, StoreError) and not isinstance(exc, UnsafeTarget):
+                raise unknown(self.subject, exc) from None
+            raise
+
+    async def _ask_throughput(self, client: Any) -> list[Provisioned]:
+        placed = [target.table for target in self._job.targets]
+        placed += [
+            dek.table for dek in self._job.deks.values() if self._job.store_of(dek) in self._job.stores
+        ]
+        database = client.get_database_client(self.database)
+        return await provisioned(self.patiently, database, list(dict.fromkeys(placed)))
 
     async def _connect(self) -> Any:
         client = await self._opened(())
@@ -221,7 +256,7 @@ class Account:
                     self._section.endpoint,
                     await self._authority(),
                     connection_policy=policy,
-                    transport=PacedTransport(self.gate, self._section.in_flight),
+                    transport=PacedTransport(self.gate, self._meter, self._section.in_flight),
                     retry_connect=0,
                     retry_read=0,
                     retry_status=0,
@@ -261,11 +296,14 @@ class Account:
 
 
 @contextmanager
-def guarded(check: Callable[[], None], timeout_s: float) -> Iterator[None]:
-    """Within it, `check` is asked right before each request is sent, and none takes longer than that."""
+def guarded(check: Callable[[], None], timeout_s: float, *, ahead: bool = False) -> Iterator[None]:
+    """Within it, `check` is asked right before each request is sent, and none takes longer than that.
+
+    What goes `ahead` does not wait for its turn at the gate.
+    """
     from rewrap.stores.cosmos.transport import GUARDED, Guarded
 
-    before = GUARDED.set(Guarded(check, timeout_s))
+    before = GUARDED.set(Guarded(check, timeout_s, ahead))
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ from typing import Any
 from rewrap.deks import DekRecord
 from rewrap.envelopes import DekSection, ReferenceSection
 from rewrap.job import Job
+from rewrap.pace.gate import Gate
 from rewrap.stores.cosmos.client import Account, Query
 from rewrap.stores.cosmos.deks import by_ids, record_of, records_shape
 from rewrap.stores.cosmos.shape import Shape
@@ -20,9 +21,9 @@ EVERY = Query("SELECT * FROM c WHERE true")
 class CosmosDekCensus:
     """A `DekCensus` over one database. There is no snapshot: what is not there yet is looked up again."""
 
-    def __init__(self, job: Job, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, job: Job, environ: Mapping[str, str] = os.environ, gate: Gate | None = None) -> None:
         self._job = job
-        self._account = Account(job, environ)
+        self._account = Account(job, environ, gate)
         self._shapes: dict[str, Shape] = {}
 
     async def records(self, section: DekSection) -> AsyncIterator[list[DekRecord]]:

@@ -15,6 +15,7 @@ from rewrap.errors import ResealMismatch, SchemaMismatch, StoreError, Unaddresse
 from rewrap.interfaces import Prefix
 from rewrap.job import Job
 from rewrap.model import Role, is_text
+from rewrap.pace.gate import Gate
 from rewrap.stores.cosmos.client import Account, Container, Document, Query
 from rewrap.stores.cosmos.documents import changed, changes_of, merged, part_steps, value_of
 from rewrap.stores.cosmos.faults import Changed
@@ -37,22 +38,28 @@ GONE_KEPT = 100_000
 class CosmosDeks:
     """The records of one `[deks.NAME]`: a `DekStore`. What it made is durable when it was acknowledged."""
 
-    def __init__(self, job: Job, section: DekSection, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self,
+        job: Job,
+        section: DekSection,
+        environ: Mapping[str, str] = os.environ,
+        gate: Gate | None = None,
+    ) -> None:
         self._job = job
         self._section = section
-        self._account = Account(job, environ)
+        self.account = Account(job, environ, gate)
         self._shape: Shape | None = None
         self._turn = anyio.Lock()
         self._gone: set[str] = set()
 
     @property
     def _container(self) -> Container:
-        return self._account.container(self._section.table)
+        return self.account.container(self._section.table)
 
     async def _found(self) -> Shape:
         async with self._turn:
             if self._shape is None:
-                self._shape = await records_shape(self._account, self._job, self._section)
+                self._shape = await records_shape(self.account, self._job, self._section)
         return self._shape
 
     async def find(self, ids: Sequence[str]) -> dict[str, DekRecord]:
@@ -85,7 +92,7 @@ class CosmosDeks:
         return made
 
     def spent(self) -> dict[str, float]:
-        return self._account.spent()
+        return self.account.spent()
 
     async def sample(self, prefix: Prefix, count: int) -> list[DekRecord]:
         shape = await self._found()
@@ -103,7 +110,7 @@ class CosmosDeks:
         A record that the application made just now may not have reached the replica that answers.
         """
         found = await self._documents(shape, ids)
-        strong = (await self._account.region()).consistency == "Strong"
+        strong = (await self.account.region()).consistency == "Strong"
         for _ in range(0 if strong else LOOKS - 1):
             missing = [name for name in ids if name not in found and name not in self._gone]
             if not missing:
@@ -159,7 +166,7 @@ class CosmosDeks:
             raise error from None
 
     async def close(self) -> None:
-        await self._account.close()
+        await self.account.close()
 
 
 async def records_shape(account: Account, job: Job, section: DekSection) -> Shape:

@@ -91,7 +91,8 @@ class CosmosGuard:
             raise lease_lost(self.subject)
         async with self._turn:
             began = elapsed_s()
-            with guarded(_ask_nobody, self.request_timeout_s):
+            # a page of a query may have spent more than a lease lasts
+            with guarded(_ask_nobody, self.request_timeout_s, ahead=True):
                 for hold in self._holds.values():
                     await self._beat(hold)
             self._confirmed_at = began

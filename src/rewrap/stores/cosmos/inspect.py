@@ -22,6 +22,7 @@ from rewrap.stores.cosmos.holder import Holder
 from rewrap.stores.cosmos.records import LEASE, Records
 from rewrap.stores.cosmos.shape import Shape
 from rewrap.stores.cosmos.survey import Surveyed, identify, survey_one
+from rewrap.stores.cosmos.throughput import said
 from rewrap.targets import TargetSection
 
 NO_ETAG = '"00000000-0000-0000-0000-000000000000"'
@@ -67,6 +68,7 @@ async def _account(account: Account, job: Job) -> AsyncIterator[Finding]:
         yield finding("error", code, subject, exc.message, exc.hint)
         if code == "no-database":
             return
+    yield await _throughput(account)
     if region.consistency == "Strong":
         yield finding("info", "consistency", subject, "reads are strong: what verify counts is what there is")
     else:
@@ -83,6 +85,25 @@ async def _account(account: Account, job: Job) -> AsyncIterator[Finding]:
     )  # fmt: skip
     for one in await _guard(account, job):
         yield one
+
+
+async def _throughput(account: Account) -> Finding:
+    rate = account.gate.rate
+    hint = "stores.*.max_rus or stores.*.share bounds what it takes, for the application's sake"
+    try:
+        found = await account.provisioned()
+    except StoreError:
+        found = []
+    if found:
+        return finding(
+            "info", "throughput", account.subject, said(found, rate), hint if rate is None else None
+        )  # fmt: skip
+    return finding(
+        "info", "throughput", account.subject,
+        "no provisioned throughput can be read: a serverless account has none, and an identity of the data "
+        "plane may not; " + said([], rate),
+        hint if rate is None else None,
+    )  # fmt: skip
 
 
 async def _guard(account: Account, job: Job) -> list[Finding]:

@@ -13,6 +13,7 @@ from rewrap.errors import StoreError
 from rewrap.interfaces import Checkpoint, Prefix, SwapBatch
 from rewrap.job import Job
 from rewrap.model import Activity, ServerIdentity, ShardLease, ShardRange, Table
+from rewrap.pace.gate import Gate
 from rewrap.stores.cosmos.client import Account, Container, Document
 from rewrap.stores.cosmos.documents import changed, differing
 from rewrap.stores.cosmos.faults import Changed, lost_place
@@ -22,6 +23,7 @@ from rewrap.stores.cosmos.reader import ContainerReader
 from rewrap.stores.cosmos.setup import notices_of
 from rewrap.stores.cosmos.shape import ETAG, SYSTEM, Seen, Shape
 from rewrap.stores.cosmos.survey import identify, survey
+from rewrap.stores.cosmos.throughput import said
 from rewrap.stores.cosmos.writer import ContainerWriter, Guardian
 
 CLOCK_SLACK_S = 2
@@ -49,9 +51,9 @@ class CosmosContainers:
     `guard` is set before anything is written: a writer asks it before each request.
     """
 
-    def __init__(self, job: Job, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, job: Job, environ: Mapping[str, str] = os.environ, gate: Gate | None = None) -> None:
         self.job = job
-        self.account = Account(job, environ)
+        self.account = Account(job, environ, gate)
         self.notices: list[str] = []
         self.guard: Guardian | None = None
         self._shapes: dict[str, Shape] = {}
@@ -75,7 +77,7 @@ class CosmosContainers:
         for one in found:
             self._shapes[one.table.relation] = one.shape
             notices += notices_of(one.properties, one.table.name)
-        self.notices = notices
+        self.notices = notices + await self._throughput_notices()
         return [one.table for one in found]
 
     async def _account_notices(self) -> list[str]:
@@ -86,6 +88,14 @@ class CosmosContainers:
             f"{self.subject} reads with {region.consistency} consistency: what was just written elsewhere "
             f"may not be seen; counts are made twice, {self.job.cosmos.settle_s:g} s apart"
         ]
+
+    async def _throughput_notices(self) -> list[str]:
+        try:
+            found = await self.account.provisioned()
+        except StoreError:
+            # it may be nobody's business here, and nothing depends on it: with a share it was read before
+            return []
+        return [f"{self.subject}: {said(found, self.account.gate.rate)}"] if found else []
 
     async def split(self, table: Table, shards: int) -> list[ShardRange]:
         """One shard for each feed range, which its lower bound tells; they are the server's partitions."""
@@ -147,7 +157,7 @@ class CosmosContainers:
 
     @property
     def waiting_for(self) -> str:
-        return self.account.gate.waiting_for
+        return self.account.gate.reason
 
     def spent(self) -> dict[str, float]:
         return self.account.spent()

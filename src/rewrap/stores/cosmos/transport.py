@@ -18,8 +18,9 @@ import aiohttp
 from azure.core.exceptions import ServiceRequestError, ServiceResponseError
 from azure.core.pipeline.transport import AioHttpTransport
 
+from rewrap.pace.gate import Gate, Passage
 from rewrap.stores.cosmos.faults import elsewhere
-from rewrap.stores.cosmos.gate import Gate
+from rewrap.stores.cosmos.meter import Kind, Meter, kind_of
 
 CHARGE = "x-ms-request-charge"
 CONTINUATION = "x-ms-continuation"
@@ -27,13 +28,20 @@ _IS_QUERY = "x-ms-documentdb-isquery"
 RETRY_AFTER_MS = "x-ms-retry-after-ms"
 RETRY_AFTER_S = "retry-after"
 
+MAX_PAUSE_S = 30.0
+"""Longest pause of one 429, in seconds, whatever it asks for: an hour is no answer to a burst."""
+
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """What holds for the requests of one task: asked right before each is sent, and how long one may take."""
+    """What holds for the requests of one task: asked right before each is sent, and how long one may take.
+
+    Those that go `ahead` keep a lease: they cost what they cost, and do not wait for what others have spent.
+    """
 
     check: Callable[[], None]
     timeout_s: float
+    ahead: bool = False
 
 
 ASKED: ContextVar[list[bool] | None] = ContextVar("rewrap_cosmos_asked", default=None)
@@ -43,10 +51,11 @@ GUARDED: ContextVar[Guarded | None] = ContextVar("rewrap_cosmos_guarded", defaul
 
 
 class PacedTransport(AioHttpTransport):  # type: ignore[misc]  # azure-core exports it lazily, untyped
-    """Sends requests through a gate, and tells it what came back."""
+    """Sends requests through a gate, and tells it and a meter what came back."""
 
-    def __init__(self, gate: Gate, in_flight: int) -> None:
+    def __init__(self, gate: Gate, meter: Meter, in_flight: int) -> None:
         self._gate = gate
+        self._meter = meter
         self._connections = in_flight
         self.session: Any = None
         super().__init__(session=None, session_owner=True)
@@ -69,14 +78,16 @@ class PacedTransport(AioHttpTransport):  # type: ignore[misc]  # azure-core expo
         guarded, asked = GUARDED.get(), ASKED.get()
         if asked is not None and _IS_QUERY in request.headers:
             asked.append(CONTINUATION in request.headers)
-        async with self._gate.passed():
+        kind = kind_of(request.method, urlsplit(request.url).path, is_query=_IS_QUERY in request.headers)
+        ahead = guarded is not None and guarded.ahead
+        async with self._gate.ahead() if ahead else self._gate.passed(self._meter.expected(kind)) as passage:
             if guarded is None:
                 response = await super().send(request, **config)
             else:
                 # only now: a request may have waited for long, and the lease may have run out meanwhile
                 guarded.check()
                 response = await self._bounded(request, config, guarded.timeout_s)
-        self._note(response.status_code, response.headers)
+            self._note(kind, passage, response.status_code, response.headers)
         if _is_elsewhere(request.method, response.status_code, response.headers):
             # the SDK takes what it cannot read for an empty answer: a container would have no documents
             response.internal_response.close()
@@ -93,13 +104,14 @@ class PacedTransport(AioHttpTransport):  # type: ignore[misc]  # azure-core expo
             # it may well have been carried out: what broke was found when the answer did not come
             raise ServiceResponseError("no answer", error=exc) from exc
 
-    def _note(self, status: int, headers: Any) -> None:
+    def _note(self, kind: Kind, passage: Passage, status: int, headers: Any) -> None:
         charge = _number(headers.get(CHARGE)) or 0.0
         if status == 429:
-            self._gate.charged(charge)
-            self._gate.throttled(_retry_after_s(headers))
+            self._meter.refused(charge)
+            passage.throttled(_retry_after_s(headers), charge)
         else:
-            self._gate.answered(charge)
+            self._meter.charged(kind, charge)
+            passage.accepted(charge)
 
 
 def _is_elsewhere(method: str, status: int, headers: Any) -> bool:
@@ -112,9 +124,8 @@ def _is_elsewhere(method: str, status: int, headers: Any) -> bool:
 
 def _retry_after_s(headers: Any) -> float | None:
     milliseconds = _number(headers.get(RETRY_AFTER_MS))
-    if milliseconds is not None:
-        return milliseconds / 1000
-    return _number(headers.get(RETRY_AFTER_S))
+    asked = milliseconds / 1000 if milliseconds is not None else _number(headers.get(RETRY_AFTER_S))
+    return None if asked is None else min(asked, MAX_PAUSE_S)
 
 
 def _number(text: str | None) -> float | None:
