@@ -26,15 +26,17 @@ from rewrap.interfaces import Sink, Store
 from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
 from rewrap.keys.open import open_keyring
+from rewrap.learned import Learned
 from rewrap.ledgers.naming import of_table
 from rewrap.ledgers.opened import latest_run, opened_ledger
 from rewrap.ledgers.records import RelationRecord
 from rewrap.ledgers.sql import ExceptionRecord, Ledger, RunRecord, TableProgress, operator
-from rewrap.model import Table
-from rewrap.plan import Plan
+from rewrap.model import RunState, Table
+from rewrap.plan import Plan, quotas_of
 from rewrap.plan import plan as _plan
 from rewrap.probes.ask import ask
 from rewrap.queries import queries_of
+from rewrap.remaining import Left, left_of
 from rewrap.rotations import close_all, rotation_of, with_deks
 from rewrap.stores.fleet import FleetStore
 from rewrap.stores.open import Stores
@@ -296,7 +298,8 @@ async def _planned(rotation: Rotation, environ: Mapping[str, str]) -> Plan:
             census = await _verified(
                 job, rotation.keyring, rotation.to_version, ledger, ignore, environ, drain_s=0.0, settle=False
             )
-        return await _plan(rotation, store, census, shape_of)
+            learned = Learned(tuple(await ledger.measured.figures())) if ledger else None
+        return await _plan(rotation, store, census, shape_of, learned)
     finally:
         await close_all(store, *rotation.deks.values())
 
@@ -322,6 +325,8 @@ class Status:
     run: RunRecord
     progress: tuple[TableProgress, ...]
     put_aside: tuple[ExceptionRecord, ...]
+    left: Left | None = None
+    """What is left of it; None when it has ended."""
 
 
 async def status(job: Job, *, environ: Mapping[str, str] = os.environ) -> Status | None:
@@ -330,11 +335,17 @@ async def status(job: Job, *, environ: Mapping[str, str] = os.environ) -> Status
         latest = await ledger.latest() if ledger else None
         if ledger is None or latest is None:
             return None
-        return Status(
-            latest,
-            tuple(await ledger.progress(latest.run_id)),
-            tuple(await ledger.exceptions(latest.to_version)),
-        )
+        progress = await ledger.progress(latest.run_id)
+        left = None
+        if not latest.state.finished:
+            left = left_of(
+                latest.run_id,
+                progress,
+                Learned(tuple(await ledger.measured.figures())),
+                running=latest.state == RunState.RUNNING,
+                quotas=quotas_of(job),
+            )
+        return Status(latest, tuple(progress), tuple(await ledger.exceptions(latest.to_version)), left)
 
 
 async def quarantined(

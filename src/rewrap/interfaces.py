@@ -286,6 +286,15 @@ class Store(Protocol):
     async def close(self) -> None: ...
 
 
+@runtime_checkable
+class Logging(Protocol):
+    """A store whose servers log what is written."""
+
+    async def logged(self, table: Table) -> int | None:
+        """Bytes that the table's server has logged so far, whoever caused them; None where none are."""
+        ...
+
+
 class Guard(Protocol):
     """The lock and the checkpoints of a run, kept in the store itself."""
 

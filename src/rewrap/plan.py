@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from rewrap.derived import Derivation, derivations
 from rewrap.engine.compile import Rotation
 from rewrap.engine.proof import SAMPLE_VALUES
 from rewrap.engine.rehearsal import REHEARSED_ROWS
 from rewrap.forecast import (
     Calls,
     Forecast,
+    Range,
     Server,
     TableShape,
     forecast,
@@ -18,7 +20,9 @@ from rewrap.forecast import (
     with_calls,
 )
 from rewrap.interfaces import Store
+from rewrap.job import Job
 from rewrap.keys.keyring import TriedKey
+from rewrap.learned import Learned, Outlook, Quota, Sized, learn
 from rewrap.measure import measure, work_in
 from rewrap.metered import forecast_documents
 from rewrap.model import Table
@@ -34,22 +38,51 @@ class Plan:
     fields: tuple[FieldCount, ...]
     notices: tuple[str, ...]
     in_scope: int
-    forecasts: dict[str, Forecast] = field(default_factory=dict)
+    outlooks: dict[str, Outlook] = field(default_factory=dict)
+    homes: dict[str, str] = field(default_factory=dict)
+    """The store of each table."""
+
     calls_from: str = ""
     """Where the figures of remote calls come from; empty where there are none."""
 
     @property
+    def forecasts(self) -> dict[str, Forecast]:
+        """The forecast of each table."""
+        return {name: outlook.forecast for name, outlook in self.outlooks.items()}
+
+    @property
     def forecast(self) -> Forecast:
         """The forecast of a whole run."""
-        return whole(list(self.forecasts.values()))
+        total = whole(list(self.forecasts.values()))
+        # stores are worked on side by side: at best the slowest of them is waited for
+        alone = [
+            whole([one for name, one in self.forecasts.items() if self.homes.get(name) == home])
+            for home in {*self.homes.values()}
+        ]
+        low = max((one.seconds.low for one in alone), default=total.seconds.low)
+        return replace(total, seconds=Range(low, total.seconds.high))
+
+    @property
+    def derived(self) -> dict[str, Derivation]:
+        """Where each figure of the whole comes from."""
+        return derivations(list(self.outlooks.values()), self.calls_from)
 
 
 Shape = Callable[[Table], Awaitable[tuple[Server, TableShape] | None]]
 """The settings of a table's server, and its shape; None for a container, which has neither."""
 
 
-async def plan(rotation: Rotation, store: Store, census: Verification, shape_of: Shape) -> Plan:
-    """Puts the store's survey, a census and a forecast side by side. Reads only."""
+async def plan(
+    rotation: Rotation,
+    store: Store,
+    census: Verification,
+    shape_of: Shape,
+    learned: Learned | None = None,
+) -> Plan:
+    """Puts the store's survey, a census and a forecast side by side. Reads only.
+
+    `learned` is what earlier runs of the job have measured.
+    """
     tables = await store.tables()
     notices = list(store.notices)
     for table in tables:
@@ -58,14 +91,16 @@ async def plan(rotation: Rotation, store: Store, census: Verification, shape_of:
             notices.append(f'table "{table.name}" is empty')
         notices += _fresh_records(rotation, table, census.fields)
     job = rotation.job
-    forecasts = {}
+    outlooks, homes = {}, {}
     kept = remote_key(rotation)
     for table in tables:
         known = await shape_of(table)
         sampled = await measure(rotation, store, table)
         work = work_in(rotation, table, census.fields)
         batch_size = job.pace.batch_size
-        shards = job.shards_at_once(job.store_of(rotation.target(table)))
+        home = job.store_of(rotation.target(table))
+        shards = job.shards_at_once(home)
+        images = 0.0
         if known is None:
             one = forecast_documents(
                 table.estimated_rows, sampled, work, batch_size=batch_size, shards=shards
@@ -73,18 +108,33 @@ async def plan(rotation: Rotation, store: Store, census: Verification, shape_of:
         else:
             server, shape = known
             one = forecast(shape, server, sampled, work, batch_size=batch_size, shards=shards)
+            bare = replace(server, full_page_writes=False)
+            without = forecast(shape, bare, sampled, work, batch_size=batch_size, shards=shards)
+            images = one.wal_bytes.high - without.wal_bytes.high
         if kept is not None:
             calls = calls_of(rotation, kept)
             one = with_calls(one, work, calls, batch_size=batch_size, shards=shards)
-        forecasts[table.name] = one
+        sized = Sized(
+            table.relation, table.estimated_rows, work, sampled, min(work.values, batch_size * shards),
+            images, kept is not None,
+        )  # fmt: skip
+        outlooks[table.name] = learn(one, learned or Learned(), sized, quotas_of(job))
+        homes[table.name] = home
     return Plan(
         tuple(tables),
         census.fields,
         tuple(notices),
         _in_scope(census.fields, rotation.from_versions),
-        forecasts,
+        outlooks,
+        homes,
         calls_said(rotation, kept) if kept is not None else "",
     )
+
+
+def quotas_of(job: Job) -> list[Quota]:
+    """What the job bounds the work in a table by."""
+    rate = job.pace.max_rate
+    return [] if rate is None else [Quota("rows", rate, f"max_rate of {rate:,.10g} rows/s")]
 
 
 def remote_key(rotation: Rotation) -> TriedKey | None:

@@ -27,6 +27,7 @@ from rewrap.events import (
     Verdict,
 )
 from rewrap.model import shown_key
+from rewrap.progresstable import ProgressRow, progress_drawn
 
 LINE_INTERVAL_S = 5.0
 """Seconds between two progress lines of one table where there is no terminal."""
@@ -181,29 +182,22 @@ class LiveTable(Lines):
         if not any(self._progress.values()) and not self._sweeping:
             # a run that is refused has nothing to show
             return Group()
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("target", style="cyan", no_wrap=True)
-        for name in ("rows", "rows/s", "stale left", "quarantined", "ETA"):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("held back by", no_wrap=True)
+        rows = []
         for target, event in self._progress.items():
             if event is None:
-                table.add_row(target, "…", "", "", "", "", self._sweeping.get(target, ""))
+                rows.append(ProgressRow(target, reason=self._sweeping.get(target, "")))
                 continue
             read = self._read.get(target)
-            share = event.rows_done / max(1, event.rows_estimated)
-            left = "" if event.stale_left is None else f"~{event.stale_left:,}"
-            rate = read.rows_done / max(read.seconds, 0.001) if read else event.rows_per_s
-            table.add_row(
-                target,
-                f"{event.rows_done:,}/{event.rows_estimated:,} {share:4.0%}",
-                f"{rate:,.0f}" if rate else "",
-                left,
-                Text(f"{event.quarantined:,}", style="yellow" if event.quarantined else ""),
-                "done" if read else eta(event),
-                self._sweeping.get(target, "") if read else event.waiting_for,
-            )
-        return Group(table)
+            rows.append(
+                ProgressRow(
+                    target, event.rows_done, event.rows_estimated,
+                    read.rows_done / max(read.seconds, 0.001) if read else event.rows_per_s,
+                    event.stale_left, event.quarantined,
+                    "done" if read else eta(event),
+                    self._sweeping.get(target, "") if read else event.waiting_for,
+                )
+            )  # fmt: skip
+        return progress_drawn(rows, self.console, self.console.width)
 
 
 def reporter(*, json_lines: bool, out: TextIO, console: Console) -> Reporter:

@@ -234,6 +234,8 @@ def test_wrong_keys_are_found(bench: Workbench, environ: dict[str, str], code: s
     bench.notes([box("one"), box("two", "v2")])
     _, found = checked(bench, *VERSIONS, **environ)
     assert of(found, code)["severity"] == severity
+    if code == "key-refused":
+        assert '"public"."notes".body' in of(found, code)["reason"]
     assert "index-cost" in codes(found, "info")
 
 

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rewrap import api
+from rewrap.cli.forecasts import left_drawn, left_json, put_aside_said
 from rewrap.cli.terminal import (
     DEFAULT_JOB,
     DebugOption,
@@ -92,6 +93,8 @@ def _as_json(found: api.Status | None) -> dict[str, object]:
         shown["progress"] = [asdict(entry) for entry in found.progress]
         shown["quarantined"] = sum(1 for e in found.put_aside if not e.deferred)
         shown["deferred"] = sum(1 for e in found.put_aside if e.deferred)
+        shown["waived"] = sum(1 for e in found.put_aside if e.state == "waived")
+        shown["left"] = left_json(found.left)
     return shown
 
 
@@ -142,6 +145,7 @@ def _drawn(job: Job, found: api.Status | None) -> Group:
                 style="yellow",
             )
         )
+    lines += left_drawn(found.left)
     if found.put_aside:
-        lines.append(Text(f"put aside: {len(found.put_aside):,} (rewrap quarantine list)"))
+        lines.append(Text(f"put aside: {put_aside_said(found.put_aside)} (rewrap quarantine list)"))
     return Group(*lines)

@@ -14,6 +14,7 @@ from rewrap.engine.admission import Admission, Admitted
 from rewrap.engine.compile import Rotation
 from rewrap.engine.course import Course
 from rewrap.engine.health import KeyHealth
+from rewrap.engine.measuring import Measuring
 from rewrap.engine.options import RunOptions
 from rewrap.engine.pipeline import StopFlag
 from rewrap.engine.rehearsal import rehearse
@@ -100,6 +101,7 @@ class Conductor:
             name: Pacer(name, job.pace, job.shards_at_once(name), lambda: stop.requested)
             for name in job.stores
         }
+        self.measuring = Measuring(rotation, store, ledger, self.pacers)
         self.run_id = ""
         self._courses: list[Course] = []
         self._sealed_noted = 0
@@ -123,8 +125,10 @@ class Conductor:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._beat)
                 group.start_soon(self._watch)
+                group.start_soon(self.measuring.watch)
                 try:
                     ended = await self._work(admitted, started)
+                    await self.measuring.ended(ended)
                 finally:
                     group.cancel_scope.cancel()
             state = RunState(ended.state)
@@ -165,8 +169,10 @@ class Conductor:
             return self._stopped(started)
         await self._prepare(admitted)
         first = [course for course in self._courses if course.leases[0].sweep == 1]
-        if first and not await self.sweeper.sweep(first, 1, full=True):
-            return self._stopped(started)
+        if first:
+            sweep = self.sweeper.sweep(first, 1, full=True)
+            if not await self.measuring.over(self.run_id, first, sweep):
+                return self._stopped(started)
         highest = max((course.leases[0].sweep for course in self._courses), default=1)
         sweeps = 1
         if self.options.sweeps_only and not await self._sweep_again(self._courses, highest + 1, sweeps):

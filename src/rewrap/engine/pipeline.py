@@ -44,6 +44,7 @@ IDLE_CHECKPOINT_S = 1.0
 class Gauge:
     """What a table's shards did so far in this sweep, for whoever watches. Seconds are busy seconds.
 
+    `wait_s` are those in which a shard was made to wait before it read or wrote.
     `trouble` is what the pipeline waits for, `outside` what a store's or a vault's own gate waits for.
     """
 
@@ -55,6 +56,7 @@ class Gauge:
     read_s: float = 0.0
     cpu_s: float = 0.0
     write_s: float = 0.0
+    wait_s: float = 0.0
     trouble: str = ""
     outside: str = ""
 
@@ -162,11 +164,13 @@ async def _read(task: ShardTask, pages: MemoryObjectSendStream[Page]) -> None:
             limit = task.budget.take(task.pacer.batch_size)
             if limit == 0:
                 return
+            asked = time.perf_counter()
             try:
                 await task.pacer.before_reading(limit)
             except GivenUp:
                 return
             started = time.perf_counter()
+            task.gauge.wait_s += started - asked
             page = await _fetch(task, after, limit)
             if page is None:
                 return
@@ -239,7 +243,7 @@ async def _write(task: ShardTask, works: MemoryObjectReceiveStream[_Work]) -> bo
     )  # fmt: skip
     async with works:
         async for work in works:
-            started = time.perf_counter()
+            started, waited_s = time.perf_counter(), settler.waited_s
             try:
                 settled = await _settle(task, settler, work)
                 await _put_aside(task, settled)
@@ -250,7 +254,9 @@ async def _write(task: ShardTask, works: MemoryObjectReceiveStream[_Work]) -> bo
                     await _save(task, done=False)
             except Interrupted:
                 return False
-            task.gauge.write_s += time.perf_counter() - started
+            waited_s = settler.waited_s - waited_s
+            task.gauge.write_s += time.perf_counter() - started - waited_s
+            task.gauge.wait_s += waited_s
             task.gauge.trouble = ""
             if work.page.last is None:
                 return True

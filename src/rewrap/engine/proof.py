@@ -29,6 +29,9 @@ SAMPLE_VALUES = 20
 SAMPLE_UNNAMED = 100
 """Stored values opened of each field whose values name no version."""
 
+FIELDS_SAID = 3
+"""Fields that a message names, of those in which a key fails."""
+
 _WALKED_ROWS = 500
 """Rows a page, where a value under an old key is looked for over the whole table."""
 
@@ -60,6 +63,14 @@ class Proof:
         opened = sum(n for place, n in self.opened.items() if place[2] == version)
         failed = sum(n for place, n in self.failed.items() if place[2] == version)
         return opened, failed
+
+    def failing(self, version: str) -> str:
+        """The fields with values that a version's key did not open, in words: a few by name."""
+        places = sorted(
+            {(place[0], place[1]) for place, n in self.failed.items() if place[2] == version and n}
+        )
+        named = ", ".join(f"{relation}.{name}" for relation, name in places[:FIELDS_SAID])
+        return named + (f" and {len(places) - FIELDS_SAID} more" if len(places) > FIELDS_SAID else "")
 
     def opened_under(self, relation: str, name: str, versions: Sequence[str]) -> int:
         """Values of a field that opened under one of some versions."""
@@ -217,7 +228,8 @@ def source_faults(proof: Proof, from_versions: Sequence[str], keyring: Keyring) 
         opened, failed = proof.count(version)
         if failed and not opened:
             yield KeyRefused(
-                f'key version "{version}" opens none of {failed} stored values marked with it',
+                f'key version "{version}" opens none of {failed} stored values marked with it, in '
+                f"{proof.failing(version)}",
                 hint=f"the key at hand is {keyring.get(version).fingerprint}; compare it with the "
                 "application's, and check the layouts: order, aad; nothing was written or quarantined",
             )
@@ -277,7 +289,7 @@ def judge_target(
         tried = failed + opened
         raise KeyRefused(
             f'key version "{version}" does not open {failed} of {tried} stored values '
-            f"marked with it (first: {proof.where[version]})",
+            f"marked with it, in {proof.failing(version)} (first: {proof.where[version]})",
             hint=f"the key at hand is {key.fingerprint}; somebody wrote with another key: "
             + (
                 "if those few values are known to be broken, pass --allow-unopenable-target"

@@ -6,6 +6,7 @@ gone around, a refused value is found by halving, a lost connection is asked wha
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -74,7 +75,10 @@ class Settled:
 
 
 class Settler:
-    """Settles batches of one shard, in order, with one writer. `stopping` says that the run shall end."""
+    """Settles batches of one shard, in order, with one writer. `stopping` says that the run shall end.
+
+    `waited_s` are the seconds in which batches were made to wait before they were written.
+    """
 
     def __init__(
         self,
@@ -99,6 +103,7 @@ class Settler:
         self._say = say
         self._stopping = stopping
         self._sleep = sleep
+        self.waited_s = 0.0
 
     async def settle(self, batch: SwapBatch, checkpoint: Checkpoint, *, skip_locked: bool = False) -> Settled:
         """Every value of the batch with its final outcome; faults are not yet recorded anywhere."""
@@ -106,7 +111,9 @@ class Settler:
         losses = disconnects = attempts = 0
         while len(batch):
             try:
+                asked = time.perf_counter()
                 async with self._pacer.writing(len(batch), again=attempts > 0):
+                    self.waited_s += time.perf_counter() - asked
                     attempts += 1
                     written = await self._writer.swap(self._lease, batch, checkpoint, skip_locked=skip_locked)
                 if written == len(batch):

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from rewrap.ledgers.database import LedgerDatabase
 from rewrap.ledgers.fingerprints import KeptFingerprints
+from rewrap.ledgers.measured import Measurements
 from rewrap.ledgers.records import (
     ExceptionRecord,
     RelationRecord,
@@ -50,6 +51,10 @@ class Ledger(LedgerDatabase):
     @property
     def fingerprints(self) -> KeptFingerprints:
         return KeptFingerprints(self.writing, self.rows)
+
+    @property
+    def measured(self) -> Measurements:
+        return Measurements(self.job, self.writing, self.rows)
 
     # runs
 

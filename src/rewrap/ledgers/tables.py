@@ -152,13 +152,13 @@ buckets = sa.Table(
 measured = sa.Table(
     "rewrap_measured",
     metadata,
-    # what runs of the job have measured: units a second, or cost of one value, by name of the figure
+    # what each run of the job has measured of a table, by name of the figure; "" is the run as a whole
     sa.Column("job", sa.String(64), primary_key=True),
     sa.Column("relation", sa.String(300), primary_key=True),
-    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(32), primary_key=True),
+    sa.Column("run_id", sa.String(32), primary_key=True),
     sa.Column("value", sa.Float, nullable=False),
-    sa.Column("low", sa.Float, nullable=False),
-    sa.Column("high", sa.Float, nullable=False),
+    # rows or values that it is an average over
     sa.Column("samples", sa.BigInteger, nullable=False),
     sa.Column("measured_at", sa.String(32), nullable=False),
 )

@@ -23,6 +23,7 @@ from rewrap.interfaces import (
     ClassCount,
     Fingerprinting,
     Guard,
+    Logging,
     Prefix,
     ShardReader,
     ShardWriter,
@@ -119,6 +120,10 @@ class FleetStore:
 
     async def activity(self, table: Table) -> Activity:
         return await self._at(table).activity(table)
+
+    async def logged(self, table: Table) -> int | None:
+        home = self._at(table)
+        return await home.logged(table) if isinstance(home, Logging) else None
 
     @property
     def waiting_for(self) -> str:

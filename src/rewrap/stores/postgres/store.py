@@ -142,6 +142,14 @@ class PostgresStore:
             )
         return Activity(row["inserted"] or 0, row["deleted"] or 0)
 
+    async def logged(self, table: Table) -> int:
+        """Bytes that the table's server has written to its log so far, whoever caused them."""
+        connection = await self._connected()
+        with translated(table.relation):
+            return int(
+                await connection.fetchval("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::int8")
+            )
+
     @property
     def waiting_for(self) -> str:
         return ""

@@ -1,0 +1,104 @@
+"""The forecast learns: what a run measured is what the next one is forecast from, and that holds."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.support.values import box
+from tests.support.workbench import NOTES, Workbench
+
+ROWS = 3_000
+FURTHER = ("--from", "v2", "--to", "v3")
+
+
+def planned(bench: Workbench, *arguments: str) -> dict[str, Any]:
+    """The forecast of a rotation from v2 to v3."""
+    ran = bench.rewrap("plan", *(arguments or FURTHER), "--json")
+    assert ran.code == 0, ran.err
+    forecast: dict[str, Any] = ran.event("plan")["forecast"]
+    return forecast
+
+
+def within(found: float, said: dict[str, Any]) -> bool:
+    return bool(said["low"] <= found <= said["high"])
+
+
+def position(bench: Workbench) -> int:
+    return int(bench.value("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::int8"))
+
+
+def further(bench: Workbench) -> Any:
+    done = bench.rewrap("run", *FURTHER, "--allow-unseen-target", "--json")
+    assert done.code == 0, done.err
+    return done.event("run_ended")
+
+
+def test_second_run_lies_in_what_the_first_measured(bench: Workbench) -> None:
+    """Log and time of the next rotation: the ranges say which run they are from, and hold."""
+    bench.notes([box(f"note {at}" * 5) for at in range(ROWS)])
+    bench.sql("ANALYZE notes")
+    first = planned(bench, "--from", "v1", "--to", "v2")
+    assert first["measured_by"] == {}
+    assert first["basis"]["seconds"] == ["measured", "assumed"]
+    assert bench.run().code == 0
+    run_id = json.loads(bench.rewrap("status", "--json").out)["run"]["run_id"]
+    second = planned(bench)
+    assert second["measured_by"] == {"seconds": [run_id], "wal_bytes": [run_id]}
+    assert run_id in second["derived_from"]["seconds"]
+    assert "assumed" not in second["basis"]["seconds"]
+    ledger = bench.ledger.rename(bench.folder / "away")
+    assumed = planned(bench)
+    ledger.rename(bench.ledger)
+    assert assumed["measured_by"] == {}
+    assert second["wal_bytes"]["high"] < assumed["wal_bytes"]["high"]
+    before = position(bench)
+    further(bench)
+    assert within(position(bench) - before, second["wal_bytes"]), second["wal_bytes"]
+
+
+def test_a_cap_of_the_job_bounds_the_time(bench: Workbench) -> None:
+    """At 500 rows a second 1,500 rows take that long, whatever the machine could do."""
+    bench.notes([box(f"note {at}") for at in range(1_500)])
+    bench.sql("ANALYZE notes")
+    assert bench.run().code == 0
+    bench.job(more="[pace]\nmax_rate = 500")
+    said = planned(bench)
+    assert said["basis"]["seconds"][0] == "quota"
+    assert "max_rate of 500 rows/s" in said["derived_from"]["seconds"]
+    assert said["seconds"]["low"] >= 2
+    seconds = further(bench)["seconds"]
+    assert within(seconds, said["seconds"]), (seconds, said["seconds"])
+
+
+def test_a_run_that_was_kept_slow_says_nothing_of_the_pace(bench: Workbench) -> None:
+    """What it cost is learned, and how fast it was is not: that was the cap's pace."""
+    bench.notes([box(f"note {at}") for at in range(1_000)])
+    bench.sql("ANALYZE notes")
+    assert bench.run("--max-rate", "500").code == 0
+    said = planned(bench)
+    assert list(said["measured_by"]) == ["wal_bytes"]
+    assert "assumed" in said["basis"]["seconds"]
+
+
+def test_a_table_that_no_run_has_seen_is_still_assumed(bench: Workbench) -> None:
+    """The derivation says of how many tables it is so."""
+    bench.notes([box(f"note {at}") for at in range(500)])
+    assert bench.run().code == 0
+    bench.sql("CREATE TABLE more (id bigint PRIMARY KEY, body text)")
+    bench.insert("more", ["id", "body"], [(at, box("more", "v2")) for at in range(500)])
+    bench.sql("ANALYZE more")
+    bench.job(NOTES + NOTES.replace("notes", "more"))
+    said = planned(bench)
+    assert set(said["basis"]["seconds"]) == {"measured", "assumed"}
+    assert "of 1 tables: " in said["derived_from"]["seconds"]
+
+
+@pytest.mark.parametrize("rows", [50])
+def test_few_rows_are_no_measure(bench: Workbench, rows: int) -> None:
+    """An average over a handful says nothing."""
+    bench.notes([box(f"note {at}") for at in range(rows)])
+    assert bench.run().code == 0
+    assert planned(bench)["measured_by"] == {}
