@@ -21,10 +21,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from rewrap.crypto.ciphers import CIPHERS
 from rewrap.errors import KeyAccessError, RewrapError
 from rewrap.job import Job
+from rewrap.keys.azure import KeyVault
 from rewrap.keys.keyring import Keyring
 from rewrap.keys.open import open_keyring
 from rewrap.keys.vault import open_vault
-from tests.support.proxy import Answer, Delay, Drop, forbidden, slowed_down
+from tests.support.proxy import Answer, Delay, Drop, Fault, forbidden, slowed_down
 from tests.support.vault import VaultEmulator, VaultServer
 
 T = TypeVar("T")
@@ -341,6 +342,49 @@ def test_a_vault_that_asks_for_too_long_a_wait_is_not_waited_for(kept: VaultKeys
     started = time.monotonic()
     assert refusal(work).code == "key-away"
     assert time.monotonic() - started < 3_600
+
+
+@pytest.mark.parametrize(
+    ("fault", "given", "said"),
+    [
+        (slowed_down(20), {}, "throttling by the vault, for"),
+        (slowed_down(), {}, "throttling by the vault, for"),
+        (Answer(503), {}, "a vault that answers 503, for"),
+        (Drop(), {}, "a vault that does not answer, for"),
+        (None, {}, "the pace of 400 calls/s (the limit for RSA-2048 software keys)"),
+        (None, {"calls_per_s": 4.0}, "the pace of 4 calls/s (as the job says)"),
+        (None, {"in_flight": 1}, "1 under way in the vault"),
+    ],
+)
+def test_the_vault_says_what_its_calls_wait_for(
+    kept: VaultKeys, fault: Fault | None, given: dict[str, Any], said: str
+) -> None:
+    """While one waits; nothing, when none does."""
+    emulator = kept.vault
+    assert isinstance(emulator, VaultEmulator)
+    wrapped = kept.wrap(kept.old, secrets.token_bytes(32))
+
+    async def work() -> None:
+        vault = KeyVault(emulator.url, kept.name, credential=emulator.credential(), **given)
+        try:
+            await vault.describe(kept.old)
+            assert vault.gate.reason == ""
+            if fault is not None:
+                emulator.proxy.add(fault, "unwrapkey")
+            async with anyio.create_task_group() as group, vault.gate.passed(0):
+                if "in_flight" not in given:
+                    # as after many calls at once
+                    vault.gate.accepted(0.0, 0.0 if fault is not None else 4_000.0)
+                group.start_soon(vault.unwrap, kept.old, "rsa-oaep-256", [wrapped])
+                with anyio.fail_after(60):
+                    while said not in vault.gate.reason:
+                        await anyio.sleep(0.01)
+                group.cancel_scope.cancel()
+            assert vault.gate.reason == ""
+        finally:
+            await vault.close()
+
+    working(work)
 
 
 def test_another_keys_answer_is_not_believed(kept: VaultKeys) -> None:

@@ -37,7 +37,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pybase64 import urlsafe_b64decode, urlsafe_b64encode
 
 from rewrap.errors import KeyAccessError, KeyRefused
-from rewrap.keys.pacing import Gate
+from rewrap.pace.gate import Cap, Gate
 
 API_VERSION = "7.4"
 """Of the service: the oldest that is still everywhere; nothing newer is needed."""
@@ -108,13 +108,13 @@ class KeyVault:
         in_flight: int = 16,
         patience_s: float = 300.0,
         credential: AsyncTokenCredential | None = None,
-        gate: Gate | None = None,
     ) -> None:
         self._url, self._name = url.rstrip("/"), name
         self._given = calls_per_s
         self._patience_s = patience_s
         self._credential = credential or DefaultAzureCredential()
-        self._gate = gate or Gate(calls_per_s or min(CALLS_PER_10_S.values()) / 10, in_flight)
+        self._gate = Gate("the vault", "calls", in_flight)
+        self._set_budget(calls_per_s or min(CALLS_PER_10_S.values()) / 10, "whatever key it is")
         self._in_flight = in_flight
         self._answered = False
         # a context of its own reads SSL_CERT_FILE now, and not when some library was imported
@@ -154,6 +154,20 @@ class KeyVault:
     def gate(self) -> Gate:
         return self._gate
 
+    @property
+    def calls_per_s(self) -> float:
+        """Calls a second that are made at most."""
+        return self._budget
+
+    @property
+    def budget(self) -> str:
+        """The same in words, with where it comes from."""
+        return f"{self._budget:,.0f} calls/s: {self._of}"
+
+    def _set_budget(self, calls_per_s: float, of: str) -> None:
+        self._budget, self._of = calls_per_s, of
+        self._gate.cap("budget", Cap(calls_per_s, f"the pace of {calls_per_s:,.0f} calls/s ({of})"))
+
     async def close(self) -> None:
         await self._client.close()
         await self._credential.close()
@@ -171,9 +185,9 @@ class KeyVault:
             if self._given is None:
                 # one gate for all versions: the slowest kind sets the pace
                 slowest = min(self._described.values(), key=lambda one: one.calls_per_s)
-                self._gate.set_budget(slowest.calls_per_s, f"the limit for {slowest.kind}")
+                self._set_budget(slowest.calls_per_s, f"the limit for {slowest.kind}")
             elif len(self._described) == 1:
-                self._gate.set_budget(self._given, "as the job says")
+                self._set_budget(self._given, "as the job says")
             return described
         return self._described[version]
 
@@ -256,23 +270,23 @@ class KeyVault:
     ) -> dict[str, Any]:
         """The JSON of an answer; empty when the vault calls what it was sent bad."""
         while True:
-            async with self._gate.turn():
+            async with self._gate.passed() as passage:
                 self.calls[version or ""] += 1
                 status, headers, found = await self._attempt(method, path, body)
-            self._answered = self._answered or (status is not None and status < 500)
-            if status == 200:
-                self._gate.accepted()
-                return found
-            if status == 429:
-                waited = self._gate.throttled(_retry_after(headers))
-            elif status is None or status >= 500 or status == 408:
-                why = "a vault that does not answer" if status is None else f"a vault that answers {status}"
-                waited = self._gate.failed(why, _retry_after(headers))
-            else:
-                self._gate.accepted()
-                if status == 400 and body is not None:
-                    return {}
-                raise self._explained(operation, version, status, found)
+                self._answered = self._answered or (status is not None and status < 500)
+                if status == 429:
+                    waited = passage.throttled(_retry_after(headers))
+                elif status is None or status >= 500 or status == 408:
+                    said = "does not answer" if status is None else f"answers {status}"
+                    waited = self._gate.failed(f"a vault that {said}", _retry_after(headers))
+                else:
+                    # whatever it says, it was not too much for it
+                    passage.accepted()
+                    if status == 200:
+                        return found
+                    if status == 400 and body is not None:
+                        return {}
+                    raise self._explained(operation, version, status, found)
             patience_s = self._patience_s if self._answered else min(FIRST_S, self._patience_s)
             if waited > patience_s:
                 raise self._away(operation, status, patience_s)

@@ -104,12 +104,12 @@ class VaultKey:
     @property
     def calls_per_s(self) -> float:
         """Calls a second that are made at most."""
-        return self._vault.gate.budget
+        return self._vault.calls_per_s
 
     @property
     def budget(self) -> str:
         """Where that comes from, in words."""
-        return self._vault.gate.named
+        return self._vault.budget
 
     async def tried(self, *, target: bool) -> list[Doubt]:
         """What the vault says to a key wrapped and unwrapped there, once; an "info" when it was one.

@@ -97,7 +97,7 @@ def of_status(subject: str, status: int, sub_status: int | None, *, writes: bool
     if status == 429:
         return Throttled(
             f"{subject} is throttled: its request units are used up",
-            hint="raise its throughput, or lower stores.*.in_flight; then rewrap resume",
+            hint="raise its throughput, or lower stores.*.max_rus or stores.*.in_flight; then rewrap resume",
         )
     if status in (400, 413) and writes:
         what = "is larger than it takes (413)" if status == 413 else "is refused (400)"
