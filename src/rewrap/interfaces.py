@@ -21,6 +21,7 @@ from rewrap.model import (
     Table,
     Tally,
 )
+from rewrap.pace.vitals import Vitals
 from rewrap.packed import Column, Packed, listed, picked
 from rewrap.untouched import Witnessed
 
@@ -293,6 +294,31 @@ class Logging(Protocol):
     async def logged(self, table: Table) -> int | None:
         """Bytes that the table's server has logged so far, whoever caused them; None where none are."""
         ...
+
+
+class Monitor(Protocol):
+    """Looks at a server while a run is at work there."""
+
+    async def look(self, window_s: float) -> Vitals:
+        """One look; what others did in the last `window_s` seconds counts as now."""
+        ...
+
+    async def probe(self) -> float:
+        """Seconds that a commit takes which writes nothing but itself."""
+        ...
+
+    async def answer(self, query: str, timeout_s: float) -> object:
+        """The first value that a query of the job's own gives; it may write nothing."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+@runtime_checkable
+class Monitored(Protocol):
+    """A store whose server can be looked at."""
+
+    def monitor(self, tables: Sequence[Table]) -> Monitor: ...
 
 
 class Guard(Protocol):

@@ -24,6 +24,7 @@ from rewrap.formats import IndexKind, Keys, KeyVersion, LayoutSection
 from rewrap.job import Job
 from rewrap.limits import Limits
 from rewrap.pace.section import Pace
+from rewrap.pace.thresholds import Health, LoadProbe
 from rewrap.probes.section import ProbeSection
 from rewrap.storage import CosmosStore, PostgresStore
 from rewrap.targets import FieldSection, TargetSection
@@ -188,6 +189,8 @@ SECTIONS: dict[str, list[type[BaseModel]]] = {
     "`[[untouched]]`": [UntouchedSection],
     "`[deks.NAME]`": [DekSection, ReferenceSection],
     "`[pace]`": [Pace],
+    "`[pace.health]`": [Health],
+    "`[[pace.probe]]`": [LoadProbe],
     "`[limits]`": [Limits],
     "`[[probe]]`": [ProbeSection],
     "`[audit]`": [AuditSection],

@@ -20,6 +20,7 @@ from rewrap.engine.pipeline import StopFlag
 from rewrap.engine.rehearsal import rehearse
 from rewrap.engine.retry import FORBIDDEN, LOCKED, TABLE_LOCK_PAUSE_S, TABLE_LOCKED, quiet, until_reachable
 from rewrap.engine.sweep import Sweeper, first_of
+from rewrap.engine.vitals import watch
 from rewrap.errors import (
     AccountingError,
     KeyRefused,
@@ -126,6 +127,8 @@ class Conductor:
                 group.start_soon(self._beat)
                 group.start_soon(self._watch)
                 group.start_soon(self.measuring.watch)
+                tables = [course.table for course in self._courses]
+                await watch(group, self.store, tables, self.pacers, self.rotation.job.pace)
                 try:
                     ended = await self._work(admitted, started)
                     await self.measuring.ended(ended)

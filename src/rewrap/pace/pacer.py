@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -14,6 +15,9 @@ __all__ = ["GivenUp", "Pacer"]
 STEP_S = 0.5
 """Seconds of work that a batch is at most, at the rate that is kept."""
 
+_FRESH = 0.2
+"""Weight of the newest batch in what a row is known to take."""
+
 
 class Pacer:
     """What a store's shards ask before they read and before they write. The unit is a row."""
@@ -22,7 +26,12 @@ class Pacer:
         self.store = store
         self.gate = Gate(store, "rows", pace.in_flight or shards)
         self._batch_size = pace.batch_size
+        self._eased: int | None = None
+        self._in_flight = self.gate.in_flight
         self._stopping = stopping
+        self.rows = self.statements = 0
+        self.row_s: float | None = None
+        """Seconds that a row took to be written, in the batches before."""
         if pace.max_rate is not None:
             self.gate.cap("job", Cap(pace.max_rate, f"max_rate of {pace.max_rate:,.0f} rows/s"))
 
@@ -30,12 +39,22 @@ class Pacer:
     def batch_size(self) -> int:
         """Rows to read with the next page."""
         rate = self.gate.rate
+        size = self._batch_size if self._eased is None else min(self._batch_size, self._eased)
         # a slow pace in small steps: a page is read, and paid for, all at once
-        return self._batch_size if rate is None else max(1, min(self._batch_size, int(rate * STEP_S)))
+        return size if rate is None else max(1, min(size, int(rate * STEP_S)))
+
+    def ease(self, batch_size: int | None) -> None:
+        """So many rows a batch at most, and one batch at a time; None ends that."""
+        if (batch_size is None) != (self._eased is None):
+            # what a row takes in a batch of another size says little
+            self.row_s = None
+            self.gate.set_in_flight(self._in_flight if batch_size is None else 1)
+        self._eased = batch_size
 
     async def before_reading(self, rows: int) -> None:
         """Waits until so many rows may be read, and then written. Raises GivenUp on a stop."""
         await self.gate.wait(rows, giving_up=self._stopping)
+        self.statements += 1
 
     def unread(self, rows: int) -> None:
         """So many rows of those asked for were not there."""
@@ -49,5 +68,11 @@ class Pacer:
         """
         # a row paid for both when it was read
         async with self.gate.passed(rows if again else 0, giving_up=self._stopping) as passage:
+            began = time.monotonic()
             yield
             passage.accepted()
+            self.rows += rows
+            self.statements += 1
+            if rows:
+                row_s = (time.monotonic() - began) / rows
+                self.row_s = row_s if self.row_s is None else self.row_s + _FRESH * (row_s - self.row_s)

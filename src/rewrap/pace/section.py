@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from rewrap.pace.thresholds import Health, LoadProbe
 from rewrap.targets import Section
 
 
@@ -21,3 +22,5 @@ class Pace(Section):
     max_value_bytes: Annotated[int, Field(ge=1_024, le=256 * 2**20)] = 64 * 2**20
     max_rate: Annotated[float, Field(gt=0, le=1e9)] | None = None
     in_flight: Annotated[int, Field(ge=1, le=64)] | None = None
+    health: Health = Health()
+    probe: list[LoadProbe] = Field(default_factory=list)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from rewrap.errors import StoreError
@@ -20,6 +21,7 @@ from rewrap.stores.postgres.connection import (
 from rewrap.stores.postgres.drain import drain
 from rewrap.stores.postgres.fence import refuse_fenced
 from rewrap.stores.postgres.guard import PostgresGuard
+from rewrap.stores.postgres.health import PostgresMonitor
 from rewrap.stores.postgres.reader import SAMPLE_ROWS, PostgresReader
 from rewrap.stores.postgres.schema import identify, survey
 from rewrap.stores.postgres.shape import server_settings, table_shape
@@ -184,6 +186,9 @@ class PostgresStore:
         return PostgresWriter(
             self.address, self.job, table, self.guard_table, self.lock_timeout_ms, full=full
         )
+
+    def monitor(self, tables: Sequence[Table]) -> PostgresMonitor:
+        return PostgresMonitor(self.address, tables)
 
     async def close(self) -> None:
         if self._connection is not None:
