@@ -151,6 +151,11 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "max_value_bytes": "A larger value in scope is put aside.",
         "max_rate": "Rows a second at most, of each store.",
         "in_flight": "Batches that may be written at once, in each store.",
+        "shared": "Budgets that jobs share over one ledger, by name.",
+    },
+    "SharedSection": {
+        "store": "The store that draws on it; may be left out where there is only one.",
+        "rate": "Rows a second at most, for all together.",
     },
     "Limits": {
         "max_quarantine": "Values of a version that may fail before its key is doubted.",

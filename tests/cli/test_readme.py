@@ -23,7 +23,7 @@ from rewrap.envelopes import DekSection, ReferenceSection
 from rewrap.formats import IndexKind, Keys, KeyVersion, LayoutSection
 from rewrap.job import Job
 from rewrap.limits import Limits
-from rewrap.pace.section import Pace
+from rewrap.pace.section import Pace, SharedSection
 from rewrap.probes.section import ProbeSection
 from rewrap.storage import CosmosStore, PostgresStore
 from rewrap.targets import FieldSection, TargetSection
@@ -188,6 +188,7 @@ SECTIONS: dict[str, list[type[BaseModel]]] = {
     "`[[untouched]]`": [UntouchedSection],
     "`[deks.NAME]`": [DekSection, ReferenceSection],
     "`[pace]`": [Pace],
+    "`[pace.shared.NAME]`": [SharedSection],
     "`[limits]`": [Limits],
     "`[[probe]]`": [ProbeSection],
     "`[audit]`": [AuditSection],

@@ -29,9 +29,10 @@ class Pacer:
     @property
     def batch_size(self) -> int:
         """Rows to read with the next page."""
-        rate = self.gate.rate
+        rate, share = self.gate.rate, self.gate.share
         # a slow pace in small steps: a page is read, and paid for, all at once
-        return self._batch_size if rate is None else max(1, min(self._batch_size, int(rate * STEP_S)))
+        rows = self._batch_size if rate is None else min(self._batch_size, int(rate * STEP_S))
+        return max(1, rows if share is None else min(rows, int(share.piece)))
 
     async def before_reading(self, rows: int) -> None:
         """Waits until so many rows may be read, and then written. Raises GivenUp on a stop."""
