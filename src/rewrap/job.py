@@ -37,14 +37,11 @@ from rewrap.formats import (
 from rewrap.forms import Forms, fits, refused_change
 from rewrap.joberrors import job_error
 from rewrap.limits import Limits
-from rewrap.pace.section import Pace
+from rewrap.pace.section import Pace, refused_shared
 from rewrap.probes.section import ProbeSection
 from rewrap.storage import CosmosStore, PostgresStore, StoreSection
 from rewrap.targets import FieldSection, Section, TargetSection, elements_apart, refused_places
 from rewrap.untouched import UntouchedSection, Witnessed, refused_untouched, witnessed
-
-_REFERENCED = re.compile(r"^keys\..*\.(?:material|index)$|\.password$")
-"""Where fields are references themselves, in which nothing is replaced."""
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 """`${NAME}`, or `${NAME:-text}` with what stands for it where it is not set."""
@@ -339,7 +336,9 @@ class Job(Section):
             for place, entry in enumerate(target.fields):
                 self._check_layouts(f"targets[{at}].fields[{place}]", target, entry)
                 self._check_forms(at, target, place, entry)
-        refused = refused_untouched(self.targets, self.untouched, self.stores)
+        refused = refused_untouched(self.targets, self.untouched, self.stores) or refused_shared(
+            self.pace.shared, {name: one.kind for name, one in self.stores.items()}
+        )
         if refused is not None:
             raise self._error(*refused)
 

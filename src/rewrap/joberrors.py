@@ -11,7 +11,7 @@ from rewrap.envelopes import DekSection, ReferenceSection
 from rewrap.errors import JobError
 from rewrap.formats import IndexKind, Keys, KeyVersion, LayoutSection
 from rewrap.limits import Limits
-from rewrap.pace.section import Pace
+from rewrap.pace.section import Pace, SharedSection
 from rewrap.probes.section import ProbeSection
 from rewrap.storage import CosmosStore, PostgresStore
 from rewrap.targets import FieldSection, TargetSection
@@ -73,6 +73,8 @@ def _allowed_hint(loc: tuple[int | str, ...], job: type[BaseModel]) -> str:
     model: type[BaseModel] = job if len(loc) == 1 else sections.get(str(loc[0]), job)
     if loc[:2] == ("keys", "versions"):
         model = KeyVersion
+    if loc[:2] == ("pace", "shared"):
+        model = SharedSection
     if len(loc) > 3 and loc[0] == "targets":
         model = FieldSection
     if len(loc) > 3 and loc[0] == "deks":

@@ -153,6 +153,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "in_flight": "Batches that may be written at once, in each store.",
         "health": "What a Postgres server may come to before a run goes slower or waits.",
         "probe": "Numbers of your own that a run heeds.",
+        "shared": "Budgets that jobs share over one ledger, by name.",
     },
     "Threshold": {
         "slow": "Above it a run goes slower.",
@@ -178,6 +179,10 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "pause": "From it on a run waits.",
         "every_s": "Seconds between two questions.",
         "timeout_s": "Seconds to wait for an answer.",
+    },
+    "SharedSection": {
+        "store": "The store that draws on it; may be left out where there is only one.",
+        "rate": "Rows a second at most, for all together.",
     },
     "Limits": {
         "max_quarantine": "Values of a version that may fail before its key is doubted.",

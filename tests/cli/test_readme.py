@@ -23,7 +23,7 @@ from rewrap.envelopes import DekSection, ReferenceSection
 from rewrap.formats import IndexKind, Keys, KeyVersion, LayoutSection
 from rewrap.job import Job
 from rewrap.limits import Limits
-from rewrap.pace.section import Pace
+from rewrap.pace.section import Pace, SharedSection
 from rewrap.pace.thresholds import Health, LoadProbe
 from rewrap.probes.section import ProbeSection
 from rewrap.storage import CosmosStore, PostgresStore
@@ -191,6 +191,7 @@ SECTIONS: dict[str, list[type[BaseModel]]] = {
     "`[pace]`": [Pace],
     "`[pace.health]`": [Health],
     "`[[pace.probe]]`": [LoadProbe],
+    "`[pace.shared.NAME]`": [SharedSection],
     "`[limits]`": [Limits],
     "`[[probe]]`": [ProbeSection],
     "`[audit]`": [AuditSection],

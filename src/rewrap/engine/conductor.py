@@ -19,6 +19,7 @@ from rewrap.engine.options import RunOptions
 from rewrap.engine.pipeline import StopFlag
 from rewrap.engine.rehearsal import rehearse
 from rewrap.engine.retry import FORBIDDEN, LOCKED, TABLE_LOCK_PAUSE_S, TABLE_LOCKED, quiet, until_reachable
+from rewrap.engine.sharing import Sharing
 from rewrap.engine.sweep import Sweeper, first_of
 from rewrap.engine.vitals import watch
 from rewrap.errors import (
@@ -103,6 +104,7 @@ class Conductor:
             for name in job.stores
         }
         self.measuring = Measuring(rotation, store, ledger, self.pacers)
+        self.sharing = Sharing(job, ledger, sink, {name: one.gate for name, one in self.pacers.items()})
         self.run_id = ""
         self._courses: list[Course] = []
         self._sealed_noted = 0
@@ -111,6 +113,7 @@ class Conductor:
     async def run(self) -> RunEnded:
         """The run's end; raises RewrapError when it failed. Whatever happens, the leases are given back."""
         started = time.monotonic()
+        await self.sharing.begin()
         admitted = await Admission(
             self.rotation, self.store, self.guard, self.ledger, self.sink, self.options
         ).admit()
@@ -129,6 +132,7 @@ class Conductor:
                 group.start_soon(self.measuring.watch)
                 tables = [course.table for course in self._courses]
                 await watch(group, self.store, tables, self.pacers, self.rotation.job.pace)
+                await group.start(self.sharing.run)
                 try:
                     ended = await self._work(admitted, started)
                     await self.measuring.ended(ended)

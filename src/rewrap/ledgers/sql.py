@@ -12,9 +12,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from rewrap.errors import LedgerError
+from rewrap.ledgers.buckets import Buckets
 from rewrap.ledgers.database import LedgerDatabase
 from rewrap.ledgers.fingerprints import KeptFingerprints
 from rewrap.ledgers.measured import Measurements
+from rewrap.ledgers.place import LEDGER_VARIABLE
 from rewrap.ledgers.records import (
     ExceptionRecord,
     RelationRecord,
@@ -41,6 +44,9 @@ _ROW_ID_MAX = 400
 """Characters of a key's text that the ledger's primary key holds. Longer ones are rare: an index entry may
 have 2,700 bytes."""
 
+WAITING_FOR_MAX = 64
+"""Characters of what a table waits for that the ledger holds."""
+
 
 class Ledger(LedgerDatabase):
     """One open ledger. Every method is durable when it returns.
@@ -55,6 +61,17 @@ class Ledger(LedgerDatabase):
     @property
     def measured(self) -> Measurements:
         return Measurements(self.job, self.writing, self.rows)
+
+    @property
+    def buckets(self) -> Buckets:
+        """Raises LedgerError where no other process could see them."""
+        if self._path is not None:
+            raise LedgerError(
+                f"ledger {self.shown} is a file of this job alone: no other process shares a budget in it",
+                hint=f"set {LEDGER_VARIABLE} to a Postgres URL, the same for every job that shares one; or "
+                "leave pace.shared out, and set pace.max_rate",
+            )
+        return Buckets(self.writing, self.rows)
 
     # runs
 
@@ -124,7 +141,7 @@ class Ledger(LedgerDatabase):
                     "tally": {name: dict(counts) for name, counts in (entry.tally or {}).items()},
                     "done": entry.done,
                     "rows_per_s": entry.rows_per_s,
-                    "waiting_for": entry.waiting_for,
+                    "waiting_for": entry.waiting_for[:WAITING_FOR_MAX],
                     "inserted_before": entry.inserted_before,
                     "deleted_before": entry.deleted_before,
                     "updated_at": now(),

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import anyio
 
@@ -39,6 +40,30 @@ class Cap:
 
     rate: float
     why: str
+
+
+class Share(Protocol):
+    """A part of a budget that other processes use too; see `rewrap.pace.shared`."""
+
+    @property
+    def piece(self) -> float:
+        """Units that come together."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """What those who wait for units are held back by; empty when none waits."""
+        ...
+
+    async def take(self, cost: float, giving_up: Callable[[], bool]) -> bool:
+        """Waits for units and takes them; False when its caller gave up."""
+        ...
+
+    def give_back(self, units: float) -> None: ...
+
+    def charged(self, more: float) -> None:
+        """An attempt cost so much more than was taken for it."""
+        ...
 
 
 @dataclass(slots=True)
@@ -76,6 +101,7 @@ class Gate:
     ) -> None:
         self.name = name
         self.unit = unit
+        self.share: Share | None = None
         self.spent = 0.0
         self.attempts = 0
         self._clock, self._sleep, self._chance = clock, sleep, chance
@@ -103,7 +129,7 @@ class Gate:
             # the place first: a pause may begin while it is waited for, and is kept
             await self._places.acquire_on_behalf_of(here)
             try:
-                await self._turn(cost, giving_up)
+                await self._admitted(cost, giving_up)
             except BaseException:
                 self._places.release_on_behalf_of(here)
                 raise
@@ -140,12 +166,28 @@ class Gate:
         """Waits for a turn of this cost, without taking a place: for what loads a service little."""
         self._waiting += 1
         try:
-            await self._turn(cost, giving_up)
+            await self._admitted(cost, giving_up)
         finally:
             self._waiting -= 1
 
+    async def _admitted(self, cost: float, giving_up: Callable[[], bool]) -> None:
+        await self._turn(cost, giving_up)
+        if self.share is not None:
+            if not await self.share.take(cost, giving_up):
+                raise GivenUp
+            # somebody may have shut the gate meanwhile
+            await self._open(giving_up)
+
+    async def _open(self, giving_up: Callable[[], bool]) -> None:
+        while self._holds or self._clock() < self._paused_until:
+            if giving_up():
+                raise GivenUp
+            await self._sleep(STEP_S)
+
     def give_back(self, cost: float) -> None:
         """Takes back what a turn was too dear."""
+        if self.share is not None:
+            self.share.give_back(cost)
         cap = self._lowest()
         if cap is not None:
             self._slot -= cost / cap.rate
@@ -203,6 +245,8 @@ class Gate:
 
     def _charged(self, cost: float, charge: float) -> None:
         self.spent += charge
+        if self.share is not None and charge != cost:
+            self.share.charged(charge - cost)
         cap = self._lowest()
         if cap is not None:
             self._slot += (charge - cost) / cap.rate
@@ -270,6 +314,8 @@ class Gate:
         cap = self._lowest()
         if cap is not None and self._slot > now:
             return cap.why
+        if self.share is not None and self.share.reason:
+            return self.share.reason
         if self._places.available_tokens < 1:
             return f"{self._places.total_tokens:.0f} under way in {self.name}"
         return ""

@@ -38,10 +38,11 @@ class Pacer:
     @property
     def batch_size(self) -> int:
         """Rows to read with the next page."""
-        rate = self.gate.rate
+        rate, share = self.gate.rate, self.gate.share
         size = self._batch_size if self._eased is None else min(self._batch_size, self._eased)
         # a slow pace in small steps: a page is read, and paid for, all at once
-        return size if rate is None else max(1, min(size, int(rate * STEP_S)))
+        rows = size if rate is None else min(size, int(rate * STEP_S))
+        return max(1, rows if share is None else min(rows, int(share.piece)))
 
     def ease(self, batch_size: int | None) -> None:
         """So many rows a batch at most, and one batch at a time; None ends that."""

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from rewrap.pace.thresholds import Health, LoadProbe
-from rewrap.targets import Section
+from rewrap.targets import Name, Section
+
+BudgetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
+
+
+class SharedSection(Section):
+    """`[pace.shared.NAME]`: a budget that jobs share over one ledger, and the store that draws on it.
+
+    `rate` is rows a second, for all of them together.
+    """
+
+    store: Name | None = None
+    rate: Annotated[float, Field(gt=0, le=1e9)]
 
 
 class Pace(Section):
@@ -24,3 +37,28 @@ class Pace(Section):
     in_flight: Annotated[int, Field(ge=1, le=64)] | None = None
     health: Health = Health()
     probe: list[LoadProbe] = Field(default_factory=list)
+    shared: dict[BudgetName, SharedSection] = Field(default_factory=dict)
+
+
+def refused_shared(
+    shared: Mapping[str, SharedSection], stores: Mapping[str, str]
+) -> tuple[str, str, str] | None:
+    """Where a shared budget is of nothing that the job has, why, and what to do; None when all fit.
+
+    `stores` are the kinds of the job's, by name.
+    """
+    taken: dict[str, str] = {}
+    for name, section in shared.items():
+        where = f"pace.shared.{name}"
+        if section.store is None and len(stores) > 1:
+            why = "is missing: the job has more than one store"
+            return f"{where}.store", why, f"stores are {', '.join(stores)}"
+        of = section.store or next(iter(stores))
+        if of not in stores:
+            return f"{where}.store", f'there is no store "{of}"', f"stores are {', '.join(stores)}"
+        if stores[of] != "postgres":
+            return where, f'"{of}" is a store of kind {stores[of]}', "only those in Postgres share a budget"
+        if of in taken:
+            return where, f'store "{of}" has a shared budget already', f"{taken[of]}; leave one of both out"
+        taken[of] = name
+    return None
