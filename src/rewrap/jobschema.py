@@ -40,6 +40,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "in_flight": "Requests on their way at a time.",
         "max_rus": "Request units that a run takes at most, a second.",
         "share": "The share of the provisioned throughput that a run takes at most: 0.5 is half of it.",
+        "processes": "Processes that send what is written; more than one are workers of the run's own.",
         "low_priority": "Whether requests say that others go first.",
         "throughput_bucket": "The throughput bucket that requests belong to.",
         "settle_s": "Seconds between two clean counts where consistency is below Strong.",

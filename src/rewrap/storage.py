@@ -50,6 +50,7 @@ class CosmosStore(Section):
     in_flight: Annotated[int, Field(ge=1, le=256)] = 16
     max_rus: Annotated[float, Field(ge=1, le=1e9)] | None = None
     share: Annotated[float, Field(gt=0, le=1)] | None = None
+    processes: Annotated[int, Field(ge=1, le=32)] = 1
     low_priority: bool = False
     throughput_bucket: Annotated[int, Field(ge=1, le=5)] | None = None
     settle_s: Annotated[float, Field(ge=0, le=600)] = 5.0

@@ -98,8 +98,9 @@ def running(
     endpoint: str = "",
     store: str = "",
     more: str = "",
+    lease_s: float = 30.0,
 ) -> T:
-    """What `work` gives over the container `notes`, claimed as a run does."""
+    """What `work` gives over the container `notes`, claimed as a run does; nothing beats meanwhile."""
     environ = {**KEYS, **database.environ}
     if endpoint:
         environ["COSMOS_ENDPOINT"] = endpoint
@@ -114,7 +115,7 @@ def running(
             guard = await stores.guard(opened)
             assert isinstance(guard, CosmosGuard)
             ranges = {table.relation: await opened.split(table, 4)}
-            leases = await guard.claim(Claim("run", "me", ("v1",), "v2", ranges, 30.0))
+            leases = await guard.claim(Claim("run", "me", ("v1",), "v2", ranges, lease_s))
             try:
                 return await work(Run(opened, guard, table, leases[table.relation][0]))
             finally:

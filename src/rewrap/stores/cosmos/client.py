@@ -64,7 +64,7 @@ class Account:
         self._environ = environ
         # what else works with this account in the same process passes the same gate
         self.gate = gate or account_gate(self._section)
-        self._meter = Meter()
+        self.meter = Meter()
         self._turn = anyio.Lock()
         self._client: Any = None
         self._credential: Any = None
@@ -88,7 +88,7 @@ class Account:
         return f"database {self.database} of {self.host}"
 
     def spent(self) -> dict[str, float]:
-        return {"request_units": round(self._meter.request_units, 2)}
+        return {"request_units": round(self.meter.request_units, 2)}
 
     async def region(self) -> Region:
         """What the account says of its regions and its consistency."""
@@ -236,8 +236,6 @@ class Account:
         from azure.cosmos.aio import CosmosClient
         from azure.cosmos.documents import ConnectionPolicy
 
-        from rewrap.stores.cosmos.transport import PacedTransport
-
         # without a handler of its own, what it warns of is written between a command's lines
         logging.getLogger("azure").addHandler(_UNHEARD)
         policy = ConnectionPolicy()
@@ -256,7 +254,7 @@ class Account:
                     self._section.endpoint,
                     await self._authority(),
                     connection_policy=policy,
-                    transport=PacedTransport(self.gate, self._meter, self._section.in_flight),
+                    transport=self._transport(),
                     retry_connect=0,
                     retry_read=0,
                     retry_status=0,
@@ -282,17 +280,30 @@ class Account:
                 raise
         return client
 
+    def _transport(self) -> Any:
+        from rewrap.stores.cosmos.transport import PacedTransport
+
+        return PacedTransport(self.gate, self.meter, self._section.in_flight)
+
     async def _authority(self) -> Any:
         """What requests are signed with: the account's key, or an identity that azure-identity finds."""
-        reference = self._section.key
-        if reference is None:
+        key = self._key()
+        if key is None:
             from azure.identity.aio import DefaultAzureCredential
 
             self._credential = self._credential or DefaultAzureCredential()
             return self._credential
+        return key
+
+    def _key(self) -> str | None:
         from rewrap.stores.open import referred
 
-        return referred(reference, self._job, self._environ, "key")
+        reference = self._section.key
+        return None if reference is None else referred(reference, self._job, self._environ, "key")
+
+    def reached(self) -> tuple[dict[str, Any], str | None]:
+        """The store's section and the account's key, for a process that is to reach it too. A secret."""
+        return self._section.model_dump(mode="json"), self._key()
 
 
 @contextmanager

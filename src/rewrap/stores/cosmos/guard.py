@@ -86,6 +86,13 @@ class CosmosGuard:
                 hint="nothing is written until the server confirms it again",
             )
 
+    @property
+    def good_until(self) -> float:
+        """Until when this process may write, as far as the last acknowledged beat goes, by `elapsed_s`."""
+        if self._claim is None or self._lost:
+            return float("-inf")
+        return self._confirmed_at + self._claim.ttl_s - self.request_timeout_s
+
     async def beat(self) -> None:
         if self._claim is None:
             raise lease_lost(self.subject)

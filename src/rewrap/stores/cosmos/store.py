@@ -24,6 +24,7 @@ from rewrap.stores.cosmos.setup import notices_of
 from rewrap.stores.cosmos.shape import ETAG, SYSTEM, Seen, Shape
 from rewrap.stores.cosmos.survey import identify, survey
 from rewrap.stores.cosmos.throughput import said
+from rewrap.stores.cosmos.workers import Workers
 from rewrap.stores.cosmos.writer import ContainerWriter, Guardian
 
 CLOCK_SLACK_S = 2
@@ -56,6 +57,8 @@ class CosmosContainers:
         self.account = Account(job, environ, gate)
         self.notices: list[str] = []
         self.guard: Guardian | None = None
+        processes = job.cosmos.processes
+        self.workers = Workers(self.account, processes) if processes > 1 else None
         self._shapes: dict[str, Shape] = {}
         self._watched: dict[str, _Watched] = {}
         self._begun_anew: Counter[tuple[str, int]] = Counter()
@@ -188,12 +191,16 @@ class CosmosContainers:
             if watched is not None and full:
                 watched.patched += documents
 
-        return ContainerWriter(self._container(table), self._shape(table), self.job, self._guardian, patched)
+        container = self._container(table)
+        sender = container if self.workers is None else self.workers.container(container, self._guardian)
+        return ContainerWriter(container, self._shape(table), self.job, self._guardian, patched, sender)
 
     async def refuse_fenced(self, table: Table, prefixes: dict[str, Prefix]) -> None:
         """Nothing: a container has no constraints."""
 
     async def close(self) -> None:
+        if self.workers is not None:
+            await self.workers.close()
         await self.account.close()
 
     @property

@@ -18,7 +18,7 @@ from rewrap.interfaces import Checkpoint, Row, SwapBatch
 from rewrap.job import Job
 from rewrap.model import ShardLease, Table
 from rewrap.packed import listed
-from rewrap.stores.cosmos.client import Container, guarded
+from rewrap.stores.cosmos.client import Container, Document, guarded
 from rewrap.stores.cosmos.documents import (
     Change,
     can_patch,
@@ -46,6 +46,9 @@ class Guardian(Protocol):
     @property
     def request_timeout_s(self) -> float: ...
 
+    @property
+    def good_until(self) -> float: ...
+
     def still_held(self) -> None: ...
 
     async def save(self, lease: ShardLease, checkpoint: Checkpoint) -> None: ...
@@ -53,6 +56,14 @@ class Guardian(Protocol):
     async def lease(self, relation: str, shard: int) -> ShardLease: ...
 
     async def reset(self, lease: ShardLease) -> None: ...
+
+
+class Sender(Protocol):
+    """Who sends what is written: the container's own client, or worker processes."""
+
+    async def patch(self, name: str, partition: Any, operations: list[Document], etag: str) -> str: ...
+
+    async def replace(self, document: Document, etag: str) -> Document: ...
 
 
 @dataclass
@@ -93,8 +104,10 @@ class ContainerWriter:
         job: Job,
         guard: Guardian,
         patched: Callable[[int], None] = lambda _: None,
+        sender: Sender | None = None,
     ) -> None:
         self._container = container
+        self._sender = sender or container
         self._shape = shape
         self._job = job
         self._guard = guard
@@ -175,7 +188,7 @@ class ContainerWriter:
             operations = [
                 {"op": "set", "path": pointer(change.path), "value": change.value} for change in changes
             ]
-            self.last_etag = await self._container.patch(name, partition, operations, seen.etag)
+            self.last_etag = await self._sender.patch(name, partition, operations, seen.etag)
             return True
         return await self._replace(name, partition, seen, changes)
 
@@ -193,7 +206,7 @@ class ContainerWriter:
                     "nothing was written",
                     hint="this is a defect in rewrap, please report it",
                 )
-        self.last_etag = (await self._container.replace(after, seen.etag))[ETAG].strip('"')
+        self.last_etag = (await self._sender.replace(after, seen.etag))[ETAG].strip('"')
         return True
 
     def changes(self, document: Mapping[str, Any], batch: SwapBatch, place: int) -> list[Change]:
