@@ -125,7 +125,7 @@ class Measuring:
             before = self._spent.get("request_units", 0.0)
             in_sweep = self._sweep_spent.get("request_units", before) - before
             figures.append((REST_ROW_UNITS, max(0.0, units - in_sweep)))
-        if self._held_s > HELD_SHARE * ended.seconds:
+        if self._held_s > HELD_SHARE * ended.seconds or any(self._bounded(one) for one in self._tables):
             figures = figures[1:]
         await self._keep([Figure(WHOLE_RUN, name, self._run_id, used / rows, rows) for name, used in figures])
 
@@ -163,7 +163,7 @@ class Measuring:
         """The table's share of the sweep's time, by what its shards were busy with."""
         busy = sum(_busy(each.course) for each in self._tables)
         waits = sum(each.course.gauge.wait_s for each in self._tables)
-        if not busy or self._held_s > HELD_SHARE * self._sweep_s:
+        if not busy or self._held_s > HELD_SHARE * self._sweep_s or self._bounded(one):
             return []
         # shards work side by side: all of their time together is that of the sweep
         share = self._sweep_s / (busy + waits)
@@ -178,6 +178,11 @@ class Measuring:
         if not capped:
             found.append((WAIT_ROW_S, share * gauge.wait_s / one.rows, one.rows))
         return found
+
+    def _bounded(self, one: _Before) -> bool:
+        """Whether its account kept to what the job allows it: then its pace was that."""
+        section = self.rotation.job.stores[self._home_of(one)]
+        return section.kind == "cosmos" and (section.max_rus is not None or section.share is not None)
 
     def _costs(self, one: _Before) -> list[tuple[str, float, int]]:
         """What was used of what is metered, of several tables in proportion to the time they took."""
