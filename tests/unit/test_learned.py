@@ -66,6 +66,9 @@ def test_time_is_that_of_rows_and_of_values() -> None:
     assert one.forecast.seconds.low == 30 / 1.5
     # verification reads twice more, where no run has shown what it takes
     assert one.forecast.seconds.high == (30 + 20) * 1.5 + 10
+    long = figure(REST_ROW_S, 0.01, relation=WHOLE_RUN)
+    most = told(figure(READ_ROW_S, 0.001), figure(SEAL_VALUE_S, 0.002), long).forecast.seconds.high
+    assert most == (30 + 100) * 1.5 + 10
     two = told(
         figure(READ_ROW_S, 0.001, "two"), figure(SEAL_VALUE_S, 0.004, "two"),
         figure(READ_ROW_S, 0.001), figure(SEAL_VALUE_S, 0.002),

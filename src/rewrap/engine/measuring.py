@@ -14,6 +14,7 @@ from rewrap.errors import LedgerError, StoreError, StoreUnavailable
 from rewrap.events import RunEnded
 from rewrap.interfaces import Logging, Store
 from rewrap.learned import (
+    ENDING_S,
     READ_ROW_S,
     REST_ROW_S,
     REST_ROW_UNITS,
@@ -119,7 +120,7 @@ class Measuring:
         rows = self._rows
         if ended.exit_code not in (0, 3) or rows < LEAST_ROWS:
             return
-        figures = [(REST_ROW_S, max(0.0, ended.seconds - self._sweep_s))]
+        figures = [(REST_ROW_S, max(0.0, ended.seconds - self._sweep_s - ENDING_S))]
         units = ended.spent.get("request_units")
         if units is not None:
             before = self._spent.get("request_units", 0.0)
