@@ -26,7 +26,7 @@ from rewrap.interfaces import Sink, Store
 from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
 from rewrap.keys.open import open_keyring
-from rewrap.learned import Learned
+from rewrap.learned import Learned, Quota
 from rewrap.ledgers.naming import of_table
 from rewrap.ledgers.opened import latest_run, opened_ledger
 from rewrap.ledgers.records import RelationRecord
@@ -38,6 +38,7 @@ from rewrap.probes.ask import ask
 from rewrap.queries import queries_of
 from rewrap.remaining import Left, left_of
 from rewrap.rotations import close_all, rotation_of, with_deks
+from rewrap.stores.cosmos.store import CosmosContainers
 from rewrap.stores.fleet import FleetStore
 from rewrap.stores.open import Stores
 from rewrap.stores.postgres.store import PostgresStore
@@ -293,13 +294,18 @@ async def _planned(rotation: Rotation, environ: Mapping[str, str]) -> Plan:
         home = store.members[store.home_of(table.relation)] if isinstance(store, FleetStore) else store
         return await home.shape(table) if isinstance(home, PostgresStore) else None
 
+    def bounds_of(table: Table) -> list[Quota]:
+        home = store.members[store.home_of(table.relation)] if isinstance(store, FleetStore) else store
+        cap = home.units_cap if isinstance(home, CosmosContainers) else None
+        return [] if cap is None else [Quota("request_units", cap.rate, cap.why)]
+
     try:
         async with opened_ledger(job, environ, create=False) as ledger:
             census = await _verified(
                 job, rotation.keyring, rotation.to_version, ledger, ignore, environ, drain_s=0.0, settle=False
             )
             learned = Learned(tuple(await ledger.measured.figures())) if ledger else None
-        return await _plan(rotation, store, census, shape_of, learned)
+        return await _plan(rotation, store, census, shape_of, learned, bounds_of)
     finally:
         await close_all(store, *rotation.deks.values())
 

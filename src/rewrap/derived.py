@@ -9,7 +9,7 @@ from rewrap.learned import Kind, Outlook
 
 _LEARNED = {
     "seconds": "reading, sealing, writing",
-    "wal_bytes": "high, with what others wrote, and pages after checkpoints; low: row width, indexes",
+    "wal_bytes": "what others wrote included, and pages after checkpoints; low: row width, indexes",
     "request_units": "a patch, and verification; reading: measured now",
     "remote_calls": "a value; high: proof, repeats",
 }

@@ -30,7 +30,8 @@ VALUE_CALLS = "value_calls"
 """Calls to a vault for each value resealed."""
 
 REST_ROW_S, REST_ROW_UNITS = "rest_row_s", "rest_row_units"
-"""What a whole run took besides its first sweep, for each row: proofs, later sweeps, verification."""
+"""What a whole run took besides its first sweep, for each row: later sweeps, verification. Of its seconds,
+those past `ENDING_S`."""
 
 WHOLE_RUN = ""
 """Stands for the relation where a figure is of no single table."""
@@ -43,8 +44,11 @@ _TIME_MARGIN, _COST_MARGIN = 1.5, 1.1
 _TIME_REACH, _COST_REACH = 0.5, 0.05
 """How much wider for each power of ten that the forecast reaches past what was measured, as a share."""
 
-_REST_S, _REST_UNITS = 10.0, 300.0
-"""What a run takes besides its rows at most: its proofs, its lock, the last looks."""
+ENDING_S = 10.0
+"""Seconds of a run besides its rows at most: its proofs, its lock, the last looks."""
+
+_REST_UNITS = 300.0
+"""Request units that these may take."""
 
 _LEAST_SHARE = 0.05
 """Of the rows read, those that must have been resealed for their charges to be told from reading's."""
@@ -200,11 +204,13 @@ def _took(prior: Forecast, learned: Learned, sized: Sized) -> Found | None:
         low, high = low + values * seal.low, high + (values + sized.again) * seal.high
         wide = max(wide, margin(seal.samples, values))
     high += sized.rows * (waits.high if waits else 0.0)
-    # verify reads a table twice, where no run has shown what it takes
-    after = sized.rows * (rest.high if rest else 2 * max(sized.sampled.read_s, read.high))
+    # verify reads a table twice; a short run has not shown what that takes
+    after = sized.rows * max(rest.high if rest else 0.0, 2 * max(sized.sampled.read_s, read.high))
     # a vault has its own pace: what its calls take is known from its quota
     least = prior.seconds.low if sized.remote else max(prior.seconds.low, low / wide)
-    most = max((high + after) * wide + _REST_S, 1.2 * least)
+    # of a database, a run's ending is added once for all its tables
+    ending = ENDING_S if prior.request_units.high else 0.0
+    most = max((high + after) * wide + ending, 1.2 * least)
     return Range(least, most), read.runs
 
 

@@ -72,16 +72,25 @@ Shape = Callable[[Table], Awaitable[tuple[Server, TableShape] | None]]
 """The settings of a table's server, and its shape; None for a container, which has neither."""
 
 
+Bounds = Callable[[Table], Sequence[Quota]]
+"""What the store of a table keeps to."""
+
+
+def _unbounded(_table: Table) -> Sequence[Quota]:
+    return ()
+
+
 async def plan(
     rotation: Rotation,
     store: Store,
     census: Verification,
     shape_of: Shape,
     learned: Learned | None = None,
+    bounds_of: Bounds = _unbounded,
 ) -> Plan:
     """Puts the store's survey, a census and a forecast side by side. Reads only.
 
-    `learned` is what earlier runs of the job have measured.
+    `learned` is what earlier runs of the job have measured; `bounds_of` tells what a table's store keeps to.
     """
     tables = await store.tables()
     notices = list(store.notices)
@@ -118,7 +127,7 @@ async def plan(
             table.relation, table.estimated_rows, work, sampled, min(work.values, batch_size * shards),
             images, kept is not None,
         )  # fmt: skip
-        outlooks[table.name] = learn(one, learned or Learned(), sized, quotas_of(job))
+        outlooks[table.name] = learn(one, learned or Learned(), sized, [*quotas_of(job), *bounds_of(table)])
         homes[table.name] = home
     return Plan(
         tuple(tables),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from rewrap.derived import Derivation, runs_said
 from rewrap.forecast import NOTHING, Forecast, Range
 from rewrap.learned import (
+    ENDING_S,
     READ_ROW_S,
     REST_ROW_S,
     REST_ROW_UNITS,
@@ -28,9 +29,6 @@ from rewrap.model import Outcome
 
 _IN_SCOPE = (Outcome.RESEALED, Outcome.CONVERGED, Outcome.DEFERRED, Outcome.QUARANTINED)
 
-_ENDING_S = 10.0
-"""What a run takes besides its rows at most: the last looks at open writers, and verify's."""
-
 _MARGIN = 1.5
 """What a rate of the last seconds may be off by."""
 
@@ -47,6 +45,10 @@ class Left:
 class _Table:
     entry: TableProgress
     learned: Learned
+
+    @property
+    def all_rows(self) -> int:
+        return max(self.entry.rows_done, self.entry.rows_estimated)
 
     @property
     def rows(self) -> int:
@@ -130,7 +132,10 @@ def _seconds(
     rest = learned.seen(WHOLE_RUN, REST_ROW_S)
     # tables are worked on side by side: at best the slowest is waited for
     low = max((one.low for one, _ in known), default=0.0)
-    high = sum(one.high for one, _ in known) + _ENDING_S
+    high = sum(one.high for one, _ in known) + ENDING_S
+    # verify reads a table twice; a short run has not shown what that takes
+    reads = [(table, table.seen(READ_ROW_S)) for table in tables]
+    high += sum(2 * table.all_rows * seen.high * _MARGIN for table, seen in reads if seen is not None)
     runs = list(dict.fromkeys(run for _, found in known for run in found))
     parts, kinds = [], list[Kind]()
     if running and known:
@@ -150,7 +155,7 @@ def _seconds(
             parts.append(f"kept to: {quota.said}")
     if rest is None:
         kinds.append("assumed")
-        parts.append(f"without verification but for {_ENDING_S:.0f} s")
+        parts.append("assumed: verification")
     return Range(max(0.0, low), high), Derivation("; ".join(parts), tuple(kinds), tuple(runs))
 
 

@@ -124,6 +124,32 @@ def bench(cosmos: CosmosDatabase, cosmos_proxy: FaultProxy, tmp_path: Path) -> B
     return Bench(cosmos, cosmos_proxy, tmp_path)
 
 
+def test_the_next_forecast_is_of_what_this_run_was_charged(bench: Bench) -> None:
+    """What a patch is charged is measured by the first run, and what the second is charged lies in it."""
+
+    def planned() -> dict[str, Any]:
+        ran = bench.rewrap("plan", "--from", "v2", "--to", "v1", "--json")
+        assert ran.code == 0, ran.err
+        told: dict[str, Any] = ran.event("plan")["forecast"]
+        return told
+
+    first = bench.run().event("run_ended")
+    said = planned()
+    assert said["measured_by"]["request_units"] == [first["run_id"]]
+    assert said["basis"]["request_units"] == ["measured"]
+    job = bench.folder / "rewrap.toml"
+    job.write_text(JOB.replace("settle_s", "max_rus = 10\nsettle_s"))
+    capped = planned()
+    assert "max_rus of 10 RU/s" in capped["derived_from"]["seconds"]
+    assert capped["seconds"]["low"] >= said["request_units"]["low"] / 10 - 1
+    job.write_text(JOB)
+    spent = bench.rewrap("run", "--from", "v2", "--to", "v1", "--json").event("run_ended")["spent"]
+    units = said["request_units"]
+    assert units["low"] <= spent["request_units"] <= units["high"], (spent, units)
+    # a range so wide that it says nothing would hold too
+    assert units["high"] < 4 * units["low"]
+
+
 def test_a_run_rotates_values_wherever_they_are(bench: Bench) -> None:
     """Properties, paths and array elements; and every command of the way says what it should."""
     etags = bench.database.etags("notes")

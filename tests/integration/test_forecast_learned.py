@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
-import pytest
-
 from tests.support.values import box
-from tests.support.workbench import NOTES, Workbench
+from tests.support.workbench import NOTES, Workbench, wait_for
 
 ROWS = 3_000
 FURTHER = ("--from", "v2", "--to", "v3")
@@ -96,9 +95,33 @@ def test_a_table_that_no_run_has_seen_is_still_assumed(bench: Workbench) -> None
     assert "of 1 tables: " in said["derived_from"]["seconds"]
 
 
-@pytest.mark.parametrize("rows", [50])
-def test_few_rows_are_no_measure(bench: Workbench, rows: int) -> None:
-    """An average over a handful says nothing."""
-    bench.notes([box(f"note {at}") for at in range(rows)])
-    assert bench.run().code == 0
-    assert planned(bench)["measured_by"] == {}
+def test_status_says_what_is_left_and_that_holds(bench: Workbench) -> None:
+    """In the middle of a capped run its time lies in the range, which says what it is from."""
+    bench.notes([box(f"note {at}") for at in range(1_500)])
+    bench.sql("ANALYZE notes")
+    assert bench.run("--sample", "300").code == 4
+    stopped = _status(bench)
+    # the log that 1,200 values take, by what the first 300 took
+    assert stopped["left"]["measured_by"]["wal_bytes"] == [stopped["run"]["run_id"]]
+    assert stopped["left"]["wal_bytes"]["high"] > 1_200 * 100
+    bench.job(more="[pace]\nmax_rate = 100")
+    with bench.started("resume") as running:
+        asked, found = wait_for(lambda: _in_the_middle(bench))
+        running.communicate(timeout=120)
+        took = time.monotonic() - asked
+        assert running.returncode == 0
+    assert within(took, found["seconds"]), (took, found["seconds"])
+    assert "kept to: max_rate of 100 rows/s" in found["derived_from"]["seconds"]
+    assert _status(bench)["left"] is None
+
+
+def _status(bench: Workbench) -> dict[str, Any]:
+    said: dict[str, Any] = json.loads(bench.rewrap("status", "--json").out)
+    return said
+
+
+def _in_the_middle(bench: Workbench) -> tuple[float, dict[str, Any]] | None:
+    """When somebody asked what is left, and the answer, once the run is at work."""
+    asked, said = time.monotonic(), _status(bench)
+    at_work = said["run"]["state"] == "running" and said["progress"][0]["rows_per_s"] > 0
+    return (asked, said["left"]) if at_work else None

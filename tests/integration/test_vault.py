@@ -300,6 +300,14 @@ def test_plan_forecasts_calls_and_the_time_that_they_take(deks: Deks) -> None:
     deks.job()
     spent = deks.run().event("run_ended")["spent"]["vault_calls"]
     assert forecast["remote_calls"]["low"] <= spent <= forecast["remote_calls"]["high"]
+    # and back: what the next forecast says is from what this run took
+    planned = deks.rewrap("plan", "--from", deks.new, "--to", deks.old, "--json")
+    again = planned.event("plan")["forecast"]
+    assert again["basis"]["remote_calls"] == ["measured", "counted"]
+    assert "quota" in again["basis"]["seconds"]
+    done = deks.rewrap("run", "--from", deks.new, "--to", deks.old, "--allow-unseen-target", "--json")
+    spent = done.event("run_ended")["spent"]["vault_calls"]
+    assert again["remote_calls"]["low"] <= spent <= again["remote_calls"]["high"]
 
 
 def test_verify_works_while_the_old_version_is_disabled(deks: Deks) -> None:

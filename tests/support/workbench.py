@@ -191,12 +191,13 @@ class Workbench:
         return {row["id"]: row["body"] for row in self.sql("SELECT id, body FROM notes")}
 
 
-def wait_for(condition: Any, timeout_s: float = WAIT_S, every_s: float = 0.02) -> None:
-    """Returns when `condition()` is true; AssertionError when it stays false."""
+def wait_for(condition: Any, timeout_s: float = WAIT_S, every_s: float = 0.02) -> Any:
+    """What `condition()` gives, once that is true; AssertionError when it stays false."""
     deadline = time.monotonic() + timeout_s
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(every_s)
+    return found
 
 
 def wait_while(process: subprocess.Popen[str], condition: Any, timeout_s: float = WAIT_S) -> None:

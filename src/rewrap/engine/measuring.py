@@ -14,6 +14,7 @@ from rewrap.errors import LedgerError, StoreError, StoreUnavailable
 from rewrap.events import RunEnded
 from rewrap.interfaces import Logging, Store
 from rewrap.learned import (
+    ENDING_S,
     READ_ROW_S,
     REST_ROW_S,
     REST_ROW_UNITS,
@@ -33,8 +34,8 @@ from rewrap.pace.pacer import Pacer
 TICK_S, KEEP_S = 1.0, 10.0
 """Seconds between two looks, and between two writes to the ledger."""
 
-LEAST_ROWS = 100
-"""Rows, or values, from which an average says something."""
+LEAST_ROWS, LEAST_VALUES = 100, 20
+"""Rows from which an average of time says something, and values from which one of costs does."""
 
 HELD_SHARE = 0.05
 """Of its time, what somebody may have held a run: past it, its pace was not its own."""
@@ -119,13 +120,13 @@ class Measuring:
         rows = self._rows
         if ended.exit_code not in (0, 3) or rows < LEAST_ROWS:
             return
-        figures = [(REST_ROW_S, max(0.0, ended.seconds - self._sweep_s))]
+        figures = [(REST_ROW_S, max(0.0, ended.seconds - self._sweep_s - ENDING_S))]
         units = ended.spent.get("request_units")
         if units is not None:
             before = self._spent.get("request_units", 0.0)
             in_sweep = self._sweep_spent.get("request_units", before) - before
             figures.append((REST_ROW_UNITS, max(0.0, units - in_sweep)))
-        if self._held_s > HELD_SHARE * ended.seconds:
+        if self._held_s > HELD_SHARE * ended.seconds or any(self._bounded(one) for one in self._tables):
             figures = figures[1:]
         await self._keep([Figure(WHOLE_RUN, name, self._run_id, used / rows, rows) for name, used in figures])
 
@@ -152,8 +153,7 @@ class Measuring:
 
     def _figures(self) -> list[Figure]:
         found: list[Figure] = []
-        tables = [one for one in self._tables if one.rows >= LEAST_ROWS]
-        for one in tables:
+        for one in self._tables:
             relation = one.course.table.relation
             for name, value, samples in (*self._seconds(one), *self._costs(one)):
                 found.append(Figure(relation, name, self._run_id, value, samples))
@@ -163,7 +163,8 @@ class Measuring:
         """The table's share of the sweep's time, by what its shards were busy with."""
         busy = sum(_busy(each.course) for each in self._tables)
         waits = sum(each.course.gauge.wait_s for each in self._tables)
-        if not busy or self._held_s > HELD_SHARE * self._sweep_s:
+        held = self._held_s > HELD_SHARE * self._sweep_s
+        if not busy or one.rows < LEAST_ROWS or held or self._bounded(one):
             return []
         # shards work side by side: all of their time together is that of the sweep
         share = self._sweep_s / (busy + waits)
@@ -171,7 +172,7 @@ class Measuring:
         capped = self.rotation.job.pace.max_rate is not None
         if not capped or waits <= WAITED_SHARE * (busy + waits):
             found.append((READ_ROW_S, share * gauge.read_s / one.rows, one.rows))
-            if one.values >= LEAST_ROWS:
+            if one.values >= LEAST_VALUES:
                 found.append(
                     (SEAL_VALUE_S, share * (gauge.cpu_s + gauge.write_s) / one.values, one.values)
                 )  # fmt: skip
@@ -179,11 +180,18 @@ class Measuring:
             found.append((WAIT_ROW_S, share * gauge.wait_s / one.rows, one.rows))
         return found
 
+    def _bounded(self, one: _Before) -> bool:
+        """Whether its account kept to what the job allows it: then its pace was that."""
+        section = self.rotation.job.stores[self._home_of(one)]
+        return section.kind == "cosmos" and (section.max_rus is not None or section.share is not None)
+
     def _costs(self, one: _Before) -> list[tuple[str, float, int]]:
         """What was used of what is metered, of several tables in proportion to the time they took."""
-        found = []
+        found: list[tuple[str, float, int]] = []
+        if one.values < LEAST_VALUES:
+            return found
         home = self._home_of(one)
-        if one.logged is not None and one.logged_after is not None and one.values >= LEAST_ROWS:
+        if one.logged is not None and one.logged_after is not None:
             logged = (one.logged_after - one.logged) * self._share(one, home)
             if logged > 0:
                 found.append((WAL_VALUE_BYTES, logged / one.values, one.values))
@@ -193,7 +201,7 @@ class Measuring:
             found.append((ROW_UNITS, mine / one.rows, one.rows))
             found.append((ROW_VALUES, one.values / one.rows, one.rows))
         calls = self._used("vault_calls")
-        if calls and one.values >= LEAST_ROWS:
+        if calls:
             every = sum(each.values for each in self._tables)
             found.append((VALUE_CALLS, calls / every, one.values))
         return found

@@ -20,7 +20,7 @@ from rewrap.ledgers.place import (
     postgres_engine,
     sqlite_engine,
 )
-from rewrap.ledgers.tables import SCHEMA_NUMBER, exceptions, meta, metadata
+from rewrap.ledgers.tables import SCHEMA_NUMBER, exceptions, meta, metadata, progress
 
 
 class LedgerDatabase:
@@ -98,6 +98,11 @@ class LedgerDatabase:
             await connection.run_sync(metadata.create_all)
             if int(number or 1) < 2:
                 await connection.execute(sa.text(f"ALTER TABLE {exceptions.name} ADD COLUMN row_key TEXT"))
+            if int(number or 1) < 4 and self._engine.dialect.name == "postgresql":
+                # a reason to wait may be long; SQLite never minded
+                await connection.execute(
+                    sa.text(f"ALTER TABLE {progress.name} ALTER COLUMN waiting_for TYPE TEXT")
+                )
             await connection.execute(
                 meta.update().where(meta.c.name == "schema").values(value=str(SCHEMA_NUMBER))
             )

@@ -46,7 +46,7 @@ progress = sa.Table(
     sa.Column("tally", sa.JSON, nullable=False),
     sa.Column("done", sa.Boolean, nullable=False),
     sa.Column("rows_per_s", sa.Float, nullable=False),
-    sa.Column("waiting_for", sa.String(64), nullable=False),
+    sa.Column("waiting_for", sa.Text, nullable=False),
     # rows the server had counted as inserted and deleted when the sweep began
     sa.Column("inserted_before", sa.BigInteger, nullable=False),
     sa.Column("deleted_before", sa.BigInteger, nullable=False),

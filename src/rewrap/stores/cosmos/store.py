@@ -13,7 +13,7 @@ from rewrap.errors import StoreError
 from rewrap.interfaces import Checkpoint, Prefix, SwapBatch
 from rewrap.job import Job
 from rewrap.model import Activity, ServerIdentity, ShardLease, ShardRange, Table
-from rewrap.pace.gate import Gate
+from rewrap.pace.gate import Cap, Gate
 from rewrap.stores.cosmos.client import Account, Container, Document
 from rewrap.stores.cosmos.documents import changed, differing
 from rewrap.stores.cosmos.faults import Changed, lost_place
@@ -164,6 +164,16 @@ class CosmosContainers:
 
     def spent(self) -> dict[str, float]:
         return self.account.spent()
+
+    @property
+    def units_cap(self) -> Cap | None:
+        """Request units a second that a run of the job takes at most; None where nothing bounds them."""
+        gate = self.account.gate
+        if gate.rate is None:
+            return None
+        section = self.job.cosmos
+        whose = "max_rus" if section.max_rus == gate.rate else "share"
+        return Cap(gate.rate, f"{whose} of {gate.rate:,.0f} RU/s")
 
     async def drain(self, timeout_s: float) -> list[str]:
         """Nothing: no transaction stays open in a store that speaks HTTP."""
