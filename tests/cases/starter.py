@@ -38,7 +38,7 @@ class Starter:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        self._process.communicate(timeout=30)
+        self._process.communicate(timeout=120)
 
     def rewrap(self, arguments: Sequence[str], folder: Path, environ: Mapping[str, str]) -> Result:
         """Runs `rewrap …` in a folder, to its end."""

@@ -142,7 +142,7 @@ class Workbench:
             if process.poll() is None:
                 process.send_signal(signal.SIGCONT)
                 process.kill()
-            process.communicate(timeout=30)
+            process.communicate(timeout=TIMEOUT_S)
 
     def sql(self, statement: str, *arguments: Any) -> list[Any]:
         """Runs SQL and returns its rows."""
