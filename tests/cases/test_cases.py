@@ -8,15 +8,14 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cases.case import Case, folders
-from tests.cases.starter import Starter
 from tests.cases.trial import Trial, check
 from tests.support.workbench import Workbench
 
 
 @pytest.fixture(params=folders(), ids=lambda folder: folder.name)
-def trial(request: pytest.FixtureRequest, bench: Workbench, starter: Starter) -> Iterator[Trial]:
+def trial(request: pytest.FixtureRequest, bench: Workbench) -> Iterator[Trial]:
     """A case, its database made."""
-    found = Trial(Case.read(request.param), bench, starter)
+    found = Trial(Case.read(request.param), bench)
     try:
         found.prepare()
         yield found

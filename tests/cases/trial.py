@@ -17,17 +17,19 @@ from tests.cases.case import Case, Ended, Plaintexts, shown
 from tests.cases.notation import Notation, Words, stored_format
 from tests.cases.sealing import key_of, opened, read
 from tests.cases.session import Session
-from tests.cases.starter import Starter
 from tests.support.workbench import Result, Workbench
 
 PASSWORD = "canary-password"
+
+LONGEST_S = 300
+"""Seconds after which a command is ended: a million rows take 60 on a slow machine."""
 
 
 class Trial:
     """One case at work in a database of its own."""
 
-    def __init__(self, case: Case, bench: Workbench, starter: Starter) -> None:
-        self.case, self.bench, self.starter = case, bench, starter
+    def __init__(self, case: Case, bench: Workbench) -> None:
+        self.case, self.bench = case, bench
         self.expected = case.expected
         self.notation = Notation(urlsplit(bench.dsn).path.strip("/"), self.expected.key_bytes)
         self.said: dict[str, Result] = {}
@@ -72,7 +74,7 @@ class Trial:
 
     def rewrap(self, name: str, *arguments: str) -> Result:
         """Runs a command; what it prints is looked through at the end."""
-        self.said[name] = self.starter.rewrap([*arguments, "--json"], self.bench.folder, self.bench.environ)
+        self.said[name] = self.bench.rewrap(*arguments, "--json", timeout=LONGEST_S)
         assert "Traceback" not in self.said[name].err, self.said[name].err
         return self.said[name]
 

@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 
+from tests.support.starter import can_start, starter
 from tests.support.values import KEYS
 
 TIMEOUT_S = 120
@@ -78,6 +79,24 @@ class Result:
         return [event for event in self.events if event["type"] == kind][-1]
 
 
+def rewrap(
+    arguments: Sequence[str], folder: Path, environ: Mapping[str, str], timeout: float = TIMEOUT_S
+) -> Result:
+    """Runs `rewrap …` in a folder to its end, as a user would, in a process of its own."""
+    if can_start(environ):
+        return Result(*starter().run(arguments, folder, environ, timeout))
+    done = subprocess.run(
+        [sys.executable, "-m", "rewrap", *arguments],
+        cwd=folder,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
 @dataclass
 class Workbench:
     """A database with a job for it. Commands run as a user runs them, in a process of their own."""
@@ -108,16 +127,7 @@ class Workbench:
 
     def rewrap(self, *arguments: str, timeout: float = TIMEOUT_S, **environ: str) -> Result:
         """Runs `rewrap …` to its end."""
-        done = subprocess.run(
-            [sys.executable, "-m", "rewrap", *arguments],
-            cwd=self.folder,
-            env={**self.environ, **environ},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-        return Result(done.returncode, done.stdout, done.stderr)
+        return rewrap(arguments, self.folder, {**self.environ, **environ}, timeout)
 
     def run(self, *arguments: str, **environ: str) -> Result:
         """`rewrap run --from v1 --to v2`, the new key vouched for, events as JSON."""
@@ -142,7 +152,7 @@ class Workbench:
             if process.poll() is None:
                 process.send_signal(signal.SIGCONT)
                 process.kill()
-            process.communicate(timeout=30)
+            process.communicate(timeout=TIMEOUT_S)
 
     def sql(self, statement: str, *arguments: Any) -> list[Any]:
         """Runs SQL and returns its rows."""

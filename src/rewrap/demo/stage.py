@@ -28,6 +28,9 @@ TABLES = (
 # The share of values under the new key at which the run is killed.
 KILL_AT = 0.4
 
+# Seconds that the run would take at least if it were not killed: on no machine is it over before.
+AT_LEAST_S = 6.0
+
 # Seconds that the application writes before the rotation, and goes on writing after it.
 BEFORE_S = 0.7
 AFTER_S = 1.0
@@ -262,7 +265,8 @@ class _Play:
         began = time.monotonic()
         narrator.step("rewrap rotates the rows, and is killed on the way")
         options = ["--from", "v1", "--to", "v2", "--allow-unseen-target"]
-        run = await self._start(["run", self._job.name, *options])
+        rate = sum((await self._application.versions()).values()) / AT_LEAST_S
+        run = await self._start(["run", self._job.name, *options, "--max-rate", f"{max(1.0, rate):.0f}"])
         try:
             await self._watch(run)
         finally:
