@@ -14,6 +14,7 @@ import anyio
 
 from rewrap.audit.auditor import Auditor, Delivery
 from rewrap.audit.record import Listener
+from rewrap.control import Answer, cancel, let_go, lift, no_unfinished_run, pause, tune
 from rewrap.engine.compile import Rotation
 from rewrap.engine.conductor import Conductor, Examined
 from rewrap.engine.dryrun import dry_run
@@ -27,6 +28,7 @@ from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
 from rewrap.keys.open import open_keyring
 from rewrap.learned import Learned, Quota
+from rewrap.ledgers.control import ControlRecord
 from rewrap.ledgers.naming import of_table
 from rewrap.ledgers.opened import latest_run, opened_ledger
 from rewrap.ledgers.records import RelationRecord
@@ -45,6 +47,11 @@ from rewrap.stores.postgres.store import PostgresStore
 from rewrap.verify import Verification
 from rewrap.verify import verify as _verify
 from rewrap.witness import Witness, check, take
+
+__all__ = [
+    "Answer", "Status", "cancel", "ignore", "let_go", "pause", "plan", "quarantined", "queries", "resume",
+    "retry", "run", "send_audit", "status", "tune", "verify", "waive",
+]  # fmt: skip
 
 
 def ignore(_event: Event) -> None:
@@ -199,10 +206,8 @@ async def resume(
     """Goes on with the job's unfinished run, with the versions it began with."""
     latest = await latest_run(job, environ)
     if latest is None or latest.state.finished:
-        raise UsageError(
-            f'job "{job.name}" has no unfinished run',
-            hint="start one with rewrap run --from … --to …",
-        )
+        raise no_unfinished_run(job)
+    await lift(job, environ)
     return await run(
         job,
         from_versions=",".join(latest.from_versions),
@@ -331,6 +336,7 @@ class Status:
     run: RunRecord
     progress: tuple[TableProgress, ...]
     put_aside: tuple[ExceptionRecord, ...]
+    control: ControlRecord
     left: Left | None = None
     """What is left of it; None when it has ended."""
 
@@ -351,7 +357,13 @@ async def status(job: Job, *, environ: Mapping[str, str] = os.environ) -> Status
                 running=latest.state == RunState.RUNNING,
                 quotas=quotas_of(job),
             )
-        return Status(latest, tuple(progress), tuple(await ledger.exceptions(latest.to_version)), left)
+        return Status(
+            latest,
+            tuple(progress),
+            tuple(await ledger.exceptions(latest.to_version)),
+            await ledger.control.now(),
+            left,
+        )
 
 
 async def quarantined(
@@ -454,7 +466,9 @@ async def _verified(
             looks=looks,
         )  # fmt: skip
     finally:
-        await close_all(census, *looks.values())
+        # also when a pause cuts it short in the middle of a count
+        with anyio.CancelScope(shield=True):
+            await close_all(census, *looks.values())
     # a copy or a restored database says nothing about the one that the ledger speaks of
     here = latest is not None and latest.origin == found.verdict.origin
     if ledger is not None and settle and here and found.healed:

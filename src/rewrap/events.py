@@ -49,6 +49,23 @@ class Notice(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Steered(Event):
+    """Somebody elsewhere took a hand in the run: `asked` is pause, resume, cancel or tune.
+
+    `state` is what the run is now, pausing and then paused; the rest is the pace that is asked of it.
+    """
+
+    type: ClassVar[str] = "steered"
+    run_id: str
+    asked: str
+    by: str
+    state: str
+    max_rate: float | None
+    batch_size: int
+    in_flight: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SweepStarted(Event):
     """A sweep over one table begins. Sweep 1 reads every row, later ones what is in scope."""
 

@@ -113,7 +113,7 @@ class Job(Section):
     def with_pace(self, **changes: float | None) -> Job:
         """The same job at another pace, as far as it is given; its digest stays the same."""
         given = {name: value for name, value in changes.items() if value is not None}
-        return self.model_copy(update={"pace": self.pace.model_copy(update=given)})
+        return self.model_copy(update={"pace": self.pace.given_over(given)})
 
     def with_versions(self, versions: Iterable[str]) -> Job:
         """The same job, which knows key versions that its file does not name; its digest stays the same."""

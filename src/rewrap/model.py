@@ -45,15 +45,26 @@ class Reason(StrEnum):
 
 class RunState(StrEnum):
     RUNNING = "running"
+    PAUSING = "pausing"
     PAUSED = "paused"
+    INTERRUPTED = "interrupted"
     FAILED = "failed"
     INCOMPLETE = "incomplete"
     COMPLETE = "complete"
+    CANCELLED = "cancelled"
     ABANDONED = "abandoned"
 
     @property
     def finished(self) -> bool:
-        return self in (RunState.INCOMPLETE, RunState.COMPLETE, RunState.ABANDONED)
+        """Whether nobody goes on with it."""
+        return self in (
+            RunState.INCOMPLETE, RunState.COMPLETE, RunState.CANCELLED, RunState.ABANDONED,
+        )  # fmt: skip
+
+    @property
+    def live(self) -> bool:
+        """Whether a process has it, unless that was killed."""
+        return self in (RunState.RUNNING, RunState.PAUSING, RunState.PAUSED)
 
 
 Tally = dict[str, Counter[str]]

@@ -21,6 +21,7 @@ from rewrap.events import (
     Quarantined,
     RunEnded,
     RunStarted,
+    Steered,
     SweepDone,
     SweepStarted,
     Untouched,
@@ -93,6 +94,8 @@ class Lines:
                 self.say(_started(event))
             case Notice():
                 self.say(notice_text(event))
+            case Steered():
+                self.say(_steered(event))
             case FingerprintTaken():
                 self.say(_fingerprint_taken(event))
             case Quarantined():
@@ -215,7 +218,7 @@ _METERED = {"request_units": "request units", "vault_calls": "vault calls"}
 
 def summary(ended: RunEnded, verdict: Verdict | None) -> list[Text]:
     """The result of a run, for stdout."""
-    colour = {0: "green", 3: "yellow", 4: "yellow"}.get(ended.exit_code, "red")
+    colour = {0: "green", 3: "yellow", 4: "yellow", 5: "yellow"}.get(ended.exit_code, "red")
     dry = ended.state == "dry-run"
     lines = [
         Text.assemble(
@@ -321,12 +324,12 @@ def classes(counts: Mapping[str, int]) -> str:
 
 def eta(event: Progress) -> str:
     """How long a table will take yet, for people; empty where nobody can say."""
-    if not event.eta_s or event.rows_per_s < 1 or event.waiting_for in _STANDSTILLS:
+    if not event.eta_s or event.rows_per_s < 1 or event.waiting_for.startswith(_STANDSTILLS):
         return ""
     return duration(event.eta_s)
 
 
-_STANDSTILLS = frozenset({"reconnecting", "a lock on the table"})
+_STANDSTILLS = ("reconnecting", "a lock on the table", "a pause by", "pause file")
 
 
 def duration(seconds: float) -> str:
@@ -352,6 +355,31 @@ def _started(event: RunStarted) -> Text:
         f" of {event.job}: {', '.join(event.from_versions)} → {event.to_version} over "
         f"{', '.join(event.targets)} (keys: {keys})",
     )
+
+
+def _steered(event: Steered) -> Text:
+    match event.asked, event.state:
+        case "pause", "pausing":
+            said, more = "pausing", "finishing the batch in hand"
+        case "pause", _:
+            said, more = "paused", "nothing is read or written; rewrap resume lets it go on"
+            if event.by.startswith("pause file"):
+                more = "nothing is read or written; it goes on when the file is taken away"
+        case "cancel", _:
+            said, more = "cancelled", "finishing the batch in hand"
+        case "tune", _:
+            said, more = "tuned" if event.by else "as the job says", pace_said(event)
+        case _:
+            said, more = "going on", ""
+    text = Text.assemble((said, "bold yellow"), f" by {event.by}" if event.by else "")
+    return text.append(f": {more}" if more else "")
+
+
+def pace_said(pace: Steered) -> str:
+    """A pace as people read it."""
+    rate = "no max_rate" if pace.max_rate is None else f"max_rate {pace.max_rate:,g} rows/s"
+    places = "as the job's shards allow" if pace.in_flight is None else f"{pace.in_flight}"
+    return f"{rate}, batch_size {pace.batch_size:,}, in_flight {places}"
 
 
 def _fingerprint_taken(event: FingerprintTaken) -> Text:

@@ -64,10 +64,10 @@ def test_latest_run_is_the_last_one_begun(place: Workbench) -> None:
         assert await ledger.latest() is None
         await ledger.begin(record("one"))
         await ledger.begin(record("two"))
-        await ledger.set_state("two", RunState.PAUSED, origin="sys/2/db")
+        await ledger.set_state("two", RunState.INTERRUPTED, origin="sys/2/db")
         found = await ledger.latest()
         assert found is not None
-        assert (found.run_id, found.state, found.origin) == ("two", RunState.PAUSED, "sys/2/db")
+        assert (found.run_id, found.state, found.origin) == ("two", RunState.INTERRUPTED, "sys/2/db")
         assert found.from_versions == ("v1", "v3")
         assert found.commitments == {"v1": "aa", "v2": "bb"}
         assert "@" in found.state_by

@@ -127,13 +127,13 @@ def test_run_that_was_refused_is_told(bench: Workbench) -> None:
 
 
 def test_stop_and_resume_leave_a_line_each(bench: Workbench) -> None:
-    """A sample that stops is "paused"; the resumed process has the same run id."""
+    """A sample that stops is "interrupted"; the resumed process has the same run id."""
     bench.notes([box(f"note {i}", "v1") for i in range(60)])
     bench.job(more=FILE)
     assert bench.run("--sample", "20").code == 4
     assert bench.rewrap("resume", "--json").code == 0
     first, second = records(bench)
-    assert (first["outcome"], first["exit_code"], first["resumed"]) == ("paused", 4, False)
+    assert (first["outcome"], first["exit_code"], first["resumed"]) == ("interrupted", 4, False)
     assert (second["outcome"], second["exit_code"], second["resumed"]) == ("complete", 0, True)
     assert first["run_id"] == second["run_id"]
     assert first["event_id"] != second["event_id"]

@@ -353,7 +353,7 @@ def test_stopped_rotation_can_be_rolled_back_and_run_again(psap: Psap) -> None:
         running.communicate(timeout=TIMEOUT_S)
         assert running.returncode == 4
     assert 100 < psap.rotated_incidents() < 3000
-    assert psap.rewrap("status", "--json").event("status")["run"]["state"] == "paused"
+    assert psap.rewrap("status", "--json").event("status")["run"]["state"] == "interrupted"
 
     (rotated,) = psap.bench.sql("SELECT id::text FROM incidents WHERE starts_with(title, 'v2:') LIMIT 1")
     made = merged(

@@ -122,5 +122,5 @@ def test_an_abandoned_run_stays_unfinished_when_its_successor_is_refused(bench: 
     status = bench.rewrap("status", "--json").event("status")["run"]
     refused = bench.rewrap("run", "--from", "v1,v2", "--to", "v3", "--abandon", status["run_id"])
     assert refused.code == 10
-    assert bench.rewrap("status", "--json").event("status")["run"]["state"] == "paused"
+    assert bench.rewrap("status", "--json").event("status")["run"]["state"] == "interrupted"
     assert bench.rewrap("resume").code == 0

@@ -36,6 +36,7 @@ FLOORS = [
     ],
     ["engine", "verify", "witness", "dekcount", "opening", "verdict", "report", "progresstable"],
     ["rotations", "plan", "measure", "remaining", "queries", "check", "discover", "draft", "trial"],
+    ["control"],
     ["api"],
     ["preflight"],
     ["__init__", "__main__", "cli", "demo"],

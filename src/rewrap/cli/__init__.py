@@ -9,10 +9,13 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from rewrap.cli import audit, check, discover, job, plan, quarantine, run, status, verify
+from rewrap.cli import audit, check, discover, job, plan, quarantine, run, status, steer, verify
 from rewrap.cli.terminal import UsageMistake, quiet_libraries, show_usage_mistake
 
-_ORDER = ("check", "plan", "run", "status", "verify", "resume", "quarantine", "audit", "discover", "job")
+_ORDER = (
+    "check", "plan", "run", "status", "verify", "pause", "resume", "tune", "cancel", "quarantine", "audit",
+    "discover", "job",
+)  # fmt: skip
 """The commands of a rotation in the order of their use, then the others."""
 
 
@@ -34,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 failed, 2 usage or job file, 3 values remain, 4 stopped and "
-    "resumable, 10 key unavailable or refused, 11 lease held by another run.",
+    "resumable, 5 cancelled, 10 key unavailable or refused, 11 lease held by another run.",
 )
 
 
@@ -56,7 +59,10 @@ app.command("plan")(plan.plan)
 app.command("run")(run.run)
 app.command("status")(status.status)
 app.command("verify")(verify.verify)
+app.command("pause")(steer.pause)
 app.command("resume")(run.resume)
+app.command("tune")(steer.tune)
+app.command("cancel")(steer.cancel)
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(audit.app, name="audit")
 app.command("discover")(discover.discover)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from rewrap import api
+from rewrap.cli import steer
 from rewrap.cli.terminal import (
     DEFAULT_JOB,
     DebugOption,
@@ -133,9 +134,11 @@ def resume(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Go on with a paused or a dead run, from its checkpoint."""
+    """Let a paused run go on, or go on here with one that was stopped or has died."""
     with errors_shown(as_json=as_json, debug=debug):
         loaded = load_job(job).with_pace(batch_size=batch_size, max_rate=max_rate)
+        if steer.let_go(loaded, as_json=as_json):
+            return
         options = RunOptions(resume=True, sample=sample)
         finish(
             loaded,

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from rewrap import api
 from rewrap.cli.forecasts import left_drawn, left_json, put_aside_said
+from rewrap.cli.steer import tuned_said
 from rewrap.cli.terminal import (
     DEFAULT_JOB,
     DebugOption,
@@ -28,6 +29,7 @@ from rewrap.cli.terminal import (
 )
 from rewrap.events import SCHEMA
 from rewrap.job import Job
+from rewrap.ledgers.control import CANCEL, PAUSE, ControlRecord
 from rewrap.model import RunState
 from rewrap.report import classes, duration
 
@@ -95,6 +97,7 @@ def _as_json(found: api.Status | None) -> dict[str, object]:
         shown["deferred"] = sum(1 for e in found.put_aside if e.deferred)
         shown["waived"] = sum(1 for e in found.put_aside if e.state == "waived")
         shown["left"] = left_json(found.left)
+        shown["control"] = asdict(found.control)
     return shown
 
 
@@ -113,7 +116,7 @@ def _drawn(job: Job, found: api.Status | None) -> Group:
         f" — {', '.join(run.from_versions)} → {run.to_version}, begun {_shown(run.started_at)}, "
         f"last changed {_shown(run.updated_at)} by {run.state_by}",
     )
-    running = run.state == RunState.RUNNING
+    live = run.state.live
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("target", style="cyan")
     for name in ("sweep", "rows", "rows/s"):
@@ -131,14 +134,14 @@ def _drawn(job: Job, found: api.Status | None) -> Group:
             f"{entry.rows_done:,}/{max(entry.rows_done, entry.rows_estimated):,}"
             if entry.sweep == 1
             else f"{entry.rows_done:,}",
-            f"{entry.rows_per_s:,.0f}" if running else "",
+            f"{entry.rows_per_s:,.0f}" if live else "",
             classes(total),
-            "done" if entry.done else entry.waiting_for if running else "",
+            "done" if entry.done else entry.waiting_for if live else "",
         )
-    lines: list[Text | Table] = [head, table]
-    seen = max([run.updated_at, *(entry.updated_at for entry in found.progress)])
+    lines: list[Text | Table] = [head, table, *_steered(found)]
+    seen = max([run.updated_at, found.control.beat_at, *(entry.updated_at for entry in found.progress)])
     silent_s = (datetime.now(UTC) - datetime.fromisoformat(seen)).total_seconds()
-    if running and silent_s > SILENCE_S:
+    if live and silent_s > SILENCE_S:
         lines.append(
             Text(
                 f"no sign of life for {duration(silent_s)}: if the process is gone, rewrap resume goes on",
@@ -149,3 +152,39 @@ def _drawn(job: Job, found: api.Status | None) -> Group:
     if found.put_aside:
         lines.append(Text(f"put aside: {put_aside_said(found.put_aside)} (rewrap quarantine list)"))
     return Group(*lines)
+
+
+def _steered(found: api.Status) -> list[Text | Table]:
+    """What somebody has asked of the run, and what its process keeps to."""
+    run, control = found.run, found.control
+    lines: list[Text | Table] = []
+    if control.state == PAUSE and run.state.finished:
+        lines.append(_asked("the next run is to be paused", control.state_by, control.state_at))
+    elif control.state == PAUSE and run.state not in (RunState.PAUSING, RunState.PAUSED):
+        lines.append(_asked("to be paused", control.state_by, control.state_at))
+    if control.state == CANCEL and not run.state.finished:
+        lines.append(_asked("to be cancelled", control.state_by, control.state_at))
+    if control.tuned and not run.state.finished:
+        lines.append(_asked(f"tuned to {tuned_said(control.tuned)}", control.tuned_by, control.tuned_at))
+    if run.state.live and control.run_id == run.run_id and control.budgets:
+        lines.append(_budgets(control))
+    return lines
+
+
+def _asked(what: str, by: str, at: str) -> Text:
+    return Text.assemble((what, "yellow"), f", asked by {by} at {_shown(at)}")
+
+
+def _budgets(control: ControlRecord) -> Table:
+    """What the process keeps to, store by store, and what it waits for there."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("budget", style="cyan")
+    for name in ("at most", "in flight", "batch"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("because of")
+    for one in control.budgets:
+        rate = f"{one['rate']:,g} {one['unit']}/s" if one["rate"] is not None else "any"
+        batch = f"{one['batch_size']:,}"
+        why = one["waiting_for"] or one["why"]
+        table.add_row(one["name"], rate, f"{one['in_flight']}", batch, why)
+    return table

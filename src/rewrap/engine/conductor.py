@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import anyio
@@ -20,6 +21,7 @@ from rewrap.engine.pipeline import StopFlag
 from rewrap.engine.rehearsal import rehearse
 from rewrap.engine.retry import FORBIDDEN, LOCKED, TABLE_LOCK_PAUSE_S, TABLE_LOCKED, quiet, until_reachable
 from rewrap.engine.sharing import Sharing
+from rewrap.engine.steering import Steering
 from rewrap.engine.sweep import Sweeper, first_of
 from rewrap.engine.vitals import watch
 from rewrap.errors import (
@@ -105,6 +107,7 @@ class Conductor:
         }
         self.measuring = Measuring(rotation, store, ledger, self.pacers)
         self.sharing = Sharing(job, ledger, sink, {name: one.gate for name, one in self.pacers.items()})
+        self.steering = Steering(job, ledger, sink, stop, self.pacers)
         self.run_id = ""
         self._courses: list[Course] = []
         self._sealed_noted = 0
@@ -114,6 +117,8 @@ class Conductor:
         """The run's end; raises RewrapError when it failed. Whatever happens, the leases are given back."""
         started = time.monotonic()
         await self.sharing.begin()
+        # whoever has paused the job already must not see the beginning of another run
+        await self.steering.look()
         admitted = await Admission(
             self.rotation, self.store, self.guard, self.ledger, self.sink, self.options
         ).admit()
@@ -121,6 +126,7 @@ class Conductor:
         self.sweeper = Sweeper(
             self.rotation, self.store, self.guard, self.ledger, self.sink, self.stop, self.options,
             self.health, self.run_id, {c.table.relation: c.table.name for c in self._courses}, self.pacers,
+            self.steering,
         )  # fmt: skip
         admitted.proof.feed(self.health, self.rotation.from_versions)
         state: RunState | None = RunState.FAILED
@@ -133,6 +139,8 @@ class Conductor:
                 tables = [course.table for course in self._courses]
                 await watch(group, self.store, tables, self.pacers, self.rotation.job.pace)
                 await group.start(self.sharing.run)
+                await self.steering.begin(self.run_id)
+                group.start_soon(self.steering.watch)
                 try:
                     ended = await self._work(admitted, started)
                     await self.measuring.ended(ended)
@@ -159,8 +167,10 @@ class Conductor:
                 await self.ledger.withdraw(self.run_id)
                 await self.ledger.forget_progress(self.run_id)
             if state is not None:
-                await self.ledger.set_state(self.run_id, state)
+                by = self.steering.cancelled_by if state is RunState.CANCELLED else None
+                await self.ledger.set_state(self.run_id, state, by=by)
                 await self.guard.release(finished=state.finished, void=void)
+                await self.steering.end(state)
         except (StoreUnavailable, LedgerError):
             # the lease runs out by itself, and the run stays resumable
             pass
@@ -172,7 +182,7 @@ class Conductor:
     # sweeps
 
     async def _work(self, admitted: Admitted, started: float) -> RunEnded:
-        if self.before is not None and not await self._unless_stopped(self.before):
+        if self.before is not None and not await self._done_before(self.before):
             return self._stopped(started)
         await self._prepare(admitted)
         first = [course for course in self._courses if course.leases[0].sweep == 1]
@@ -194,33 +204,20 @@ class Conductor:
                 break
         return self._stopped(started)
 
-    async def _unless_stopped(self, before: Before) -> bool:
-        """Whether what comes before the first write is done; a stop ends it in the middle."""
-
-        async def watch(scope: anyio.CancelScope) -> None:
-            while True:
-                await anyio.sleep(DRAIN_STEP_S)
-                if self.stop.requested:
-                    scope.cancel()
+    async def _done_before(self, before: Before) -> bool:
+        """Whether what comes before the first write is done."""
 
         async def work() -> bool:
             await before(self.run_id)
             return True
 
-        done = None
-        try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(watch, group.cancel_scope)
-                done = await self._unlocked(work)
-                group.cancel_scope.cancel()
-        except BaseExceptionGroup as errors:
-            raise first_of(errors) from None
-        return bool(done)
+        return bool(await self.steering.heeded(lambda: self._unlocked(work)))
 
     async def _sweep_again(self, courses: list[Course], sweep: int, count: int) -> bool:
         """Looks for what is still in scope, after a pause that grows with every such sweep."""
         if count > 2:
             await anyio.sleep(min(2.0, 0.1 * 2**count))
+        await self.steering.clear()
         return await self.sweeper.sweep(courses, sweep, full=False)
 
     async def _prepare(self, admitted: Admitted) -> None:
@@ -232,7 +229,9 @@ class Conductor:
         saved = {(p.relation, p.sweep): p for p in await self.ledger.progress(self.run_id)}
         for course in self._courses:
             if not self.options.sweeps_only:
-                await rehearse(self.store, self.rotation, course, admitted.proof, self.stop, self.sink)
+                await self.steering.whole(
+                    partial(rehearse, self.store, self.rotation, course, admitted.proof, self.stop, self.sink)
+                )
             first = saved.get((course.table.relation, 1))
             if first is None or course.fresh:
                 course.before = await self._activity(course)
@@ -264,7 +263,12 @@ class Conductor:
     def _stopped(self, started: float) -> RunEnded:
         sampled = self.options.sample is not None and not self.stop.requested
         reason = "the sample is done" if sampled else f"stopped by {self.stop.by}"
-        return self._ended(RunState.PAUSED, 4, started, 0, [reason])
+        if self.steering.cancelled_by:
+            reason = (
+                f"cancelled by {self.steering.cancelled_by}: values are under old versions and the new one"
+            )
+            return self._ended(RunState.CANCELLED, 5, started, 0, [reason])
+        return self._ended(RunState.INTERRUPTED, 4, started, 0, [reason])
 
     async def _conclude(
         self, started: float, sweeps: int, examined: Examined, left: Sequence[Course]
@@ -324,7 +328,7 @@ class Conductor:
         to a count while they have the new marker.
         """
         try:
-            found = await self._unlocked(self.store.tables)
+            found = await self.steering.heeded(lambda: self._unlocked(self.store.tables))
         except StoreError as exc:
             if not isinstance(exc, SchemaMismatch | UnsafeTarget) and exc.sqlstate != FORBIDDEN:
                 raise
@@ -342,7 +346,13 @@ class Conductor:
         ]
 
     async def _examined(self) -> Examined | None:
-        """Verify's count, once open writers have ended and the log is flushed; None on a stop."""
+        """Verify's count, once open writers have ended and the log is flushed; None on a stop.
+
+        A pause cuts it short: nobody's snapshot is to be held open for as long as that lasts.
+        """
+        return await self.steering.heeded(self._counted)
+
+    async def _counted(self) -> Examined | None:
         await self._drain()
         if self.stop.requested:
             return None

@@ -171,7 +171,8 @@ async def _read(task: ShardTask, pages: MemoryObjectSendStream[Page]) -> None:
                 return
             started = time.perf_counter()
             task.gauge.wait_s += started - asked
-            page = await _fetch(task, after, limit)
+            with task.pacer.reading():
+                page = await _fetch(task, after, limit)
             if page is None:
                 return
             task.gauge.read_s += time.perf_counter() - started
@@ -226,7 +227,10 @@ async def _reseal(
     async with works, pages:
         async for page in pages:
             started = time.perf_counter()
-            resealed = await task.resolved(partial(task.reseal.page, page))
+            try:
+                resealed = await task.resolved(partial(task.reseal.page, page))
+            except GivenUp:
+                return
             task.gauge.sealed += len(resealed.swap)
             task.gauge.cpu_s += time.perf_counter() - started
             if not await _sent(works, _Work(page, resealed)):
@@ -252,7 +256,7 @@ async def _write(task: ShardTask, works: MemoryObjectReceiveStream[_Work]) -> bo
                     task._saved_at = time.monotonic()
                 elif time.monotonic() - task._saved_at > IDLE_CHECKPOINT_S:
                     await _save(task, done=False)
-            except Interrupted:
+            except (Interrupted, GivenUp):
                 return False
             waited_s = settler.waited_s - waited_s
             task.gauge.write_s += time.perf_counter() - started - waited_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import anyio
 
@@ -15,6 +15,7 @@ from rewrap.engine.health import KeyHealth
 from rewrap.engine.options import RunOptions
 from rewrap.engine.pipeline import Budget, ShardTask, StopFlag, run_shard
 from rewrap.engine.retry import quiet, until_reachable
+from rewrap.engine.settle import Resolve
 from rewrap.errors import AccountingError, KeyRefused, LeaseLost, Rewound, RewrapError
 from rewrap.events import Notice, Quarantined, SweepDone, SweepStarted
 from rewrap.interfaces import Guard, Scope, Sink, Store
@@ -23,6 +24,14 @@ from rewrap.model import Fault, Outcome, Reason, ShardLease, merge_tally
 from rewrap.pace.pacer import Pacer
 
 T = TypeVar("T")
+
+
+class Heeding(Protocol):
+    """Whoever lets a run be paused and stopped."""
+
+    def resolving(self, resolved: Resolve, *, again: bool) -> Resolve:
+        """The same, heeding both while vaults are waited for; `again` when it may be repeated."""
+        ...
 
 
 @dataclass
@@ -40,6 +49,7 @@ class Sweeper:
     run_id: str
     names: dict[str, str]
     pacers: Mapping[str, Pacer]
+    steering: Heeding
     known: dict[str, dict[tuple[str, str], str]] = field(default_factory=dict)
 
     async def patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
@@ -153,6 +163,13 @@ class Sweeper:
             )
         )
 
+    @property
+    def _resolved(self) -> Resolve:
+        if not self.rotation.keyring.sources:
+            return self.rotation.resolved
+        # records of new DEKs are made on the way: what is begun of that is ended
+        return self.steering.resolving(self.rotation.resolved, again=not self.rotation.deks)
+
     async def _shard_once(self, course: Course, lease: ShardLease, full: bool, budget: Budget) -> None:
         table = course.table
         reader, writer = self.store.reader(table, full=full), self.store.writer(table, full=full)
@@ -164,7 +181,7 @@ class Sweeper:
                     reader=reader,
                     writer=writer,
                     reseal=self.rotation.reseal(table, writes=True),
-                    resolved=self.rotation.resolved,
+                    resolved=self._resolved,
                     scope=Scope() if full else self.rotation.scope(table),
                     known=self.known.get(table.relation, {}),
                     quarantine=self,

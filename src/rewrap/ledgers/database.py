@@ -20,7 +20,8 @@ from rewrap.ledgers.place import (
     postgres_engine,
     sqlite_engine,
 )
-from rewrap.ledgers.tables import SCHEMA_NUMBER, exceptions, meta, metadata, progress
+from rewrap.ledgers.tables import SCHEMA_NUMBER, exceptions, meta, metadata, progress, runs
+from rewrap.model import RunState
 
 
 class LedgerDatabase:
@@ -102,6 +103,11 @@ class LedgerDatabase:
                 # a reason to wait may be long; SQLite never minded
                 await connection.execute(
                     sa.text(f"ALTER TABLE {progress.name} ALTER COLUMN waiting_for TYPE TEXT")
+                )
+            if int(number or 1) < 4:
+                # a run whose process had ended was called paused; now one is whose process waits
+                await connection.execute(
+                    runs.update().where(runs.c.state == RunState.PAUSED).values(state=RunState.INTERRUPTED)
                 )
             await connection.execute(
                 meta.update().where(meta.c.name == "schema").values(value=str(SCHEMA_NUMBER))

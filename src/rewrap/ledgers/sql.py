@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from rewrap.errors import LedgerError
 from rewrap.ledgers.buckets import Buckets
+from rewrap.ledgers.control import Control
 from rewrap.ledgers.database import LedgerDatabase
 from rewrap.ledgers.fingerprints import KeptFingerprints
 from rewrap.ledgers.measured import Measurements
@@ -73,6 +74,10 @@ class Ledger(LedgerDatabase):
             )
         return Buckets(self.writing, self.rows)
 
+    @property
+    def control(self) -> Control:
+        return Control(self.job, self.writing, self.rows)
+
     # runs
 
     async def latest(self) -> RunRecord | None:
@@ -117,8 +122,11 @@ class Ledger(LedgerDatabase):
                 )
             )
 
-    async def set_state(self, run_id: str, state: RunState, *, origin: str | None = None) -> None:
-        values: dict[str, Any] = {"state": state, "state_by": operator(), "updated_at": now()}
+    async def set_state(
+        self, run_id: str, state: RunState, *, origin: str | None = None, by: str | None = None
+    ) -> None:
+        """Notes a run's state, and who brought it about: this process's user where nobody else did."""
+        values: dict[str, Any] = {"state": state, "state_by": by or operator(), "updated_at": now()}
         if origin is not None:
             values["origin"] = origin
         async with self.writing() as connection:

@@ -125,17 +125,26 @@ fingerprint_rows = sa.Table(
 control = sa.Table(
     "rewrap_control",
     metadata,
-    # what somebody wants of the job's running process: state is "run", "pause" or "cancel"; null: no change
+    # what somebody wants of the job's running process: state is "run", "pause" or "cancel"
     sa.Column("job", sa.String(64), primary_key=True),
     sa.Column("run_id", sa.String(32), nullable=False),
-    # goes up with every wish, so that none is carried out twice
-    sa.Column("number", sa.Integer, nullable=False),
+    # goes up with every wish, so that each is seen
+    sa.Column("number", sa.BigInteger, nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("state_by", sa.Text, nullable=False),
+    sa.Column("state_at", sa.String(32), nullable=False),
+    # null: nobody has asked; a max_rate of 0: no rate is to be kept
     sa.Column("max_rate", sa.Float),
     sa.Column("batch_size", sa.Integer),
     sa.Column("in_flight", sa.Integer),
-    sa.Column("asked_by", sa.Text, nullable=False),
-    sa.Column("asked_at", sa.String(32), nullable=False),
+    sa.Column("tuned_by", sa.Text, nullable=False),
+    sa.Column("tuned_at", sa.String(32), nullable=False),
+    # what the process answers: the last wish it has taken up, a sign of life, and what it keeps to
+    sa.Column("seen", sa.BigInteger, nullable=False),
+    sa.Column("beat", sa.BigInteger, nullable=False),
+    sa.Column("beat_at", sa.String(32), nullable=False),
+    sa.Column("process", sa.Text, nullable=False),
+    sa.Column("budgets", sa.JSON, nullable=False),
 )
 
 buckets = sa.Table(

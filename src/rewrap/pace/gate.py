@@ -302,6 +302,11 @@ class Gate:
         return None if cap is None else cap.rate
 
     @property
+    def limit(self) -> Cap | None:
+        """The lowest of its caps, with why it is there."""
+        return self._lowest()
+
+    @property
     def reason(self) -> str:
         """What callers wait for now, as what they are held back by; empty when none waits."""
         if not self._waiting:

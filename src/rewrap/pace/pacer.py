@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 from rewrap.pace.gate import Cap, Gate, GivenUp
 from rewrap.pace.section import Pace
@@ -25,6 +26,7 @@ class Pacer:
     def __init__(self, store: str, pace: Pace, shards: int, stopping: Callable[[], bool]) -> None:
         self.store = store
         self.gate = Gate(store, "rows", pace.in_flight or shards)
+        self._shards = shards
         self._batch_size = pace.batch_size
         self._eased: int | None = None
         self._in_flight = self.gate.in_flight
@@ -32,8 +34,46 @@ class Pacer:
         self.rows = self.statements = 0
         self.row_s: float | None = None
         """Seconds that a row took to be written, in the batches before."""
+        self._reads = 0
+        self.keep(pace)
+
+    def keep(self, pace: Pace, by: str = "") -> None:
+        """Keeps to a pace from now on; `by` is who set its rate, where it is not the job's."""
+        self._batch_size = pace.batch_size
+        self._in_flight = pace.in_flight or self._shards
+        self.gate.set_in_flight(self._in_flight if self._eased is None else 1)
+        cap = None
         if pace.max_rate is not None:
-            self.gate.cap("job", Cap(pace.max_rate, f"max_rate of {pace.max_rate:,.0f} rows/s"))
+            cap = Cap(pace.max_rate, f"max_rate of {pace.max_rate:,.0f} rows/s{by and f', set by {by}'}")
+        self.gate.cap("job", cap)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being read or written."""
+        return not self._reads and self.gate.idle
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """What it keeps to now, and what it waits for: names, numbers and words."""
+        limit = self.gate.limit
+        return {
+            "name": self.gate.name,
+            "unit": self.gate.unit,
+            "rate": None if limit is None else limit.rate,
+            "why": "" if limit is None else limit.why,
+            "in_flight": self.gate.in_flight,
+            "batch_size": self.batch_size,
+            "waiting_for": self.gate.reason,
+        }
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Held while a page is read."""
+        self._reads += 1
+        try:
+            yield
+        finally:
+            self._reads -= 1
 
     @property
     def batch_size(self) -> int:

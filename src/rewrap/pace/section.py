@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, PrivateAttr, StringConstraints
 
 from rewrap.pace.thresholds import Health, LoadProbe
 from rewrap.targets import Name, Section
@@ -27,6 +27,7 @@ class Pace(Section):
     """`[pace]`: how hard a run works. Not part of the job's identity: change it at any time.
 
     `max_rate` is in rows a second, of each store; `in_flight` is how many batches may be written at once.
+    While there is a `pause_file` the run is paused.
     """
 
     batch_size: Annotated[int, Field(ge=1, le=10_000)] = 1_000
@@ -38,6 +39,20 @@ class Pace(Section):
     health: Health = Health()
     probe: list[LoadProbe] = Field(default_factory=list)
     shared: dict[BudgetName, SharedSection] = Field(default_factory=dict)
+    pause_file: Annotated[str, Field(min_length=1)] | None = None
+
+    _given: tuple[str, ...] = PrivateAttr(default=())
+
+    def given_over(self, changes: Mapping[str, float]) -> Pace:
+        """The same with what somebody gave apart from the file: on a command line."""
+        pace = self.model_copy(update=changes)
+        pace._given = tuple(changes)
+        return pace
+
+    @property
+    def given(self) -> dict[str, float]:
+        """The fields that were given so, with their values."""
+        return {name: getattr(self, name) for name in self._given}
 
 
 def refused_shared(
