@@ -87,8 +87,8 @@ def test_check_of_a_container_that_is_fit(cosmos: CosmosDatabase, rewrap: Rewrap
     assert ran.code == 0, ran.out + ran.err
     found = findings(ran)
     assert set(found) == {
-        "account", "consistency", "change-feed", "guard-made", "documents", "may-write", "canary-not-tried",
-        "key-proven",
+        "account", "throughput", "consistency", "change-feed", "guard-made", "documents", "may-write",
+        "canary-not-tried", "key-proven",
     }  # fmt: skip
     assert "30 documents, partitioned by /id" in found["documents"]["reason"]
     assert "Session" in found["consistency"]["reason"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -95,25 +96,29 @@ def test_a_server_of_request_units_is_used_and_not_stormed(
 def test_check_and_plan_say_what_is_provisioned(notes: CosmosBench, cosmos_proxy: FaultProxy) -> None:
     """And what a run would take of it; where nothing is, that too."""
 
-    def told() -> tuple[str, list[str]]:
+    def told() -> tuple[str, dict[str, Any]]:
         checked = notes.rewrap("check", "--json")
         (one,) = [event for event in checked.events if event.get("code") == "throughput"]
         planned = notes.rewrap("plan", "--from", "v1", "--to", "v2", "--json")
         assert planned.code == 0, planned.err
-        return one["reason"], [line for line in planned.event("plan")["notices"] if "RU/s" in line]
+        return one["reason"], planned.event("plan")
 
-    reason, noted = told()
+    reason, planned = told()
     assert reason.startswith("no provisioned throughput can be read")
-    assert noted == []
+    assert not [line for line in planned["notices"] if "RU/s" in line]
     cosmos_proxy.throughput = {
         link_of(notes.database): {"offerThroughput": -1, "offerAutopilotSettings": {"maxThroughput": 4000}}
     }
-    notes.job(store="share = 0.1")
-    reason, noted = told()
+    notes.job(store="share = 0.02")
+    reason, planned = told()
     assert reason == (
-        f"database {notes.database.name}, all its containers: up to 4,000 RU/s; a run takes at most 400 RU/s"
+        f"database {notes.database.name}, all its containers: up to 4,000 RU/s; a run takes at most 80 RU/s"
     )
-    assert noted[0].endswith(reason)
+    # so that it cannot be over before so many units may have been taken
+    forecast = planned["forecast"]
+    assert "share of 80 RU/s, 2% of 4,000" in forecast["derived_from"]["seconds"]
+    assert forecast["seconds"]["low"] >= forecast["request_units"]["low"] / 80 - 1.01
+    assert [line for line in planned["notices"] if line.endswith(reason)]
     cosmos_proxy.throughput = {}
     checked = notes.rewrap("check", "--json")
     assert checked.code == 1

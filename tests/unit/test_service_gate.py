@@ -213,7 +213,7 @@ def test_the_lower_of_cap_and_share_is_kept() -> None:
         one = account_gate(section)
         one.cap("share", share_of(section, found, "database d"))
         assert one.rate == kept
-    assert said(found, 200.0) == (
+    assert said(found, Cap(200.0, "share")) == (
         "container notes: 1,000 RU/s; database d: up to 400 RU/s; a run takes at most 200 RU/s"
     )
     assert account_gate(store()).rate is None

@@ -18,11 +18,11 @@ import anyio
 
 from rewrap.errors import JobError, SchemaMismatch, StoreError, StoreUnavailable, UnsafeTarget
 from rewrap.job import Job
-from rewrap.pace.gate import Gate
+from rewrap.pace.gate import Cap, Gate
 from rewrap.stores.cosmos.container import EVERYTHING, Answer, Container, Document, Query
 from rewrap.stores.cosmos.faults import Throttled, expected, translated
 from rewrap.stores.cosmos.meter import Meter
-from rewrap.stores.cosmos.throughput import Provisioned, account_gate, provisioned, share_of, unknown
+from rewrap.stores.cosmos.throughput import Provisioned, account_gate, own_cap, provisioned, share_of, unknown
 
 __all__ = ["EVERYTHING", "Account", "Answer", "Container", "Document", "Query", "Region", "guarded"]
 
@@ -70,6 +70,7 @@ class Account:
         self._credential: Any = None
         self._region: Region | None = None
         self._provisioned: list[Provisioned] | None = None
+        self._share: Cap | None = None
         self._containers: dict[str, Container] = {}
         self._proxies: dict[str, Any] = {}
 
@@ -86,6 +87,12 @@ class Account:
     def subject(self) -> str:
         """What messages call it."""
         return f"database {self.database} of {self.host}"
+
+    @property
+    def cap(self) -> Cap | None:
+        """What the job bounds it by: the lower of its cap and its share, which is known once it answers."""
+        caps = [one for one in (own_cap(self._section), self._share) if one is not None]
+        return min(caps, key=lambda one: one.rate, default=None)
 
     def spent(self) -> dict[str, float]:
         return {"request_units": round(self.meter.request_units, 2)}
@@ -189,7 +196,8 @@ class Account:
             return
         try:
             self._provisioned = await self._ask_throughput(client)
-            self.gate.cap("share", share_of(self._section, self._provisioned, self.subject))
+            self._share = share_of(self._section, self._provisioned, self.subject)
+            self.gate.cap("share", self._share)
         except BaseException as exc:
             with anyio.CancelScope(shield=True):
                 await client.close()

@@ -88,7 +88,6 @@ async def _account(account: Account, job: Job) -> AsyncIterator[Finding]:
 
 
 async def _throughput(account: Account) -> Finding:
-    rate = account.gate.rate
     hint = "stores.*.max_rus or stores.*.share bounds what it takes, for the application's sake"
     try:
         found = await account.provisioned()
@@ -96,13 +95,13 @@ async def _throughput(account: Account) -> Finding:
         found = []
     if found:
         return finding(
-            "info", "throughput", account.subject, said(found, rate), hint if rate is None else None
+            "info", "throughput", account.subject, said(found, account.cap), None if account.cap else hint
         )  # fmt: skip
     return finding(
         "info", "throughput", account.subject,
         "no provisioned throughput can be read: a serverless account has none, and an identity of the data "
-        "plane may not; " + said([], rate),
-        hint if rate is None else None,
+        "plane may not; " + said([], account.cap),
+        None if account.cap else hint,
     )  # fmt: skip
 
 

@@ -98,7 +98,7 @@ class CosmosContainers:
         except StoreError:
             # it may be nobody's business here, and nothing depends on it: with a share it was read before
             return []
-        return [f"{self.subject}: {said(found, self.account.gate.rate)}"] if found else []
+        return [f"{self.subject}: {said(found, self.account.cap)}"] if found else []
 
     async def split(self, table: Table, shards: int) -> list[ShardRange]:
         """One shard for each feed range, which its lower bound tells; they are the server's partitions."""
@@ -168,12 +168,7 @@ class CosmosContainers:
     @property
     def units_cap(self) -> Cap | None:
         """Request units a second that a run of the job takes at most; None where nothing bounds them."""
-        gate = self.account.gate
-        if gate.rate is None:
-            return None
-        section = self.job.cosmos
-        whose = "max_rus" if section.max_rus == gate.rate else "share"
-        return Cap(gate.rate, f"{whose} of {gate.rate:,.0f} RU/s")
+        return self.account.cap
 
     async def drain(self, timeout_s: float) -> list[str]:
         """Nothing: no transaction stays open in a store that speaks HTTP."""

@@ -38,9 +38,14 @@ class Provisioned:
 def account_gate(section: CosmosStore) -> Gate:
     """The gate that every request to a store's account passes, with the cap that the job sets."""
     gate = Gate("the account", "RU", section.in_flight)
-    if section.max_rus is not None:
-        gate.cap("max_rus", Cap(section.max_rus, f"max_rus of {section.max_rus:,.0f} RU/s"))
+    gate.cap("max_rus", own_cap(section))
     return gate
+
+
+def own_cap(section: CosmosStore) -> Cap | None:
+    """The cap that the job names."""
+    rate = section.max_rus
+    return None if rate is None else Cap(rate, f"max_rus of {rate:,.0f} RU/s")
 
 
 async def provisioned(ask: Asked, database: Any, containers: Sequence[str]) -> list[Provisioned]:
@@ -96,10 +101,10 @@ def share_of(section: CosmosStore, found: Sequence[Provisioned], subject: str) -
     return Cap(rate, f"share of {rate:,.0f} RU/s, {section.share:.0%} of {least:,.0f}")
 
 
-def said(found: Sequence[Provisioned], rate: float | None) -> str:
+def said(found: Sequence[Provisioned], cap: Cap | None) -> str:
     """What is provisioned, and what a run takes of it."""
-    bound = "a run takes what it gets until it is throttled" if rate is None else ""
-    return "; ".join([*(one.said for one in found), bound or f"a run takes at most {rate:,.0f} RU/s"])
+    what = "what it gets until it is throttled" if cap is None else f"at most {cap.rate:,.0f} RU/s"
+    return "; ".join([*(one.said for one in found), f"a run takes {what}"])
 
 
 def unknown(subject: str, why: StoreError) -> StoreError:
