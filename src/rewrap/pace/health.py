@@ -148,10 +148,10 @@ def _rate(seen: deque[tuple[float, int]], now: float, over_s: float) -> float:
 STEP_S = 1.0
 """Seconds between two changes of a cap, so that the figures can follow."""
 
-REGROWTH = 1.25
-"""Factor by which a cap grows in a step while all is well."""
+REGROWTH = (1.25, 1.5, 2.0)
+"""Factors by which a cap grows from step to step while all is well; the last one from then on."""
 
-LEAST = 10.0
+LEAST = 50.0
 """Rows a second that a cap leaves."""
 
 
@@ -162,6 +162,7 @@ class Brake:
         self.cap: float | None = None
         self._fastest = 0.0
         self._next = 0.0
+        self._well = 0
 
     def apply(self, left: float, speed: float, now: float) -> float | None:
         """The cap in rows a second, or None; `speed` is what was done in the last second."""
@@ -172,9 +173,11 @@ class Brake:
             self._next = now + STEP_S
             at = speed if self.cap is None else min(self.cap, max(speed, LEAST))
             self.cap = max(LEAST, at * max(left, HALF))
+            self._well = 0
         elif self.cap is not None:
             self._next = now + STEP_S
-            self.cap *= REGROWTH
+            self.cap *= REGROWTH[min(self._well, len(REGROWTH) - 1)]
+            self._well += 1
             if self.cap > 2 * self._fastest:
                 self.cap = None
         return self.cap
