@@ -15,7 +15,6 @@ from tests.cases.case import FOLDER, Case
 from tests.cases.notation import CaseError, Notation
 from tests.cases.sealing import key_of
 from tests.cases.session import Session
-from tests.cases.starter import Starter
 from tests.cases.trial import Trial, check, check_plaintexts
 from tests.support.values import aead, box, unbox
 from tests.support.workbench import Result, Workbench
@@ -159,21 +158,19 @@ def test_fingerprints_spare_only_what_they_are_told(session: Session, change: st
     ],
     ids=["outcomes", "exit", "verify", "plan", "plain", "sql", "refused"],
 )  # fmt: skip
-def test_a_wrong_expectation_fails(
-    tmp_path: Path, bench: Workbench, starter: Starter, change: dict[str, Any]
-) -> None:
+def test_a_wrong_expectation_fails(tmp_path: Path, bench: Workbench, change: dict[str, Any]) -> None:
     """Each part of expect.json is compared: the same case with one of them wrong fails."""
     (tmp_path / "cases").mkdir()
-    trial = Trial(Case.read(written(tmp_path / "cases", EXPECT | change)), bench, starter)
+    trial = Trial(Case.read(written(tmp_path / "cases", EXPECT | change)), bench)
     trial.prepare()
     with contextlib.closing(trial.session), pytest.raises(AssertionError):
         check(trial)
 
 
-def test_leaks_and_other_keys_are_found(tmp_path: Path, bench: Workbench, starter: Starter) -> None:
+def test_leaks_and_other_keys_are_found(tmp_path: Path, bench: Workbench) -> None:
     """Each secret is found when it is in an output; a value under another key does not open."""
     (tmp_path / "cases").mkdir()
-    trial = Trial(Case.read(written(tmp_path / "cases", EXPECT)), bench, starter)
+    trial = Trial(Case.read(written(tmp_path / "cases", EXPECT)), bench)
     trial.prepare()
     with contextlib.closing(trial.session):
         trial.check_silence()
