@@ -21,6 +21,7 @@ from rewrap.learned import (
     ROW_UNITS,
     ROW_VALUES,
     SEAL_VALUE_S,
+    SWEEP_S,
     VALUE_CALLS,
     WAIT_ROW_S,
     WAL_VALUE_BYTES,
@@ -153,6 +154,9 @@ class Measuring:
 
     def _figures(self) -> list[Figure]:
         found: list[Figure] = []
+        if self._sweep_s:
+            rows = sum(one.rows for one in self._tables)
+            found.append(Figure(WHOLE_RUN, SWEEP_S, self._run_id, self._sweep_s, rows))
         for one in self._tables:
             relation = one.course.table.relation
             for name, value, samples in (*self._seconds(one), *self._costs(one)):
