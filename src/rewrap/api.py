@@ -355,7 +355,7 @@ async def status(job: Job, *, environ: Mapping[str, str] = os.environ) -> Status
                 progress,
                 Learned(tuple(await ledger.measured.figures())),
                 running=latest.state == RunState.RUNNING,
-                quotas=quotas_of(job),
+                quotas=quotas_of(job, next(iter(job.stores))) if len(job.stores) == 1 else (),
             )
         return Status(
             latest,

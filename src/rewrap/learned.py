@@ -33,6 +33,9 @@ REST_ROW_S, REST_ROW_UNITS = "rest_row_s", "rest_row_units"
 """What a whole run took besides its first sweep, for each row: later sweeps, verification. Of its seconds,
 those past `ENDING_S`."""
 
+SWEEP_S = "sweep_s"
+"""Seconds that a run's first sweep took in one process."""
+
 WHOLE_RUN = ""
 """Stands for the relation where a figure is of no single table."""
 
@@ -46,6 +49,10 @@ _TIME_REACH, _COST_REACH = 0.5, 0.05
 
 ENDING_S = 10.0
 """Seconds of a run besides its rows at most: its proofs, its lock, the last looks."""
+
+_START_S = 0.5
+"""Seconds in which a sweep opens its connections and plans its statements, at most: a short one is slow for
+that, and none at its low end is."""
 
 _REST_UNITS = 300.0
 """Request units that these may take."""
@@ -85,6 +92,19 @@ class Learned:
     def seen(self, relation: str, name: str) -> Seen | None:
         mine = [one for one in self.figures if (one.relation, one.name) == (relation, name)]
         return _seen(mine, lambda one: one.value)
+
+    def pace(self, relation: str, name: str) -> Seen | None:
+        """A figure of time: its low end is without what a sweep took to start, at most."""
+        seen = self.seen(relation, name)
+        sweeps = {one.run_id: one.value for one in self.figures if one.name == SWEEP_S}
+        if seen is None:
+            return None
+        lows = [
+            one.value * max(0.0, 1 - _START_S / max(_START_S, sweeps.get(one.run_id, 0.0)))
+            for one in self.figures
+            if (one.relation, one.name) == (relation, name)
+        ]
+        return replace(seen, low=min(lows))
 
     def patch_units(self, relation: str, read_units: float) -> Seen | None:
         """Request units for each value resealed: what a sweep was charged, less what reading is charged."""
@@ -191,8 +211,8 @@ Found = tuple[Range, tuple[str, ...]]
 
 
 def _took(prior: Forecast, learned: Learned, sized: Sized) -> Found | None:
-    read = learned.seen(sized.relation, READ_ROW_S)
-    seal = learned.seen(sized.relation, SEAL_VALUE_S)
+    read = learned.pace(sized.relation, READ_ROW_S)
+    seal = learned.pace(sized.relation, SEAL_VALUE_S)
     values = sized.work.values
     if read is None or (values and seal is None):
         return None
@@ -206,8 +226,9 @@ def _took(prior: Forecast, learned: Learned, sized: Sized) -> Found | None:
     high += sized.rows * (waits.high if waits else 0.0)
     # verify reads a table twice; a short run has not shown what that takes
     after = sized.rows * max(rest.high if rest else 0.0, 2 * max(sized.sampled.read_s, read.high))
-    # a vault has its own pace: what its calls take is known from its quota
-    least = prior.seconds.low if sized.remote else max(prior.seconds.low, low / wide)
+    # a vault has its own pace: what its calls take is known from its quota; and where no run was long enough,
+    # what plan has measured has to do
+    least = prior.seconds.low if sized.remote or not low else low / wide
     # of a database, a run's ending is added once for all its tables
     ending = ENDING_S if prior.request_units.high else 0.0
     most = max((high + after) * wide + ending, 1.2 * least)

@@ -72,6 +72,9 @@ Shape = Callable[[Table], Awaitable[tuple[Server, TableShape] | None]]
 """The settings of a table's server, and its shape; None for a container, which has neither."""
 
 
+WAL_HEAD_S = 5.0
+"""Seconds in which a server's log may grow faster than is wanted, until a run has noticed and goes slower."""
+
 Bounds = Callable[[Table], Sequence[Quota]]
 """What the store of a table keeps to."""
 
@@ -127,7 +130,9 @@ async def plan(
             table.relation, table.estimated_rows, work, sampled, min(work.values, batch_size * shards),
             images, kept is not None,
         )  # fmt: skip
-        outlooks[table.name] = learn(one, learned or Learned(), sized, [*quotas_of(job), *bounds_of(table)])
+        outlooks[table.name] = learn(
+            one, learned or Learned(), sized, [*quotas_of(job, home), *bounds_of(table)]
+        )
         homes[table.name] = home
     return Plan(
         tuple(tables),
@@ -140,10 +145,21 @@ async def plan(
     )
 
 
-def quotas_of(job: Job) -> list[Quota]:
-    """What the job bounds the work in a table by."""
-    rate = job.pace.max_rate
-    return [] if rate is None else [Quota("rows", rate, f"max_rate of {rate:,.10g} rows/s")]
+def quotas_of(job: Job, home: str) -> list[Quota]:
+    """What the job bounds the work in a store by."""
+    pace, found = job.pace, []
+    if pace.max_rate is not None:
+        found.append(Quota("rows", pace.max_rate, f"max_rate of {pace.max_rate:,.10g} rows/s"))
+    for name, shared in pace.shared.items():
+        if (shared.store or home) == home:
+            said = f"shared budget {name} of {shared.rate:,.10g} rows/s, if no other job draws on it"
+            found.append(Quota("rows", shared.rate, said))
+    logged = pace.health.wal_bytes_per_s
+    most = (logged.pause or logged.slow) if logged else None
+    if most is not None:
+        said = f"wal_bytes_per_s of {most / 2**20:,.3g} MiB/s"
+        found.append(Quota("wal_bytes", most, said, head_s=WAL_HEAD_S))
+    return found
 
 
 def remote_key(rotation: Rotation) -> TriedKey | None:

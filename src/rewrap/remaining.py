@@ -72,7 +72,9 @@ class _Table:
         if running and self.entry.rows_per_s >= 1:
             now = self.rows / self.entry.rows_per_s
             paces.append(Range(now / _MARGIN, now * _MARGIN))
-        read, seal, waits = self.seen(READ_ROW_S), self.seen(SEAL_VALUE_S), self.seen(WAIT_ROW_S)
+        relation = self.entry.relation
+        read, seal = self.learned.pace(relation, READ_ROW_S), self.learned.pace(relation, SEAL_VALUE_S)
+        waits = self.seen(WAIT_ROW_S)
         if read is not None and (seal is not None or not self.values):
             wide = margin(read.samples, self.rows)
             low, high = self.rows * read.low, self.rows * (read.high + (waits.high if waits else 0.0))

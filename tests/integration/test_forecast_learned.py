@@ -68,6 +68,11 @@ def test_a_cap_of_the_job_bounds_the_time(bench: Workbench) -> None:
     assert said["basis"]["seconds"][0] == "quota"
     assert "max_rate of 500 rows/s" in said["derived_from"]["seconds"]
     assert said["seconds"]["low"] >= 2
+    bench.job(more="[pace.shared.db]\nrate = 250\n[pace.health]\nwal_bytes_per_s = { pause = 1000 }")
+    others = planned(bench)["derived_from"]["seconds"]
+    assert "shared budget db of 250 rows/s" in others
+    assert "wal_bytes_per_s of 0.000954 MiB/s" in others
+    bench.job(more="[pace]\nmax_rate = 500")
     seconds = further(bench)["seconds"]
     assert within(seconds, said["seconds"]), (seconds, said["seconds"])
 

@@ -16,6 +16,7 @@ from rewrap.learned import (
     ROW_UNITS,
     ROW_VALUES,
     SEAL_VALUE_S,
+    SWEEP_S,
     VALUE_CALLS,
     WAIT_ROW_S,
     WAL_VALUE_BYTES,
@@ -46,6 +47,9 @@ def figure(name: str, value: float, run: str = "one", relation: str = NOTES, sam
     return Figure(relation, name, run, value, samples)
 
 
+SWEPT = figure(SWEEP_S, 100.0, relation=WHOLE_RUN)
+
+
 def told(*figures: Figure, sized: Sized = SIZED, quotas: tuple[Quota, ...] = ()) -> Outlook:
     return learn(PRIOR, Learned(figures), sized, quotas)
 
@@ -61,21 +65,30 @@ def test_without_runs_a_forecast_is_what_it_was() -> None:
 
 def test_time_is_that_of_rows_and_of_values() -> None:
     """What reading and resealing took, with room at both ends, and more where runs differ."""
-    one = told(figure(READ_ROW_S, 0.001), figure(SEAL_VALUE_S, 0.002))
+    one = told(figure(READ_ROW_S, 0.001), figure(SEAL_VALUE_S, 0.002), SWEPT)
     assert one.runs["seconds"] == ("one",)
-    assert one.forecast.seconds.low == 30 / 1.5
+    assert one.forecast.seconds.low == 30 / 1.5 * (1 - 0.5 / 100)
     # verification reads twice more, where no run has shown what it takes
     assert one.forecast.seconds.high == (30 + 20) * 1.5 + 10
     long = figure(REST_ROW_S, 0.01, relation=WHOLE_RUN)
     most = told(figure(READ_ROW_S, 0.001), figure(SEAL_VALUE_S, 0.002), long).forecast.seconds.high
     assert most == (30 + 100) * 1.5 + 10
     two = told(
+        SWEPT, replace(SWEPT, run_id="two"),
         figure(READ_ROW_S, 0.001, "two"), figure(SEAL_VALUE_S, 0.004, "two"),
         figure(READ_ROW_S, 0.001), figure(SEAL_VALUE_S, 0.002),
     )  # fmt: skip
     assert two.runs["seconds"] == ("two", "one")
     assert two.forecast.seconds.low == one.forecast.seconds.low
     assert two.forecast.seconds.high > one.forecast.seconds.high + 25
+
+
+def test_a_short_sweep_says_nothing_of_the_low_end() -> None:
+    """Most of it was its start: a long one is faster by row, and nobody knows by how much."""
+    short = replace(SWEPT, value=0.2)
+    found = told(figure(READ_ROW_S, 0.01), figure(SEAL_VALUE_S, 0.02), short).forecast.seconds
+    assert found.low == PRIOR.seconds.low
+    assert found.high > 300
 
 
 def test_rows_that_were_made_to_wait_are_in_the_high_end_alone() -> None:
@@ -180,13 +193,13 @@ def test_left_costs_what_this_run_has_measured_of_half_the_rows() -> None:
     figures = (
         figure(READ_ROW_S, 0.001, "now"), figure(SEAL_VALUE_S, 0.002, "now"),
         figure(WAL_VALUE_BYTES, 400.0, "now"), figure(WAL_VALUE_BYTES, 9_000.0, "earlier"),
-        figure(ROW_UNITS, 7.0, "now"), figure(VALUE_CALLS, 2.0, "now"),
+        figure(ROW_UNITS, 7.0, "now"), figure(VALUE_CALLS, 2.0, "now"), replace(SWEPT, run_id="now"),
     )  # fmt: skip
     found = left_of("now", [entry(4_000)], Learned(figures), running=False)
     assert found.forecast.wal_bytes == Range(3_000 * 400 / 1.5, 3_000 * 400 * 1.5)
     assert found.forecast.request_units == Range(6_000 * 7 / 1.5, 6_000 * 7 * 1.5)
     assert found.forecast.remote_calls == Range(3_000 * 2 / 1.5, 3_000 * 2 * 1.5)
-    assert found.forecast.seconds.low == (6_000 * 0.001 + 3_000 * 0.002) / 1.5
+    assert found.forecast.seconds.low == 12 / 1.5 * (1 - 0.5 / 100)
     assert found.derived["wal_bytes"].runs == ("now",)
 
 

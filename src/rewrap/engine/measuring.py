@@ -21,6 +21,7 @@ from rewrap.learned import (
     ROW_UNITS,
     ROW_VALUES,
     SEAL_VALUE_S,
+    SWEEP_S,
     VALUE_CALLS,
     WAIT_ROW_S,
     WAL_VALUE_BYTES,
@@ -153,6 +154,9 @@ class Measuring:
 
     def _figures(self) -> list[Figure]:
         found: list[Figure] = []
+        if self._sweep_s:
+            rows = sum(one.rows for one in self._tables)
+            found.append(Figure(WHOLE_RUN, SWEEP_S, self._run_id, self._sweep_s, rows))
         for one in self._tables:
             relation = one.course.table.relation
             for name, value, samples in (*self._seconds(one), *self._costs(one)):
@@ -169,7 +173,7 @@ class Measuring:
         # shards work side by side: all of their time together is that of the sweep
         share = self._sweep_s / (busy + waits)
         gauge, found = one.course.gauge, []
-        capped = self.rotation.job.pace.max_rate is not None
+        capped = self._capped(self._home_of(one))
         if not capped or waits <= WAITED_SHARE * (busy + waits):
             found.append((READ_ROW_S, share * gauge.read_s / one.rows, one.rows))
             if one.values >= LEAST_VALUES:
@@ -179,6 +183,11 @@ class Measuring:
         if not capped:
             found.append((WAIT_ROW_S, share * gauge.wait_s / one.rows, one.rows))
         return found
+
+    def _capped(self, home: str) -> bool:
+        """Whether the job bounds how many rows a second a store gets."""
+        pace = self.rotation.job.pace
+        return pace.max_rate is not None or any(one.store in (None, home) for one in pace.shared.values())
 
     def _bounded(self, one: _Before) -> bool:
         """Whether its account kept to what the job allows it: then its pace was that."""
