@@ -10,7 +10,17 @@ import rewrap
 ROOT = Path(rewrap.__file__).parent
 
 FLOORS = [
-    ["errors", "model", "packed", "pace.gate", "pace.vitals", "pace.foreground"],
+    [
+        "errors",
+        "model",
+        "packed",
+        "pace.gate",
+        "pace.law",
+        "pace.places",
+        "pace.terms",
+        "pace.vitals",
+        "pace.foreground",
+    ],
     ["crypto.ciphers", "crypto.encodings", "crypto.layout", "crypto.layouts", "crypto", "events"],
     ["recognise", "forecast", "metered", "learned", "derived", "labels", "pieces", "fingerprint"],
     ["interfaces", "targets", "untouched", "envelopes", "deks", "forms", "probes.section"],
