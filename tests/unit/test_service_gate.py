@@ -126,9 +126,11 @@ def test_calls_that_come_back_together_are_one_event() -> None:
     """Sixteen answers of 429 from before a pause do not make it sixteen pauses."""
 
     async def work() -> None:
-        one = gate(Clock())
+        clock = Clock()
+        one = gate(clock)
         async with AsyncExitStack() as entered:
             passages = [await entered.enter_async_context(one.passed()) for _ in range(16)]
+            clock.now += 0.1
             assert {passage.throttled(None) for passage in passages} == {1.0}
 
     anyio.run(work)
@@ -162,14 +164,17 @@ def test_the_gate_knows_why_it_waits(trouble: Callable[[Gate], object], why: str
         await anyio.sleep_forever()
 
     async def work() -> None:
-        one = Gate("the vault", "calls", 16, budget=Cap(50.0, "the pace of 50 calls/s"), sleep=forever)
+        clock = Clock()
+        budget = Cap(50.0, "the pace of 50 calls/s")
+        one = Gate("the vault", "calls", 16, budget=budget, clock=clock, sleep=forever)
 
         async def call() -> None:
             async with one.passed():
                 pass
 
         assert one.reason == ""
-        async with one.passed():
+        async with one.passed(0):
+            clock.now += 1.0
             trouble(one)
             assert one.reason == ""
             async with anyio.create_task_group() as group:
