@@ -234,6 +234,8 @@ def test_the_last_job_started_sets_the_rate(bench: Workbench) -> None:
     ("more", "said"),
     [
         ('rate = 10\nstore = "other"', 'pace.shared.orders-db.store: there is no store "other"'),
+        ("rate = 10\nkeys = true", "pace.shared.orders-db.keys: the job's keys are local"),
+        ('rate = 1\nkeys = true\nstore = "main"', "pace.shared.orders-db: names a store and the keys"),
         ("rate = 0", "pace.shared.orders-db.rate: "),
         ('store = "main"', "pace.shared.orders-db.rate: is missing"),
         ("rate = 10\nspeed = 1", "pace.shared.orders-db.speed: is not a field here"),

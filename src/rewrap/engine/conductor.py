@@ -109,7 +109,7 @@ class Conductor:
         }
         self.measuring = Measuring(rotation, store, ledger, self.pacers)
         gates = {name: one.gate for name, one in self.pacers.items()} | dict(accounts or {})
-        self.sharing = Sharing(job, ledger, sink, gates)
+        self.sharing = Sharing(job, ledger, sink, gates, rotation.keyring.gate)
         self.steering = Steering(job, ledger, sink, stop, self.pacers)
         self.run_id = ""
         self._courses: list[Course] = []
