@@ -12,13 +12,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from rewrap.errors import LedgerError
-from rewrap.ledgers.buckets import Buckets
+from rewrap.ledgers.buckets import Buckets, of_one_job
 from rewrap.ledgers.control import Control
 from rewrap.ledgers.database import LedgerDatabase
 from rewrap.ledgers.fingerprints import KeptFingerprints
 from rewrap.ledgers.measured import Measurements
-from rewrap.ledgers.place import LEDGER_VARIABLE
 from rewrap.ledgers.records import (
     ExceptionRecord,
     RelationRecord,
@@ -67,11 +65,7 @@ class Ledger(LedgerDatabase):
     def buckets(self) -> Buckets:
         """Raises LedgerError where no other process could see them."""
         if self._path is not None:
-            raise LedgerError(
-                f"ledger {self.shown} is a file of this job alone: no other process shares a budget in it",
-                hint=f"set {LEDGER_VARIABLE} to a Postgres URL, the same for every job that shares one; or "
-                "leave pace.shared out, and set pace.max_rate",
-            )
+            raise of_one_job(self.shown)
         return Buckets(self.writing, self.rows)
 
     @property
