@@ -170,8 +170,9 @@ async def _run(
         async def examine(drain_s: float) -> Examined:
             said: list[Event] = []
             found = await _verified(
-                job, rotation.keyring, rotation.to_version, ledger, said.append, environ, drain_s=drain_s
-            )
+                job, rotation.keyring, rotation.to_version, ledger, said.append, environ,
+                drain_s=drain_s, stores=stores,
+            )  # fmt: skip
             left: Counter[str] = Counter()
             for column in found.fields:
                 unmarked = rotation.adopts(column.declared)
@@ -190,7 +191,9 @@ async def _run(
 
         before = fingerprint if job.witnessed else None
         try:
-            return await Conductor(rotation, store, guard, ledger, sink, stop, options, examine, before).run()
+            return await Conductor(
+                rotation, store, guard, ledger, sink, stop, options, examine, before, stores.gates
+            ).run()
         finally:
             await guard.close()
 
@@ -448,8 +451,9 @@ async def _verified(
     fence: bool = False,
     drain_s: float | None = None,
     settle: bool = True,
+    stores: Stores | None = None,
 ) -> Verification:
-    stores = Stores(job, environ)
+    stores = stores or Stores(job, environ)
     census, looks = stores.census(), stores.dek_censuses()
     exceptions = await ledger.exceptions(to_version) if ledger else []
     latest = await ledger.latest() if ledger else None

@@ -183,7 +183,8 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
     },
     "SharedSection": {
         "store": "The store that draws on it; may be left out where there is only one.",
-        "rate": "Rows a second at most, for all together.",
+        "keys": "Whether the calls to the vault draw on it, and no store.",
+        "rate": "What all may use together in a second: rows, request units, or calls.",
     },
     "Limits": {
         "max_quarantine": "Values of a version that may fail before its key is doubted.",

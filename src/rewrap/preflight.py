@@ -12,12 +12,15 @@ from rewrap.check import Check, Findings, check_keys, check_writes, report_probe
 from rewrap.deks import DekStore
 from rewrap.discover import Discovery, discover
 from rewrap.engine.compile import Rotation
-from rewrap.errors import KeyAccessError, SchemaMismatch, StoreError, UnsafeTarget, UsageError
+from rewrap.errors import KeyAccessError, LedgerError, SchemaMismatch, StoreError, UnsafeTarget, UsageError
 from rewrap.interfaces import Row, SwapBatch
 from rewrap.job import Job, split_versions
 from rewrap.keys.keyring import Keyring
 from rewrap.keys.local import load_key
 from rewrap.keys.open import open_keyring
+from rewrap.ledgers.buckets import of_one_job
+from rewrap.ledgers.opened import opened_ledger
+from rewrap.ledgers.place import LEDGER_VARIABLE, ledger_path
 from rewrap.model import Table
 from rewrap.probes.ask import ask
 from rewrap.rotations import close_all, rotation_of
@@ -87,10 +90,35 @@ async def check(
             look = _check_postgres if name in stores.postgres else _check_cosmos
             await look(out, mine, rotation, known, environ, deks)
         await _check_references(out, stores)
+        await _check_budgets(out, job, environ)
         report_probes(out, await ask(job.probe, stores.asked, job.folder))
     finally:
         await close_all(keyring, *deks.values())
     return Check(job, out.ordered(), shown)
+
+
+async def _check_budgets(out: Findings, job: Job, environ: Mapping[str, str]) -> None:
+    """Whether there is a ledger in which the job's budgets are shared, and what they are there."""
+    if not job.pace.shared:
+        return
+    if not environ.get(LEDGER_VARIABLE):
+        out.refused(of_one_job(str(ledger_path(job.path, job.name))), "not-shared", "pace.shared")
+        return
+    try:
+        async with opened_ledger(job, environ, create=False) as ledger:
+            there = {one.name: one for one in await ledger.buckets.all()} if ledger is not None else {}
+    except LedgerError as exc:
+        out.refused(exc, "no-ledger", "pace.shared")
+        return
+    for name, section in job.pace.shared.items():
+        found = there.get(name)
+        if found is not None and found.rate != section.rate:
+            out.add(
+                "warning", "shared-budget", f"budget {name}",
+                f"it is {found.rate:,.0f} {found.unit}/s now, and {section.rate:,.0f} for all as soon as "
+                "this job runs",
+                "write the same rate in every job that shares it",
+            )  # fmt: skip
 
 
 async def _check_references(out: Findings, stores: Stores) -> None:

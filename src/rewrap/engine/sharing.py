@@ -19,18 +19,25 @@ from rewrap.pace.shared import Drawn, Shared
 
 
 class Sharing:
-    """What a run draws on budgets that other processes use too. `gates` are its own, by store.
+    """What a run draws on budgets that other processes use too.
+
+    `gates` are those of its stores, by name: of one that has a gate for its account, that. `vault` is the
+    gate of its keys, where they are remote.
 
     `begin` refuses what cannot be shared; `run` is a task beside the work.
     """
 
-    def __init__(self, job: Job, ledger: Ledger, sink: Sink, gates: Mapping[str, Gate]) -> None:
+    def __init__(
+        self, job: Job, ledger: Ledger, sink: Sink, gates: Mapping[str, Gate], vault: Gate | None
+    ) -> None:
         self._job = job
         self._ledger = ledger
         self._sink = sink
-        self._gates = {
-            name: gates[section.store or next(iter(job.stores))] for name, section in job.pace.shared.items()
-        }
+        self._gates: dict[str, Gate] = {}
+        for name, section in job.pace.shared.items():
+            gate = vault if section.keys else gates[section.store or next(iter(job.stores))]
+            assert gate is not None
+            self._gates[name] = gate
 
     async def begin(self) -> None:
         """Raises LedgerError or UsageError where others cannot share a budget so."""

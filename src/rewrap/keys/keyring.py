@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from rewrap.errors import KeyAccessError, UsageError
 from rewrap.keys.resolving import Source, resolved
+from rewrap.pace.gate import Gate
 
 T = TypeVar("T")
 
@@ -67,6 +68,11 @@ class TriedKey(RemoteKey, Protocol):
 
 class Keeper(Protocol):
     """Whoever keeps remote keys, while they are in use."""
+
+    @property
+    def gate(self) -> Gate:
+        """What every call to it passes."""
+        ...
 
     async def close(self) -> None: ...
 
@@ -174,6 +180,11 @@ class Keyring:
     async def resolved(self, attempt: Callable[[], T]) -> T:
         """What a pure computation gives that may open values under remote keys."""
         return await resolved(attempt, self._sources, self.reopen) if self._sources else attempt()
+
+    @property
+    def gate(self) -> Gate | None:
+        """What calls to remote keys pass; None where all keys are at hand."""
+        return None if self._keeper is None else self._keeper.gate
 
     @property
     def waiting_for(self) -> str:

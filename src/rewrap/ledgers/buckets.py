@@ -11,12 +11,22 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from rewrap.errors import UsageError
+from rewrap.errors import LedgerError, UsageError
+from rewrap.ledgers.place import LEDGER_VARIABLE
 from rewrap.ledgers.tables import buckets
 from rewrap.pace.shared import AHEAD_S, Drawn
 
 # the clock itself, not the transaction's: a draw may have waited for the row behind another one
 _CLOCK: sa.ColumnElement[float] = sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Float)
+
+
+def of_one_job(shown: str) -> LedgerError:
+    """Why nothing is shared in a ledger that is a file."""
+    return LedgerError(
+        f"ledger {shown} is a file of this job alone: no other process shares a budget in it",
+        hint=f"set {LEDGER_VARIABLE} to a Postgres URL, the same for every job that shares one; or leave "
+        "pace.shared out, and set pace.max_rate",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import anyio
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rewrap.errors import LedgerError, LedgerUnavailable, StoreError
@@ -176,6 +177,12 @@ class LedgerDatabase:
         with anyio.CancelScope(shield=self._path is not None), self._translated():
             async with self._engine.begin() as connection:
                 yield connection
+
+    def _insert(self, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
+        """An insert that may say what becomes of a row that is there already."""
+        if self._engine.dialect.name == "postgresql":
+            return postgresql.insert(table)
+        return sqlite.insert(table)
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:

@@ -12,13 +12,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from rewrap.errors import LedgerError
-from rewrap.ledgers.buckets import Buckets
+from rewrap.ledgers.buckets import Buckets, of_one_job
 from rewrap.ledgers.control import Control
 from rewrap.ledgers.database import LedgerDatabase
 from rewrap.ledgers.fingerprints import KeptFingerprints
 from rewrap.ledgers.measured import Measurements
-from rewrap.ledgers.place import LEDGER_VARIABLE
 from rewrap.ledgers.records import (
     ExceptionRecord,
     RelationRecord,
@@ -67,11 +65,7 @@ class Ledger(LedgerDatabase):
     def buckets(self) -> Buckets:
         """Raises LedgerError where no other process could see them."""
         if self._path is not None:
-            raise LedgerError(
-                f"ledger {self.shown} is a file of this job alone: no other process shares a budget in it",
-                hint=f"set {LEDGER_VARIABLE} to a Postgres URL, the same for every job that shares one; or "
-                "leave pace.shared out, and set pace.max_rate",
-            )
+            raise of_one_job(self.shown)
         return Buckets(self.writing, self.rows)
 
     @property
@@ -285,9 +279,12 @@ class Ledger(LedgerDatabase):
     async def add_proof(self, opened: Mapping[str, int]) -> None:
         """Remembers that keys (by name) have opened stored values."""
         async with self.writing() as connection:
-            for name, count in opened.items():
-                await connection.execute(proofs.delete().where(proofs.c.name == name))
-                await connection.execute(proofs.insert().values(name=name, opened=count))
+            # in one order: another job with the same keys may do the same now
+            for name, count in sorted(opened.items()):
+                proven = self._insert(proofs).values(name=name, opened=count)
+                await connection.execute(
+                    proven.on_conflict_do_update(index_elements=["name"], set_={"opened": count})
+                )
 
     async def sealed(self, fingerprint: str) -> int:
         """How many values this ledger has seen sealed under a key."""
@@ -296,11 +293,10 @@ class Ledger(LedgerDatabase):
 
     async def add_sealed(self, fingerprint: str, count: int) -> None:
         async with self.writing() as connection:
-            changed = await connection.execute(
-                seals.update().where(seals.c.fingerprint == fingerprint).values(sealed=seals.c.sealed + count)
-            )
-            if not changed.rowcount:
-                await connection.execute(seals.insert().values(fingerprint=fingerprint, sealed=count))
+            first = self._insert(seals).values(fingerprint=fingerprint, sealed=count)
+            # whoever else seals under it, in another job of this ledger, counts it too
+            more = {"sealed": seals.c.sealed + count}
+            await connection.execute(first.on_conflict_do_update(index_elements=["fingerprint"], set_=more))
 
 
 def _same(job: str, to_version: str, relation: str, column: str, row_id: str) -> sa.ColumnElement[bool]:

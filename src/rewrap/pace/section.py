@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated
 
-from pydantic import Field, PrivateAttr, StringConstraints
+from pydantic import Field, PrivateAttr, StringConstraints, model_validator
 
 from rewrap.pace.thresholds import Health, LoadProbe
 from rewrap.targets import Name, Section
@@ -14,13 +14,21 @@ BudgetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._
 
 
 class SharedSection(Section):
-    """`[pace.shared.NAME]`: a budget that jobs share over one ledger, and the store that draws on it.
+    """`[pace.shared.NAME]`: a budget that jobs share over one ledger, and what of this job draws on it.
 
-    `rate` is rows a second, for all of them together.
+    `rate` is for all of them together, a second: rows of a Postgres store, request units of a Cosmos store,
+    calls to a vault where `keys` is true.
     """
 
     store: Name | None = None
+    keys: bool = False
     rate: Annotated[float, Field(gt=0, le=1e9)]
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> SharedSection:
+        if self.keys and self.store is not None:
+            raise ValueError("names a store and the keys: each has a budget of its own")
+        return self
 
 
 class Pace(Section):
@@ -56,24 +64,24 @@ class Pace(Section):
 
 
 def refused_shared(
-    shared: Mapping[str, SharedSection], stores: Mapping[str, str]
+    shared: Mapping[str, SharedSection], stores: Collection[str], *, remote: bool
 ) -> tuple[str, str, str] | None:
     """Where a shared budget is of nothing that the job has, why, and what to do; None when all fit.
 
-    `stores` are the kinds of the job's, by name.
+    `remote` says whether the job's keys are in a vault.
     """
     taken: dict[str, str] = {}
+    names = f"stores are {', '.join(stores)}"
     for name, section in shared.items():
         where = f"pace.shared.{name}"
-        if section.store is None and len(stores) > 1:
-            why = "is missing: the job has more than one store"
-            return f"{where}.store", why, f"stores are {', '.join(stores)}"
-        of = section.store or next(iter(stores))
-        if of not in stores:
-            return f"{where}.store", f'there is no store "{of}"', f"stores are {', '.join(stores)}"
-        if stores[of] != "postgres":
-            return where, f'"{of}" is a store of kind {stores[of]}', "only those in Postgres share a budget"
-        if of in taken:
-            return where, f'store "{of}" has a shared budget already', f"{taken[of]}; leave one of both out"
-        taken[of] = name
+        if section.keys and not remote:
+            return f"{where}.keys", "the job's keys are local, and no calls are made for them", "leave it out"
+        if not section.keys and section.store is None and len(stores) > 1:
+            return f"{where}.store", "is missing: the job has more than one store", names
+        if section.store is not None and section.store not in stores:
+            return f"{where}.store", f'there is no store "{section.store}"', names
+        whose = "the vault" if section.keys else f'store "{section.store or next(iter(stores))}"'
+        if whose in taken:
+            return where, f"{whose} has a shared budget already", f"{taken[whose]}; leave one of both out"
+        taken[whose] = name
     return None

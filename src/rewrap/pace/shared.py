@@ -162,9 +162,14 @@ class Shared:
         """Units a second that it had lately; 0 while nobody can say."""
         if len(self._known) < 2:
             return min(self._rate, self._last_share)
-        (first, _), (last, dropped) = self._known[0], self._known[-1]
-        units = sum(units for _, units in self._known) - dropped
-        return min(self._rate, units / (last - first)) if last > first else self._last_share
+        return min(self._rate, self._had(0), self._had(len(self._known) - 2))
+
+    def _had(self, since: int) -> float:
+        """Units a second from one of the pieces that it remembers to the last."""
+        # the last one's own are yet to come, and the wait for it tells of all that have come since
+        known = list(self._known)[since:]
+        passed = known[-1][0] - known[0][0]
+        return sum(units for _, units in known[:-1]) / passed if passed > 0 else self._rate
 
     # what comes
 
@@ -254,7 +259,7 @@ class Shared:
             self._said(f"shared budget {self.name}: the ledger is back")
         self._rate = drawn.rate
         if not drawn.units:
-            # more processes than the line has room for: not all of them ask again in the same moment
+            # more processes than the line has room for
             await self._sleep(STEP_S)
             return
         self._fill(now)

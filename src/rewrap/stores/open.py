@@ -60,6 +60,15 @@ class Stores:
                 return address_in(self.job.of_store(name), self.environ)
         return None
 
+    @property
+    def gates(self) -> dict[str, Gate]:
+        """The gates of the job's accounts, by store: every request of this object's adapters passes one."""
+        return {
+            name: self._gate(self.job.of_store(name))
+            for name, section in self.job.stores.items()
+            if not isinstance(section, PostgresSection)
+        }
+
     def store(self) -> Store:
         opened = {name: self._store(job) for name, job in self.jobs.items()}
         return next(iter(opened.values())) if len(opened) == 1 else FleetStore(opened)
