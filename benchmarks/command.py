@@ -40,7 +40,7 @@ table = "{table}"
 fields = [{fields}]
 """
 
-_COMMAND = [sys.executable, "-m", "rewrap", "run", "--from", "v1", "--to", "v2", "--json"]
+COMMAND = [sys.executable, "-m", "rewrap", "run", "--from", "v1", "--to", "v2", "--json"]
 
 _NOT_OURS = ("REWRAP_", "PG", "PYTHONDONTWRITEBYTECODE")
 """Variables the command does not inherit: settings of rewrap's and libpq's, and what makes each start compile
@@ -64,14 +64,14 @@ def rotate(data: Data, shape: Shape, rows: int, *, port: int | None = None) -> R
 
     `port` is where to find the server, if not where it listens.
     """
-    with _job_folder(shape) as folder:
+    with job_folder(shape) as folder:
         cost, ended = cost_of_program(data.server, rows, lambda: _run(data, folder, port))
     return Rotation(cost, _check(data, shape, rows, ended))
 
 
 def rotate_beside_writers(data: Data, shape: Shape, rows: int) -> tuple[float, float]:
     """The same while others write: from exec to exit, in seconds of the monotonic clock."""
-    with _job_folder(shape) as folder:
+    with job_folder(shape) as folder:
         ended = _run(data, folder)
     _check(data, shape, rows, ended)
     return ended.span
@@ -80,14 +80,14 @@ def rotate_beside_writers(data: Data, shape: Shape, rows: int) -> tuple[float, f
 def warm_up(data: Data, shape: Shape, rows: int) -> None:
     """Starts the command once, so that no measured run compiles modules or reads them from a cold disk."""
     data.renew(shape, rows)
-    with _job_folder(shape) as folder:
+    with job_folder(shape) as folder:
         ended = _run(data, folder, None, "--dry-run", "--sample", "1000")
     if ended.code != 0:
         raise BenchError(f"rewrap run --dry-run ended with exit code {ended.code}: {_complaint(ended)}")
 
 
 @contextmanager
-def _job_folder(shape: Shape) -> Iterator[Path]:
+def job_folder(shape: Shape) -> Iterator[Path]:
     """A folder with the job file, for the ledger too."""
     column = shape.columns[0]
     job = _JOB.format(
@@ -102,9 +102,13 @@ def _job_folder(shape: Shape) -> Iterator[Path]:
 
 
 def _run(data: Data, folder: Path, port: int | None = None, *options: str) -> Ended:
+    return run_program([*COMMAND, *options], environ=environment(data, port), folder=folder)
+
+
+def environment(data: Data, port: int | None = None) -> dict[str, str]:
+    """The command's variables: the caller's own, less what would change what is measured."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_OURS)}
-    environ = inherited | {"DATABASE_URL": data.server.dsn_at(port), "NO_COLOR": "1", **data.keys.environ}
-    return run_program([*_COMMAND, *options], environ=environ, folder=folder)
+    return inherited | {"DATABASE_URL": data.server.dsn_at(port), "NO_COLOR": "1", **data.keys.environ}
 
 
 def _check(data: Data, shape: Shape, rows: int, ended: Ended) -> float:

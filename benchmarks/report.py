@@ -208,12 +208,30 @@ def _ciphers(runs: list[Line], summary: Line) -> str:
     return _table([*heads, "in all µs/row", "rounds"], rows)
 
 
+def _foreground(runs: list[Line], summary: Line) -> str:
+    beside = [line for line in runs if line["run"] == "beside"]
+    felt = []
+    for phase in ("quiet", "during"):
+        ranks = [_spread(beside, f"{rank}_ms_{phase}") for rank in ("p50", "p99")]
+        felt.append(
+            [phase, _median(beside, f"transactions_{phase}"), *(cell for rank in ranks for cell in rank)]
+        )
+    speeds = [
+        ["alone", *_spread([line for line in runs if line["run"] == "alone"], "rows_per_s")],
+        ["beside pgbench", *_spread(beside, "rows_per_s")],
+        ["after pgbench", *_spread(beside, "rows_per_s_after")],
+    ]
+    heads = ["pgbench's transactions", "in a round", "p50 ms", "rounds", "p99 ms", "rounds"]
+    return "\n\n".join([_table(heads, felt), _table(["the run", "rows/s of sweep 1", "rounds"], speeds)])
+
+
 _TABLES: dict[str, Callable[[list[Line], Line], str]] = {
     "hotpath": _hotpath,
     "peers": _peers,
     "scale": _scale,
     "latency": _latency,
     "ciphers": _ciphers,
+    "foreground": _foreground,
 }
 
 

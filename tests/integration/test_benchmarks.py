@@ -59,3 +59,11 @@ def test_latency_ends_with_its_figures() -> None:
     assert summary["round_trip_ms"]["proxy-delayed"] >= 2 * summary["delay_ms"]
     fields = ["ratio_with_latency", "writer_p99_ms_quiet", "writer_p99_ms_during"]
     assert [field for field in fields if not summary[field] > 0] == []
+
+
+def test_foreground_ends_with_its_figures() -> None:
+    """pgbench is at work before a run and beside it, and both are measured."""
+    *_, summary = bench("foreground")
+    assert summary["bench"] == "foreground"
+    fields = ["p99_ms_quiet", "p99_ms_during", "p99_ratio", "transactions_during", "rows_per_s_alone"]
+    assert [field for field in fields if not summary[field] > 0] == []

@@ -383,3 +383,23 @@ def test_a_vacuum_is_made_room_for(bench: Workbench) -> None:
     finally:
         vacuum.kill()
         vacuum.wait()
+
+
+def test_a_server_that_refuses_a_look_is_told_of(bench: Workbench) -> None:
+    """Its health cannot be heeded then: the run says so, and goes on."""
+    bench.notes([box(f"note {n}") for n in range(300)])
+    # what a hardened server does: nobody sees what it waits for
+    bench.sql("REVOKE EXECUTE ON FUNCTION pg_blocking_pids(int) FROM PUBLIC")
+    role = f"blind_{bench.dsn.rpartition('/')[2]}"
+    bench.sql(f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
+    try:
+        bench.sql(f"CREATE SCHEMA rewrap AUTHORIZATION {role}")
+        bench.sql(f"GRANT SELECT, UPDATE ON notes TO {role}")
+        address = bench.dsn.partition("://")[2].partition("@")[2]
+        done = bench.run(DATABASE_URL=f"postgresql://{role}:x@{address}")
+        assert done.code == 0
+        told = [event["message"] for event in done.events if event["type"] == "notice"]
+        assert [text for text in told if "the health of main cannot be looked at" in text]
+    finally:
+        bench.sql(f"DROP OWNED BY {role}")
+        bench.sql(f"DROP ROLE {role}")

@@ -140,7 +140,7 @@ class Conductor:
                 group.start_soon(self._watch)
                 group.start_soon(self.measuring.watch)
                 tables = [course.table for course in self._courses]
-                await watch(group, self.store, tables, self.pacers, self.rotation.job.pace)
+                await watch(group, self.store, tables, self.pacers, self.rotation.job.pace, self.sink)
                 await group.start(self.sharing.run)
                 await self.steering.begin(self.run_id)
                 group.start_soon(self.steering.watch)

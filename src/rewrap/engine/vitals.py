@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -10,8 +9,9 @@ from collections.abc import Mapping, Sequence
 import anyio
 from anyio.abc import TaskGroup
 
-from rewrap.errors import StoreError
-from rewrap.interfaces import Monitor, Monitored, Store
+from rewrap.errors import StoreError, StoreUnavailable
+from rewrap.events import Notice
+from rewrap.interfaces import Monitor, Monitored, Sink, Store
 from rewrap.model import Table
 from rewrap.pace.foreground import Foreground
 from rewrap.pace.gate import Cap, Gate
@@ -67,8 +67,10 @@ class Governor:
 class Watch:
     """One store's server, and the pacer of its work."""
 
-    def __init__(self, monitor: Monitor, pacer: Pacer, pace: Pace) -> None:
+    def __init__(self, monitor: Monitor, pacer: Pacer, pace: Pace, sink: Sink) -> None:
         self._monitor = monitor
+        self._sink = sink
+        self._told = False
         self._pacer = pacer
         self._yields = pace.health.yield_to_others
         self._judge = Judge(pace.health)
@@ -78,20 +80,33 @@ class Watch:
 
     async def begin(self) -> None:
         """The first look: before the first write."""
-        with contextlib.suppress(StoreError):
+        try:
             await self._look()
+        except StoreError as exc:
+            self._blind(exc)
 
     async def run(self) -> None:
         try:
             while True:
                 try:
                     await self._round()
-                except StoreError:
-                    self._free()
+                except StoreError as exc:
+                    self._blind(exc)
                     await anyio.sleep(AWAY_S)
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(3):
                 await self._monitor.close()
+
+    def _blind(self, error: StoreError) -> None:
+        """Nothing is known of the server: nothing is held back for what was known."""
+        self._governor.free()
+        self._free_of_others(self._pacer.gate)
+        if not (self._told or isinstance(error, StoreUnavailable)):
+            self._told = True
+            text = (
+                f"the health of {self._pacer.store} cannot be looked at, and is not heeded: {error.message}"
+            )
+            self._sink(Notice(level="warning", message=text, hint=error.hint))
 
     async def _round(self) -> None:
         until = time.monotonic() + LOOK_S
@@ -123,10 +138,6 @@ class Watch:
         allowed = found.allowance(self._pacer.row_s)
         self._pacer.ease(allowed.batch_size)
         gate.cap("others", Cap(allowed.rows_per_s, "others are at work on the server"))
-
-    def _free(self) -> None:
-        self._governor.free()
-        self._free_of_others(self._pacer.gate)
 
     def _free_of_others(self, gate: Gate) -> None:
         gate.let_go("others")
@@ -213,7 +224,12 @@ class ProbeWatch:
 
 
 async def watch(
-    group: TaskGroup, store: Store, tables: Sequence[Table], pacers: Mapping[str, Pacer], pace: Pace
+    group: TaskGroup,
+    store: Store,
+    tables: Sequence[Table],
+    pacers: Mapping[str, Pacer],
+    pace: Pace,
+    sink: Sink,
 ) -> None:
     """Starts what watches a run's servers, each after a first look."""
     members = store.members if isinstance(store, FleetStore) else {next(iter(pacers)): store}
@@ -225,7 +241,7 @@ async def watch(
             for table in tables
             if not isinstance(store, FleetStore) or store.home_of(table.relation) == name
         ]
-        watches.append(Watch(member.monitor(homed), pacers[name], pace))
+        watches.append(Watch(member.monitor(homed), pacers[name], pace, sink))
     for probe in pace.probe:
         asked = next(iter(monitored.values()), None) if probe.kind == "sql" else None
         monitor = None if asked is None else asked.monitor(())

@@ -30,14 +30,14 @@ CALM_EVERY_S = 10.0
 STEP_S = 1.0
 """Seconds between two changes of the share."""
 
-FIRST_SHARE, LEAST_SHARE, MOST_SHARE = 0.1, 0.02, 0.5
+FIRST_SHARE, LEAST_SHARE, MOST_SHARE = 0.1, 0.02, 0.25
 """Of the time, what may be spent on work of ours. Even where nothing tells that it costs others anything, it
 takes a processor from them."""
 
 DEARER, CHEAPER = 0.7, 1.15
 """Factors on the share: when others wait longer for us, and when they do not."""
 
-NOTICED, UNNOTICED = 1.5, 1.25
+NOTICED, UNNOTICED = 1.35, 1.15
 """How many times as long a probe may take beside our work as without it, before the share falls; and below
 which it grows."""
 
@@ -47,7 +47,7 @@ GRAIN_S = 0.0002
 RANK = 0.8
 """Of the probes, the one that is compared: a median does not notice what happens to one in five."""
 
-BATCH_S = 0.004
+BATCH_S = 0.003
 """Seconds of work that a batch is, while others are there: so long do they wait for one at most."""
 
 SMALLEST, LARGEST = 50, 400
