@@ -14,6 +14,7 @@ import pytest
 
 from rewrap.errors import LedgerError
 from rewrap.fingerprint import Fingerprint
+from rewrap.learned import RUNS, Figure
 from rewrap.ledgers.sql import Ledger, RunRecord, TableProgress, now
 from rewrap.ledgers.tables import fingerprint_rows, fingerprints
 from rewrap.model import Fault, Reason, RunState
@@ -300,6 +301,54 @@ def test_ledger_without_fingerprints_is_brought_up_to_date(place: Workbench) -> 
     assert with_ledger(place, lambda ledger: ledger.latest()) is not None
 
 
+def test_a_long_reason_to_wait_fits_an_older_ledger(place: Workbench) -> None:
+    """One of schema number 3 had 64 characters for it."""
+    import sqlalchemy as sa
+
+    reason = "replication lag of 12.3 s on a replica, which is more than the limit of 5 s " * 2
+
+    async def older(ledger: Ledger) -> None:
+        await ledger.begin(record("one"))
+        async with ledger.writing() as connection:
+            if connection.dialect.name == "postgresql":
+                await connection.execute(
+                    sa.text("ALTER TABLE rewrap_progress ALTER COLUMN waiting_for TYPE varchar(64)")
+                )
+            await connection.execute(sa.text("UPDATE rewrap_meta SET value = '3' WHERE name = 'schema'"))
+
+    async def newer(ledger: Ledger) -> None:
+        await ledger.save_progress("one", [TableProgress(TABLE, 1, 10, waiting_for=reason)])
+        assert [entry.waiting_for for entry in await ledger.progress("one")] == [reason]
+
+    with_ledger(place, older)
+    with_ledger(place, newer)
+
+
+def test_figures_of_the_last_runs_are_kept(place: Workbench) -> None:
+    """Five of each name and table; a run's larger sample replaces its smaller one, and not the reverse."""
+
+    def figure(run_id: str, value: float, samples: int, name: str = "read_row_s") -> Figure:
+        return Figure(TABLE, name, run_id, value, samples)
+
+    async def work(ledger: Ledger) -> None:
+        assert await ledger.measured.figures() == []
+        await ledger.measured.keep([figure("run0", 7.0, 10, "seal_value_s")])
+        for number in range(RUNS + 2):
+            await asyncio.sleep(0.002)
+            await ledger.measured.keep([figure(f"run{number}", 1.0 + number, 100)])
+        await ledger.measured.keep([figure("run6", 60.0, 200)])
+        await ledger.measured.keep([figure("run6", 61.0, 50)])
+        found = await ledger.measured.figures()
+        assert [(one.run_id, one.value, one.samples) for one in found if one.name == "read_row_s"] == [
+            ("run6", 60.0, 200), ("run5", 6.0, 100), ("run4", 5.0, 100), ("run3", 4.0, 100),
+            ("run2", 3.0, 100),
+        ]  # fmt: skip
+        assert [one.run_id for one in found if one.name == "seal_value_s"] == ["run0"]
+
+    with_ledger(place, work)
+    assert with_ledger(place, lambda ledger: ledger.latest()) is None
+
+
 WHAT = Witnessed("main", "records", (), ("body", '"odd.name".x'))
 
 FOUND = Fingerprint(3, "ab" * 32)
@@ -364,6 +413,7 @@ def test_fingerprints_go_to_the_run_that_goes_on_with_a_rotation(
 CUT_OFF = """
 import anyio, anyio.lowlevel, os, sys
 from pathlib import Path
+from rewrap.learned import RUNS, Figure
 from rewrap.ledgers.sql import Ledger, TableProgress
 
 async def main() -> None:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import sqlite3
 import time
 from typing import Any
 
+import pytest
+
+from rewrap import RunOptions, StopFlag, run
+from rewrap.engine import measuring
+from rewrap.events import Event, Progress
+from tests.support.inprocess import load
 from tests.support.values import box
 from tests.support.workbench import NOTES, Workbench, wait_for
 
@@ -98,6 +107,49 @@ def test_a_table_that_no_run_has_seen_is_still_assumed(bench: Workbench) -> None
     said = planned(bench)
     assert set(said["basis"]["seconds"]) == {"measured", "assumed"}
     assert "of 1 tables: " in said["derived_from"]["seconds"]
+
+
+def test_what_a_run_measures_is_kept_while_it_is_at_work(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is killed leaves its figures, as they were some seconds before."""
+    monkeypatch.setattr(measuring, "TICK_S", 0.05)
+    monkeypatch.setattr(measuring, "KEEP_S", 0.05)
+    bench.notes([box(f"note {at}") for at in range(3_000)])
+    bench.sql(
+        """CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS
+             'BEGIN PERFORM pg_sleep(0.002); RETURN NULL; END';
+           CREATE TRIGGER dawdling AFTER UPDATE ON notes FOR EACH ROW EXECUTE FUNCTION dawdle();"""
+    )
+    bench.job(more="[pace]\nbatch_size = 20")
+    stop, kept = StopFlag(), set[str]()
+
+    def look(event: Event) -> None:
+        if isinstance(event, Progress) and not stop.requested:
+            with contextlib.closing(sqlite3.connect(bench.ledger)) as ledger:
+                kept.update(name for (name,) in ledger.execute("SELECT name FROM rewrap_measured"))
+            if kept:
+                stop.set("the test")
+
+    ended = asyncio.run(
+        run(
+            load(bench), from_versions="v1", to_version="v2", options=RunOptions(allow_unseen_target=True),
+            sink=look, stop=stop, environ=bench.environ,
+        )
+    )  # fmt: skip
+    assert ended.exit_code == 4
+    assert {"read_row_s", "seal_value_s", "wait_row_s", "sweep_s"} <= kept
+
+
+def test_status_tells_waived_values_apart(bench: Workbench) -> None:
+    """Of three that were put aside one is accepted: it is not what somebody has to look at."""
+    bench.notes([box("one"), "v1:AAAA", "v1:AAAA", "v1:AAAA"])
+    assert bench.run().code == 3
+    assert "put aside: 3 (rewrap quarantine list)" in bench.rewrap("status").out
+    assert bench.rewrap("quarantine", "waive", "--row", "3", "--reason", "lost").code == 0
+    assert "put aside: 2, and 1 waived (rewrap quarantine list)" in bench.rewrap("status").out
+    said = _status(bench)
+    assert (said["quarantined"], said["waived"], said["left"]) == (3, 1, None)
 
 
 def test_status_says_what_is_left_and_that_holds(bench: Workbench) -> None:

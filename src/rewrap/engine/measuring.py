@@ -32,7 +32,7 @@ from rewrap.ledgers.sql import Ledger
 from rewrap.model import Outcome
 from rewrap.pace.pacer import Pacer
 
-TICK_S, KEEP_S = 1.0, 10.0
+TICK_S, KEEP_S = 1.0, 30.0
 """Seconds between two looks, and between two writes to the ledger."""
 
 LEAST_ROWS, LEAST_VALUES = 100, 20

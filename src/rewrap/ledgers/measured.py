@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence, Set
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -40,36 +41,60 @@ class Measurements:
         ]
 
     async def keep(self, figures: Iterable[Figure]) -> None:
-        """Keeps what a run has measured; a resumed one's larger sample outweighs a smaller one after it."""
-        async with self._writing() as connection:
-            for one in figures:
-                same = sa.and_(
-                    measured.c.job == self._job,
-                    measured.c.relation == one.relation,
-                    measured.c.name == one.name,
-                )
-                mine = sa.and_(same, measured.c.run_id == one.run_id)
-                values = {"value": one.value, "samples": one.samples, "measured_at": now()}
-                changed = await connection.execute(
-                    measured.update().where(mine, measured.c.samples <= one.samples).values(**values)
-                )
-                if changed.rowcount or await connection.scalar(
-                    sa.select(sa.func.count()).select_from(measured).where(mine)
-                ):
-                    continue
-                await connection.execute(
-                    measured.insert().values(
-                        job=self._job, relation=one.relation, name=one.name, run_id=one.run_id, **values
-                    )
-                )
-                await self._forget(connection, same)
+        """Keeps what a run has measured; a resumed one's larger sample outweighs a smaller one after it.
 
-    @staticmethod
-    async def _forget(connection: AsyncConnection, same: sa.ColumnElement[bool]) -> None:
-        """Drops what is older than the last few runs: a server changes, and so does its pace."""
-        kept = await connection.execute(
-            sa.select(measured.c.run_id).where(same).order_by(measured.c.measured_at.desc()).limit(RUNS)
-        )
-        await connection.execute(
-            measured.delete().where(same, measured.c.run_id.not_in([row.run_id for row in kept]))
-        )
+        A table may have a thousand partitions, each with figures: they are written all at once.
+        """
+        mine = measured.c.job == self._job
+        async with self._writing() as connection:
+            found = await connection.execute(
+                sa.select(measured.c.relation, measured.c.name, measured.c.run_id, measured.c.samples)
+                .where(mine)
+                .order_by(measured.c.measured_at.desc())
+            )
+            kept = {(row.relation, row.name, row.run_id): row.samples for row in found}
+            fresh, larger = [], []
+            for one in figures:
+                samples = kept.get((one.relation, one.name, one.run_id))
+                row = {
+                    "of_relation": one.relation, "of_name": one.name, "of_run": one.run_id,
+                    "value": one.value, "samples": one.samples, "measured_at": now(),
+                }  # fmt: skip
+                if samples is None:
+                    fresh.append(row)
+                elif samples <= one.samples:
+                    larger.append(row)
+            same = sa.and_(
+                mine,
+                measured.c.relation == sa.bindparam("of_relation"),
+                measured.c.name == sa.bindparam("of_name"),
+                measured.c.run_id == sa.bindparam("of_run"),
+            )
+            if larger:
+                await connection.execute(measured.update().where(same), larger)
+            if not fresh:
+                return
+            await connection.execute(
+                measured.insert().values(
+                    job=self._job,
+                    relation=sa.bindparam("of_relation"),
+                    name=sa.bindparam("of_name"),
+                    run_id=sa.bindparam("of_run"),
+                ),
+                fresh,
+            )
+            # a server changes, and so does its pace: what is older than the last few runs is dropped
+            old = _surplus(kept, {(one["of_relation"], one["of_name"]) for one in fresh})
+            if old:
+                await connection.execute(measured.delete().where(same), old)
+
+
+def _surplus(kept: Iterable[tuple[str, str, str]], fresh: Set[tuple[Any, Any]]) -> list[dict[str, str]]:
+    """Of what was there, the newest first, what has no place beside a fresh figure of its name."""
+    runs: Counter[tuple[str, str]] = Counter()
+    old = []
+    for relation, name, run_id in kept:
+        runs[relation, name] += 1
+        if (relation, name) in fresh and runs[relation, name] >= RUNS:
+            old.append({"of_relation": relation, "of_name": name, "of_run": run_id})
+    return old

@@ -43,9 +43,6 @@ _ROW_ID_MAX = 400
 """Characters of a key's text that the ledger's primary key holds. Longer ones are rare: an index entry may
 have 2,700 bytes."""
 
-WAITING_FOR_MAX = 64
-"""Characters of what a table waits for that the ledger holds."""
-
 
 class Ledger(LedgerDatabase):
     """One open ledger. Every method is durable when it returns.
@@ -143,7 +140,7 @@ class Ledger(LedgerDatabase):
                     "tally": {name: dict(counts) for name, counts in (entry.tally or {}).items()},
                     "done": entry.done,
                     "rows_per_s": entry.rows_per_s,
-                    "waiting_for": entry.waiting_for[:WAITING_FOR_MAX],
+                    "waiting_for": entry.waiting_for,
                     "inserted_before": entry.inserted_before,
                     "deleted_before": entry.deleted_before,
                     "updated_at": now(),
