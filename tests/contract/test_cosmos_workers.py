@@ -6,6 +6,7 @@ import asyncio
 import functools
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import anyio
 import pytest
 
 from rewrap.errors import LeaseLost, StoreError, StoreUnavailable
-from rewrap.interfaces import Page
+from rewrap.interfaces import Page, SwapBatch
 from rewrap.stores.cosmos import workers as module
 from rewrap.stores.cosmos.guard import CosmosGuard
 from rewrap.stores.cosmos.holder import elapsed_s
@@ -32,6 +33,9 @@ TWO = "processes = 2"
 COUNT = 12
 """Documents in the container."""
 
+WARM = 4
+"""The first ones of them: enough for each worker to have some."""
+
 
 @pytest.fixture
 def notes(cosmos: CosmosDatabase) -> CosmosDatabase:
@@ -46,6 +50,12 @@ def workers_of(run: Run) -> Workers:
     return run.store.workers
 
 
+async def warmed(run: Run, batch: SwapBatch) -> list[int]:
+    """The workers, once each of them has written something."""
+    assert await run.swap(batch.part(list(range(WARM)))) == WARM
+    return workers_of(run).pids
+
+
 async def until(condition: Callable[[], bool]) -> None:
     with anyio.fail_after(60):
         while not condition():
@@ -53,7 +63,10 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def test_workers_send_what_is_written_and_end_with_the_store(notes: CosmosDatabase) -> None:
-    """Two of them, started by the first document and not before; none is left."""
+    """Two of them, started by the first document and not before; none is left.
+
+    The account's key goes over the line, and stands in nothing that others can look at.
+    """
     pids: list[int] = []
 
     async def work(run: Run) -> None:
@@ -62,6 +75,11 @@ def test_workers_send_what_is_written_and_end_with_the_store(notes: CosmosDataba
         assert await run.swap(batch) == COUNT
         pids.extend(workers_of(run).pids)
         assert all(is_worker(pid) for pid in pids)
+        for pid in pids:
+            for name in ("cmdline", "environ"):
+                told = Path(f"/proc/{pid}/{name}").read_bytes()
+                assert told
+                assert notes.key.encode() not in told
 
     running(notes, work, store=TWO)
     assert set(bodies(notes).values()) == {f"new v1:{at}" for at in range(COUNT)}
@@ -82,20 +100,6 @@ def test_a_store_that_writes_nothing_has_no_workers(notes: CosmosDatabase) -> No
 
     running(notes, read, store=TWO)
     running(notes, write)
-
-
-def test_the_key_is_in_no_command_line_and_no_environment(notes: CosmosDatabase) -> None:
-    """It goes over the line, which nobody else can read."""
-
-    async def work(run: Run) -> None:
-        await run.swap(renewed(await run.page()))
-        for pid in workers_of(run).pids:
-            for name in ("cmdline", "environ"):
-                told = Path(f"/proc/{pid}/{name}").read_bytes()
-                assert told
-                assert notes.key.encode() not in told
-
-    running(notes, work, store=TWO)
 
 
 def test_a_document_that_is_replaced_goes_by_workers_too(
@@ -120,20 +124,24 @@ def test_a_document_that_is_replaced_goes_by_workers_too(
 
 
 def test_throttling_of_one_worker_holds_them_all(notes: CosmosDatabase, cosmos_proxy: FaultProxy) -> None:
-    """429 with a time: none of them sends anything meanwhile, and what was throttled is sent again."""
+    """429 with a time: none sends anything meanwhile. What was throttled, or answered 503, is sent again."""
 
     async def work(run: Run) -> None:
         batch = renewed(await run.page())
         assert await run.swap(batch.part([0, 1])) == 2
         cosmos_proxy.add(throttled(2_000), "patch", times=1)
+        cosmos_proxy.add(Answer(503), "patch", every=3)
         assert await run.swap(batch.part(list(range(2, COUNT)))) == COUNT - 2
+        # what they were charged is what the run has spent
+        assert run.store.spent() == {"request_units": pytest.approx(cosmos_proxy.charged, abs=0.02)}
 
+    cosmos_proxy.charges = {"patch": 10.29, "query": 3.5}
     running(notes, work, endpoint=cosmos_proxy.endpoint, store=f"{TWO}\nin_flight = 2")
     patches = [seen for seen in cosmos_proxy.seen if seen.kind == "patch"]
-    assert len(patches) == COUNT + 1
+    assert {seen.status for seen in patches} == {200, 429, 503}
     (told,) = [seen.at for seen in patches if seen.status == 429]
-    # the one that was on its way already does come in, on a busy machine late
-    assert [seen for seen in patches if told + 0.9 < seen.at < told + 1.95] == []
+    # the one that was on its way already does come in
+    assert len([seen for seen in patches if told < seen.at < told + 1.95]) <= 1
     assert any(seen.at >= told + 2 for seen in patches)
 
 
@@ -147,32 +155,6 @@ def test_the_gate_bounds_all_workers_together(notes: CosmosDatabase, cosmos_prox
 
     running(notes, work, endpoint=cosmos_proxy.endpoint, store=f"{TWO}\nin_flight = 4")
     assert cosmos_proxy.most_at_once["patch"] == 4
-
-
-def test_charges_of_workers_are_added_up(notes: CosmosDatabase, cosmos_proxy: FaultProxy) -> None:
-    """What clients were told by the account is what the run says it spent, refused requests included."""
-    cosmos_proxy.charges = {"patch": 10.29, "query": 3.5}
-    cosmos_proxy.add(throttled(10), "patch", times=2)
-
-    async def work(run: Run) -> None:
-        await run.swap(renewed(await run.page()))
-        assert run.store.spent() == {"request_units": pytest.approx(cosmos_proxy.charged, abs=0.02)}
-
-    running(notes, work, endpoint=cosmos_proxy.endpoint, store=TWO)
-
-
-@pytest.mark.parametrize("status", [410, 503])
-def test_passing_failures_are_tried_again_by_the_run(
-    notes: CosmosDatabase, cosmos_proxy: FaultProxy, status: int
-) -> None:
-    """Every third patch: nothing is lost, and nothing is written twice."""
-    cosmos_proxy.add(Answer(status), "patch", every=3)
-
-    async def work(run: Run) -> None:
-        assert await run.swap(renewed(await run.page())) == COUNT
-
-    running(notes, work, endpoint=cosmos_proxy.endpoint, store=TWO)
-    assert set(bodies(notes).values()) == {f"new v1:{at}" for at in range(COUNT)}
 
 
 def test_a_lost_answer_is_told_from_a_lost_race(notes: CosmosDatabase, cosmos_proxy: FaultProxy) -> None:
@@ -275,8 +257,7 @@ def test_a_stopped_worker_does_not_write_when_it_wakes(
 
     async def work(run: Run) -> None:
         page = await run.page()
-        await run.swap(renewed(page).part([0]))
-        pids = workers_of(run).pids
+        pids = await warmed(run, renewed(page))
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
         leave = elapsed_s() + 0.5
@@ -287,13 +268,13 @@ def test_a_stopped_worker_does_not_write_when_it_wakes(
                 await until(lambda: elapsed_s() > leave + 0.2)
                 for pid in pids:
                     os.kill(pid, signal.SIGCONT)
-        assert cosmos_proxy.counts()["patch"] == 1
+        assert cosmos_proxy.counts()["patch"] == WARM
         assert workers_of(run).pids == pids
-        assert await run.swap(renewed(page)) == COUNT - 1
+        assert await run.swap(renewed(page)) == COUNT - WARM
 
     async def _refused(run: Run, page: Page) -> None:
         with pytest.raises(StoreUnavailable):
-            await run.swap(renewed(page).part(list(range(1, COUNT))))
+            await run.swap(renewed(page).part(list(range(WARM, COUNT))))
 
     running(notes, work, endpoint=cosmos_proxy.endpoint, store=f"{TWO}\nin_flight = 16")
 
@@ -322,30 +303,29 @@ def test_a_request_takes_no_longer_than_the_lease_allows(
 def test_what_a_killed_worker_was_sending_is_read_again(
     notes: CosmosDatabase, cosmos_proxy: FaultProxy
 ) -> None:
-    """Its patches are on their way: some land, some do not. All are written at the end, by another."""
+    """The server carries its patches out: they are found to be our own. Another takes its place."""
+    killed = threading.Event()
 
     async def work(run: Run) -> None:
         batch = renewed(await run.page())
-        first = await run.swap(batch.part([0]))
-        (one, _) = before = workers_of(run).pids
-        cosmos_proxy.add(Delay(0.5), "patch")
+        before = await warmed(run, batch)
+        cosmos_proxy.reset()
+        cosmos_proxy.add(Meanwhile(lambda _: bool(killed.wait(60)) and None), "patch", times=COUNT - WARM)
 
         async def kill() -> None:
-            await until(lambda: cosmos_proxy.most_at_once["patch"] > 8)
-            os.kill(one, signal.SIGKILL)
+            await until(lambda: cosmos_proxy.most_at_once["patch"] == COUNT - WARM)
+            os.kill(before[0], signal.SIGKILL)
+            await until(lambda: before[0] not in workers_of(run).pids)
+            killed.set()
 
-        rest = batch.part(list(range(1, COUNT)))
+        rest = batch.part(list(range(WARM, COUNT)))
         async with anyio.create_task_group() as group:
             group.start_soon(kill)
             written = await run.swap(rest)
-        cosmos_proxy.clear()
-        writer = run.store.writer(run.table)
-        left = [place for place, _ in await writer.unsettled(rest)]
-        assert first + written + len(left) <= COUNT
-        if left:
-            await run.swap(rest.part(left))
+        assert written == (COUNT - WARM) // 2
+        assert await run.store.writer(run.table).unsettled(rest) == []
         assert len(workers_of(run).pids) == 2
-        assert one not in workers_of(run).pids
+        assert before[0] not in workers_of(run).pids
         assert before[1] in workers_of(run).pids
 
     running(notes, work, endpoint=cosmos_proxy.endpoint, store=TWO)
@@ -388,21 +368,17 @@ def test_a_worker_that_does_not_answer_is_replaced(
     notes: CosmosDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was stopped, and nobody lets it go on."""
-    monkeypatch.setattr(module, "SILENT_S", 3.0)
+    monkeypatch.setattr(module, "SILENT_S", 4.0)
 
     async def work(run: Run) -> None:
         batch = renewed(await run.page())
-        await run.swap(batch.part([0]))
-        before = workers_of(run).pids
-        for pid in before:
-            os.kill(pid, signal.SIGSTOP)
-        rest = batch.part(list(range(1, COUNT)))
-        with anyio.fail_after(60):
-            written = await run.swap(rest)
-        assert written == COUNT - 1
-        assert not set(before) & set(workers_of(run).pids)
+        before = await warmed(run, batch)
+        os.kill(before[0], signal.SIGSTOP)
+        assert await run.swap(batch.part(list(range(WARM, COUNT)))) == COUNT - WARM
+        assert before[0] not in workers_of(run).pids
 
     running(notes, work, store=TWO)
+    assert set(bodies(notes).values()) == {f"new v1:{at}" for at in range(COUNT)}
 
 
 def test_what_is_given_up_is_not_sent_any_more(notes: CosmosDatabase, cosmos_proxy: FaultProxy) -> None:

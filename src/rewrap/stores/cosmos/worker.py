@@ -116,7 +116,7 @@ class _OneAttempt(Account):
     def __init__(self, section: CosmosStore, key: str | None, gate: Any) -> None:
         # how fast is the run's affair
         unpaced = {"max_rus": None, "share": None}
-        named = section.model_copy(update={"key": key and f"env:{_KEY}", **unpaced})
+        named = section.model_copy(update={"key": None if key is None else f"env:{_KEY}", **unpaced})
         # all of a job that a client looks at
         only: dict[str, Any] = {"stores": {"": named}}
         super().__init__(Job.model_construct(**only), {_KEY: key or ""})
@@ -177,8 +177,8 @@ class Worker:
         except Exception as exc:
             # what it says might quote a document
             error = ["", type(exc).__name__, None]
-        del self._tasks[number]
-        self.line.say(["sent", number, etag, error, sending.came])
+        if self._tasks.pop(number, None) is not None:
+            self.line.say(["sent", number, etag, error, sending.came])
 
     async def _written(self, container: str, name: str, partition: list[Any], change: Any, etag: str) -> str:
         """The new etag of a document that was patched, by a list, or replaced by a whole one."""

@@ -8,6 +8,7 @@ takes with it the answers to what it was sending: those count as lost, as on a l
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import subprocess
@@ -172,8 +173,8 @@ class Workers:
             return
         answer = worker.sending[number] = asyncio.get_running_loop().create_future()
         worker.line.say(["drop", number])
-        with anyio.CancelScope(shield=True), anyio.move_on_after(_GRACE_S) as waited:
-            await asyncio.wait([answer])
+        with anyio.move_on_after(_GRACE_S, shield=True) as waited, contextlib.suppress(StoreUnavailable):
+            await answer
         if waited.cancelled_caught:
             worker.process.kill()
             with anyio.CancelScope(shield=True):
@@ -214,9 +215,11 @@ class Workers:
     async def _started(self) -> _Worker:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        with theirs:
-            heard_at = asyncio.get_running_loop().time() + START_S
+        heard_at = asyncio.get_running_loop().time() + START_S
+        with theirs, contextlib.ExitStack() as failed:
+            failed.callback(ours.close)
             worker = _Worker(_spawned(theirs, self._account.subject), heard_at=heard_at)
+            failed.pop_all()
         worker.line = Line(lambda said: self._heard(worker, said), lambda: self._lost(worker))
         await worker.line.over(ours)
         worker.line.say(["reach", os.getpid(), *self._account.reached()])
