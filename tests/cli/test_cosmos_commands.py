@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,23 +13,15 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from rewrap.stores.cosmos.inspect import indexed
-from tests.support.cosmos import CosmosDatabase
+from tests.support import workbench
+from tests.support.cosmos import STORE_AND_KEYS, CosmosDatabase
 from tests.support.proxy import CHARGE, Answer, FaultProxy
 from tests.support.values import KEYS
-from tests.support.workbench import TIMEOUT_S, Result
+from tests.support.workbench import Result
 
-JOB = """
-name = "test"
-[stores.main]
-kind = "cosmos"
-endpoint = "${COSMOS_ENDPOINT}"
-key = "env:COSMOS_KEY"
-database = "${COSMOS_DATABASE}"
-settle_s = 0
-[keys.versions.v1]
-material = "env:KEY_V1"
-[keys.versions.v2]
-material = "env:KEY_V2"
+JOB = (
+    STORE_AND_KEYS
+    + """
 [layouts.wrap]
 encoding = "base64"
 cipher = "aes-256-gcm"
@@ -40,6 +30,7 @@ version = "v[0-9]+"
 container = "deks"
 fields = [{ column = "wrappedDek", layout = "wrap", version = { column = "mekVersion" } }]
 """
+)
 
 Rewrap = Callable[..., Result]
 
@@ -61,12 +52,7 @@ def rewrap(cosmos: CosmosDatabase, tmp_path: Path) -> Rewrap:
     }  # fmt: skip
 
     def command(*arguments: str, **more: str) -> Result:
-        done = subprocess.run(
-            [sys.executable, "-m", "rewrap", *arguments],
-            cwd=tmp_path, env={**environ, **more}, capture_output=True, text=True, timeout=TIMEOUT_S,
-            check=False,
-        )  # fmt: skip
-        return Result(done.returncode, done.stdout, done.stderr)
+        return workbench.rewrap(arguments, tmp_path, {**environ, **more})
 
     return command
 

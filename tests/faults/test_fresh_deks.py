@@ -24,7 +24,7 @@ def notes(bench: Workbench) -> Notes:
     require("Node", "node")
     made = Notes(bench)
     made.create()
-    made.job(limits="[pace]\nbatch_size = 40\nshards = 2\n")
+    made.job(limits="[pace]\nbatch_size = 40\nshards = 2\n[pace.health]\nyield_to_others = false\n")
     made.fill(1, NOTES)
     return made
 

@@ -22,29 +22,21 @@ from rewrap.stores.cosmos.census import CosmosCensus
 from rewrap.stores.cosmos.client import Account, Query
 from rewrap.stores.cosmos.counting import not_at
 from rewrap.verify import Verification
-from tests.support.cosmos import CosmosDatabase
+from tests.support.cosmos import STORE_AND_KEYS, CosmosDatabase
 from tests.support.values import KEYS, aead, box
 
 T = TypeVar("T")
 
-JOB = """
-name = "test"
-[stores.main]
-kind = "cosmos"
-endpoint = "${COSMOS_ENDPOINT}"
-key = "env:COSMOS_KEY"
-database = "${COSMOS_DATABASE}"
-settle_s = 0
-[keys.versions.v1]
-material = "env:KEY_V1"
-[keys.versions.v2]
-material = "env:KEY_V2"
+JOB = (
+    STORE_AND_KEYS
+    + """
 [layouts.wrap]
 encoding = "base64"
 cipher = "aes-256-gcm"
 version = "[A-Za-z0-9]+"
 [[targets]]
 """
+)
 
 DEKS = """container = "deks"
 fields = [{ column = "wrappedDek", layout = "wrap", version = { column = "mekVersion" } }]
@@ -340,18 +332,9 @@ def test_there_is_no_fence_and_there_is_a_position(cosmos: CosmosDatabase) -> No
     assert "GMT" in with_census(cosmos, work)
 
 
-PLAIN = """
-name = "test"
-[stores.main]
-kind = "cosmos"
-endpoint = "${COSMOS_ENDPOINT}"
-key = "env:COSMOS_KEY"
-database = "${COSMOS_DATABASE}"
-settle_s = 0
-[keys.versions.v1]
-material = "env:KEY_V1"
-[keys.versions.v2]
-material = "env:KEY_V2"
+PLAIN = (
+    STORE_AND_KEYS
+    + """
 [layouts.bare]
 encoding = "base64"
 cipher = "aes-256-gcm"
@@ -363,6 +346,7 @@ encoding = "base64"
 cipher = "aes-256-gcm"
 aad = "{owner.id}"
 """
+)
 
 
 def sealed(version: str, owner: str, marker: str = "") -> str:

@@ -26,7 +26,7 @@ from tests.support.cosmos import CosmosDatabase, CosmosEmulator
 from tests.support.guards import Opened, opened
 from tests.support.proxy import Answer, Drop, FaultProxy
 from tests.support.values import KEYS, box, unbox
-from tests.support.workbench import TIMEOUT_S, wait_for, wait_while
+from tests.support.workbench import TIMEOUT_S, rewrap, wait_for, wait_while
 
 T = TypeVar("T")
 
@@ -130,7 +130,7 @@ def test_a_process_may_not_write_by_an_old_beat(
             await place.save(lease, Checkpoint("3", 3, {}))
         assert notes.etags("rewrap") == before
         # nobody has taken it: confirmed once more, it is as good as before
-        await guard.confirm()
+        await guard.beat()
         guard.still_held()
         await place.save(lease, Checkpoint("3", 3, {}))
         await guard.release(finished=False)
@@ -459,9 +459,8 @@ def started(folder: Path, environ: dict[str, str], *arguments: str) -> Iterator[
 
 
 def ran(folder: Path, environ: dict[str, str], *arguments: str) -> tuple[int, str]:
-    with started(folder, environ, *arguments) as process:
-        out, err = process.communicate(timeout=TIMEOUT_S)
-        return process.returncode, out + err
+    found = rewrap(arguments, folder, environ)
+    return found.code, found.out + found.err
 
 
 def resealed(notes: CosmosDatabase) -> int:

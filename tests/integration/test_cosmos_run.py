@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from tests.support.cosmos import CosmosDatabase
 from tests.support.cosmosbench import CosmosBench
 from tests.support.proxy import REFUSED_TOKEN, Answer, Drop, FaultProxy, Meanwhile, throttled
 from tests.support.values import KEYS, aead, box, unaead, unbox
-from tests.support.workbench import Result
+from tests.support.workbench import Result, rewrap
 
 JOB = """
 name = "test"
@@ -82,11 +80,7 @@ class Bench:
             "COSMOS_ENDPOINT": self.proxy.endpoint,
             **{f"KEY_{version.upper()}": key.hex() for version, key in KEYS.items()},
         }
-        done = subprocess.run(
-            [sys.executable, "-m", "rewrap", *arguments],
-            cwd=self.folder, env=environ, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-        return Result(done.returncode, done.stdout, done.stderr)
+        return rewrap(arguments, self.folder, environ)
 
     def run(self) -> Result:
         return self.rewrap("run", "--from", "v1", "--to", "v2", "--allow-unseen-target", "--json")

@@ -14,23 +14,14 @@ from rewrap.errors import SchemaMismatch
 from rewrap.fingerprint import Difference, compared
 from rewrap.job import Job
 from rewrap.stores.cosmos.census import CosmosCensus
-from tests.support.cosmos import CosmosDatabase
+from tests.support.cosmos import STORE_AND_KEYS, CosmosDatabase
 from tests.support.envelopes import Sealed, b64, open_all, require_node, seal_all, unb64
 from tests.support.values import KEYS, aead
 from tests.support.workbench import Result, Workbench
 
-JOB = """
-name = "test"
-[stores.main]
-kind = "cosmos"
-endpoint = "${COSMOS_ENDPOINT}"
-key = "env:COSMOS_KEY"
-database = "${COSMOS_DATABASE}"
-settle_s = 0
-[keys.versions.v1]
-material = "env:KEY_V1"
-[keys.versions.v2]
-material = "env:KEY_V2"
+JOB = (
+    STORE_AND_KEYS
+    + """
 [layouts.wrap]
 encoding = "base64"
 cipher = "aes-256-gcm"
@@ -39,6 +30,7 @@ container = "deks"
 untouched = ["*"]
 fields = [{ column = "keys", path = "[*].wrapped", layout = "wrap", version = { path = "[*].v" } }]
 """
+)
 
 NOTES = """
 [[untouched]]
@@ -158,18 +150,9 @@ def test_missing_container_is_told_before_anything(cosmos: CosmosDatabase) -> No
         entries_of(cosmos)
 
 
-ENVELOPES = """
-name = "test"
-[stores.main]
-kind = "cosmos"
-endpoint = "${COSMOS_ENDPOINT}"
-key = "env:COSMOS_KEY"
-database = "${COSMOS_DATABASE}"
-settle_s = 0
-[keys.versions.v1]
-material = "env:KEY_V1"
-[keys.versions.v2]
-material = "env:KEY_V2"
+ENVELOPES = (
+    STORE_AND_KEYS
+    + """
 [layouts.wrap]
 encoding = "base64"
 cipher = "aes-256-gcm"
@@ -182,6 +165,7 @@ nonce = { column = "iv" }, tag = { column = "tag" } }]
 [[untouched]]
 container = "notes"
 """
+)
 
 
 def compared_by(result: Result) -> dict[str, tuple[int, int, int, int]]:

@@ -27,6 +27,9 @@ fields = [{ column = "body", layout = "aead" }]
 
 TABLES = [TableModel("letters", key="uuid"), TableModel("records", aad="account_id")]
 
+UNYIELDING = "[pace.health]\nyield_to_others = false\n"
+"""As hard as it can beside the writers: that is when a value would be lost."""
+
 ROWS = 50_000
 """Rows a table: 100,000 in all."""
 
@@ -71,7 +74,7 @@ class LiveApplication:
 
 @contextmanager
 def live(bench: Workbench, seed: int) -> Iterator[LiveApplication]:
-    bench.job(TARGETS)
+    bench.job(TARGETS, UNYIELDING)
     running = LiveApplication(bench.dsn, seed)
     try:
         running.call(running.application.create())

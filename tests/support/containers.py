@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.support.cosmos import CosmosDatabase
+from tests.support.cosmos import STORE_AND_KEYS, CosmosDatabase
 from tests.support.documents import make, node, plain
 from tests.support.values import KEYS
 from tests.support.workbench import Workbench
 
-JOB = """
-name = "test"
-[stores.main]
-kind = "cosmos"
-endpoint = "${COSMOS_ENDPOINT}"
-key = "env:COSMOS_KEY"
-database = "${COSMOS_DATABASE}"
-settle_s = 0
-[keys.versions.v1]
-material = "env:KEY_V1"
-[keys.versions.v2]
-material = "env:KEY_V2"
+JOB = (
+    STORE_AND_KEYS
+    + """
 [layouts.mek]
 encoding = "base64"
 cipher = "aes-256-gcm"
@@ -48,6 +39,7 @@ dek_id = { path = "dekId" }
 nonce = { path = "iv" }
 tag = { path = "tag" }
 """
+)
 
 
 class Containers:

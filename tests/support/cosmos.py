@@ -36,6 +36,21 @@ API_VERSION = "2020-07-15"
 PAGE = 5_000
 """Documents a page when all are read: the emulator's cost grows with the number of pages."""
 
+STORE_AND_KEYS = """
+name = "test"
+[stores.main]
+kind = "cosmos"
+endpoint = "${COSMOS_ENDPOINT}"
+key = "env:COSMOS_KEY"
+database = "${COSMOS_DATABASE}"
+settle_s = 0
+[keys.versions.v1]
+material = "env:KEY_V1"
+[keys.versions.v2]
+material = "env:KEY_V2"
+"""
+"""The head of a job over a test's database; its layouts and targets follow."""
+
 
 def node_program() -> str | None:
     """Node on the PATH or from PyPI; None where there is none."""

@@ -20,7 +20,7 @@ import asyncpg
 from tests.support.starter import can_start, starter
 from tests.support.values import KEYS
 
-TIMEOUT_S = 120
+TIMEOUT_S = 400
 
 WAIT_S = 120.0
 """Seconds after which a test waits in vain: a limit for what went wrong, however slow the machine is."""

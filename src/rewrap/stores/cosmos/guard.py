@@ -104,13 +104,6 @@ class CosmosGuard:
                     await self._beat(hold)
             self._confirmed_at = began
 
-    async def confirm(self) -> None:
-        """Beats when the last beat is no longer enough to write by."""
-        try:
-            self.still_held()
-        except StoreUnavailable:
-            await self.beat()
-
     async def _beat(self, hold: Hold) -> None:
         for _ in range(ATTEMPTS):
             body = {**hold.lease, "beats": hold.lease["beats"] + 1}
