@@ -41,6 +41,10 @@ LOOK_S = 0.1
 JOB = """\
 name = "demo"
 
+# a demonstration is to be short, and its application is busy: without this the run would leave it the server
+[pace.health]
+yield_to_others = false
+
 [stores.main]
 kind = "postgres"
 url = "${DATABASE_URL}"
