@@ -29,6 +29,10 @@ from rewrap.model import Outcome
 
 _IN_SCOPE = (Outcome.RESEALED, Outcome.CONVERGED, Outcome.DEFERRED, Outcome.QUARANTINED)
 
+IN_HAND_S = 5.0
+"""Seconds' worth of rows that may have passed a quota, and are not settled, or not yet told of: a batch of half
+a second in each shard, and a ledger that hears of it once a second."""
+
 _MARGIN = 1.5
 """What a rate of the last seconds may be off by."""
 
@@ -152,7 +156,7 @@ def _seconds(
     for quota in quotas:
         if quota.figure == "rows" and known:
             at_least = sum(table.rows for table in tables) / quota.rate
-            low, high = max(low, at_least - quota.head_s), high + at_least
+            low, high = max(low, at_least - IN_HAND_S), high + at_least
             kinds.append("quota")
             parts.append(f"kept to: {quota.said}")
     if rest is None:

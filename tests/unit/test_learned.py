@@ -203,6 +203,15 @@ def test_left_costs_what_this_run_has_measured_of_half_the_rows() -> None:
     assert found.derived["wal_bytes"].runs == ("now",)
 
 
+def test_left_keeps_to_a_quota_but_for_what_is_in_hand() -> None:
+    """Rows that were let through, and are not settled yet, count as left: they no longer wait."""
+    quota = Quota("rows", 100.0, "max_rate of 100 rows/s")
+    found = left_of("now", [entry(4_000, 5_000.0)], Learned(), running=True, quotas=[quota])
+    assert found.forecast.seconds.low == 60 - 5
+    assert found.forecast.seconds.high > 60
+    assert "quota" in found.derived["seconds"].kinds
+
+
 def test_left_knows_no_time_where_nothing_was_measured() -> None:
     """A figure that nobody knows is not there."""
     assert left_of("now", [entry(0)], Learned(), running=True).derived == {}
