@@ -30,7 +30,7 @@ from rewrap.model import Outcome
 _IN_SCOPE = (Outcome.RESEALED, Outcome.CONVERGED, Outcome.DEFERRED, Outcome.QUARANTINED)
 
 IN_HAND_S = 5.0
-"""Seconds' worth of rows that may have passed a quota, and are not settled, or not yet told of: a batch of half
+"""Seconds' worth of rows that may have passed a quota and are not settled, or not told of yet: a batch of half
 a second in each shard, and a ledger that hears of it once a second."""
 
 _MARGIN = 1.5
