@@ -209,6 +209,7 @@ def test_status_says_when_a_running_run_has_fallen_silent(bench: Workbench) -> N
     connection = sqlite3.connect(bench.ledger)
     for table in ("rewrap_run", "rewrap_progress"):
         connection.execute(f"UPDATE {table} SET updated_at = '2024-02-03T04:05:06.789+00:00'")
+    connection.execute("UPDATE rewrap_control SET beat_at = '2024-02-03T04:05:06.789+00:00'")
     connection.commit()
     connection.close()
     silent = bench.rewrap("status").out
