@@ -30,8 +30,8 @@ from rewrap.model import Outcome
 _IN_SCOPE = (Outcome.RESEALED, Outcome.CONVERGED, Outcome.DEFERRED, Outcome.QUARANTINED)
 
 IN_HAND_S = 5.0
-"""Seconds' worth of rows that have passed a quota and are not settled, or not told of yet, at most: a batch of
-half a second in each shard, and a ledger that hears of it once a second."""
+"""Seconds' worth of rows that have passed a quota and are not settled, or not told of yet: at most a batch
+of half a second in each shard, and a ledger that hears of it once a second."""
 
 _MARGIN = 1.5
 """What a rate of the last seconds may be off by."""
