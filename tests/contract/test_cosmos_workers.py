@@ -6,6 +6,8 @@ import asyncio
 import functools
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -330,6 +332,23 @@ def test_what_a_killed_worker_was_sending_is_read_again(
 
     running(notes, work, endpoint=cosmos_proxy.endpoint, store=TWO)
     assert set(bodies(notes).values()) == {f"new v1:{at}" for at in range(COUNT)}
+
+
+ASKED = """
+import ctypes
+from rewrap.stores.cosmos import worker
+worker._end_with_the_run()
+found = ctypes.c_int()
+assert ctypes.CDLL(None).prctl(2, ctypes.byref(found), 0, 0, 0) == 0
+print(found.value)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_the_kernel_is_asked_to_kill_a_worker_with_its_run() -> None:
+    """PR_GET_PDEATHSIG of prctl(2) says so: afterwards nobody could tell it from the end of the line."""
+    asked = subprocess.run([sys.executable, "-c", ASKED], capture_output=True, text=True, check=True)
+    assert int(asked.stdout) == signal.SIGKILL
 
 
 def test_workers_that_keep_ending_end_the_run(notes: CosmosDatabase) -> None:

@@ -106,7 +106,6 @@ def test_workers_end_with_a_killed_run(notes: CosmosBench) -> None:
     with notes.started(*RUN) as running:
         wait_for(lambda: held.some, 60)
         workers = workers_of(running.pid)
-        # the end of its line is nothing that a stopped process heeds
         os.kill(workers[0], signal.SIGSTOP)
         running.send_signal(signal.SIGKILL)
         running.wait(20)
