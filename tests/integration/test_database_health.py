@@ -92,6 +92,7 @@ def application(bench: Workbench, statement: str = "SELECT 1", sessions: int = 2
 def test_a_run_yields_to_others_and_takes_its_speed_back(bench: Workbench) -> None:
     """Beside an application it says why it is slow, and is not afterwards."""
     bench.notes([box(f"note {n}") for n in range(40_000)])
+    bench.job(more="[pace.health]\nyield_to_others = true\n")
     with heard(bench) as run:
         with application(bench):
             run.waits_for("others are at work on the server")
@@ -120,7 +121,7 @@ def test_who_may_not_see_others_counts_transactions(bench: Workbench) -> None:
     try:
         bench.sql(f"CREATE SCHEMA rewrap AUTHORIZATION {role}")
         bench.sql(f"GRANT SELECT, UPDATE ON notes TO {role}")
-        bench.job(more="[pace]\nmax_rate = 1000\n")
+        bench.job(more="[pace]\nmax_rate = 1000\n[pace.health]\nyield_to_others = true\n")
         address = bench.dsn.partition("://")[2].partition("@")[2]
         with application(bench), bench.started(*RUN, DATABASE_URL=f"postgresql://{role}:x@{address}") as it:
             run = Heard(it)

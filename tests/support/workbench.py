@@ -122,6 +122,9 @@ class Workbench:
     def job(self, targets: str = NOTES, more: str = "") -> Path:
         """Writes rewrap.toml; `more` is further TOML (pace, limits)."""
         path = self.folder / "rewrap.toml"
+        if "[pace.health]" not in more + targets:
+            # whoever looks at a table from a test is somebody at work there: only tests of that yield
+            more += "\n[pace.health]\nyield_to_others = false\n"
         path.write_text(JOB.format(targets=targets, more=more))
         return path
 

@@ -16,8 +16,8 @@ __all__ = ["GivenUp", "Pacer"]
 STEP_S = 0.5
 """Seconds of work that a batch is at most, at the rate that is kept."""
 
-_FRESH = 0.2
-"""Weight of the newest batch in what a row is known to take."""
+_FORGETS = 1.02
+"""Factor by which what a row takes at the least grows with each batch: what was so once may not be so now."""
 
 
 class Pacer:
@@ -33,7 +33,7 @@ class Pacer:
         self._stopping = stopping
         self.rows = self.statements = 0
         self.row_s: float | None = None
-        """Seconds that a row took to be written, in the batches before."""
+        """Seconds that a row takes to be written where nothing is waited for: the least of late."""
         self._reads = 0
         self.keep(pace)
 
@@ -116,4 +116,4 @@ class Pacer:
             self.statements += 1
             if rows:
                 row_s = (time.monotonic() - began) / rows
-                self.row_s = row_s if self.row_s is None else self.row_s + _FRESH * (row_s - self.row_s)
+                self.row_s = row_s if self.row_s is None else min(row_s, self.row_s * _FORGETS)
