@@ -12,6 +12,7 @@ import pytest
 from rewrap.errors import UnsafeTarget
 from rewrap.interfaces import Claim
 from rewrap.job import Job
+from rewrap.stores.cosmos.census import CosmosCensus
 from rewrap.stores.cosmos.deks import CosmosDeks
 from rewrap.stores.cosmos.guard import CosmosGuard
 from rewrap.stores.cosmos.store import CosmosContainers
@@ -233,7 +234,7 @@ def test_a_lease_is_kept_while_units_are_owed(notes: CosmosBench, cosmos_proxy: 
 
 
 def test_everybody_in_a_process_passes_one_gate(tmp_path: Path) -> None:
-    """Documents, and the records of their DEKs: the account counts all of them as one."""
+    """Documents, the records of their DEKs, what verify counts: the account takes all of them for one."""
     environ = {"COSMOS_ENDPOINT": "https://a.documents.azure.com", "COSMOS_KEY": "", "COSMOS_DATABASE": "d"}
     job = Job.parse(NOTES_UNDER_DEKS.replace("PLAINTEXT", ""), environ=environ)
     stores = Stores(job, environ)
@@ -241,3 +242,6 @@ def test_everybody_in_a_process_passes_one_gate(tmp_path: Path) -> None:
     assert isinstance(store, CosmosContainers)
     assert isinstance(deks, CosmosDeks)
     assert deks.account.gate is store.account.gate
+    census = stores.census()
+    assert isinstance(census, CosmosCensus)
+    assert census.account.gate is store.account.gate

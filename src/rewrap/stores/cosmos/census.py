@@ -54,7 +54,7 @@ class CosmosCensus:
 
     def __init__(self, job: Job, environ: Mapping[str, str] = os.environ, gate: Gate | None = None) -> None:
         self._job = job
-        self._account = Account(job, environ, gate)
+        self.account = Account(job, environ, gate)
         self._shapes: dict[str, Shape] = {}
         self._rids: dict[str, str] = {}
         self._kept: list[Table] = []
@@ -71,9 +71,9 @@ class CosmosCensus:
 
     async def tables(self) -> list[Table]:
         """The job's containers, as they are; refuses an account whose answers may lag without bound."""
-        self.identity = await identify(self._account)
-        self._strong = (await self._account.region()).consistency == "Strong"
-        found = await survey(self._account, self._job)
+        self.identity = await identify(self.account)
+        self._strong = (await self.account.region()).consistency == "Strong"
+        found = await survey(self.account, self._job)
         for entry in found:
             self._shapes[entry.table.relation] = entry.shape
             self._rids[entry.table.relation] = entry.properties["_rid"]
@@ -271,11 +271,11 @@ class CosmosCensus:
 
     async def settled(self, what: Witnessed) -> Witnessed:
         """What is to be fingerprinted; raises SchemaMismatch where there is no such container."""
-        return await settle(self._account, what)
+        return await settle(self.account, what)
 
     async def entries(self, what: Witnessed) -> AsyncIterator[bytes]:
         """Its sorted entries, as the documents are read one after the other."""
-        async for page in entries(self._account, what):
+        async for page in entries(self.account, what):
             yield page
 
     # the account
@@ -294,12 +294,12 @@ class CosmosCensus:
     async def _heads(self) -> dict[str, str]:
         """The headers of an answer about the first container, by their names in lower case."""
         heads: dict[str, str] = {}
-        proxy = await self._account.proxy(self._job.targets[0].table)
+        proxy = await self.account.proxy(self._job.targets[0].table)
 
         def keep(headers: Mapping[str, str], _: object) -> None:
             heads.update({name.lower(): value for name, value in headers.items()})
 
-        await self._account.patiently(lambda: proxy.read(response_hook=keep), self._account.subject)
+        await self.account.patiently(lambda: proxy.read(response_hook=keep), self.account.subject)
         return heads
 
     async def add_fence(self, table: Table, column: str, prefix: Prefix) -> bool:
@@ -310,10 +310,10 @@ class CosmosCensus:
         )
 
     async def close(self) -> None:
-        await self._account.close()
+        await self.account.close()
 
     def _container(self, table: Table) -> Container:
-        return self._account.container(table.name)
+        return self.account.container(table.name)
 
 
 def _within(number: int, before: int, after: int, touched: int) -> bool:
