@@ -350,7 +350,9 @@ async def status(job: Job, *, environ: Mapping[str, str] = os.environ) -> Status
         latest = await ledger.latest() if ledger else None
         if ledger is None or latest is None:
             return None
-        progress = await ledger.progress(latest.run_id)
+        progress, control = await ledger.progress(latest.run_id), await ledger.control.now()
+        if control.run_id == latest.run_id:
+            job = job.model_copy(update={"pace": job.pace.model_copy(update=control.tuned)})
         left = None
         if not latest.state.finished:
             left = left_of(
@@ -364,7 +366,7 @@ async def status(job: Job, *, environ: Mapping[str, str] = os.environ) -> Status
             latest,
             tuple(progress),
             tuple(await ledger.exceptions(latest.to_version)),
-            await ledger.control.now(),
+            control,
             left,
         )
 

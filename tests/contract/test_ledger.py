@@ -15,6 +15,7 @@ import pytest
 from rewrap.errors import LedgerError
 from rewrap.fingerprint import Fingerprint
 from rewrap.learned import RUNS, Figure
+from rewrap.ledgers.control import CANCEL, NOTHING_ASKED, PAUSE, RUN
 from rewrap.ledgers.sql import Ledger, RunRecord, TableProgress, now
 from rewrap.ledgers.tables import fingerprint_rows, fingerprints
 from rewrap.model import Fault, Reason, RunState
@@ -324,6 +325,30 @@ def test_a_long_reason_to_wait_fits_an_older_ledger(place: Workbench) -> None:
     with_ledger(place, newer)
 
 
+def test_a_stopped_run_of_an_older_ledger_is_interrupted(place: Workbench) -> None:
+    """Before schema number 4 a run without a process was called paused, and nobody could ask."""
+    import sqlalchemy as sa
+
+    from rewrap.ledgers.tables import control
+
+    async def older(ledger: Ledger) -> None:
+        await ledger.begin(record("one"))
+        await ledger.begin(record("two"))
+        await ledger.set_state("two", RunState.PAUSED)
+        async with ledger.writing() as connection:
+            await connection.run_sync(control.drop)
+            await connection.execute(sa.text("UPDATE rewrap_meta SET value = '3' WHERE name = 'schema'"))
+
+    async def newer(ledger: Ledger) -> None:
+        found = await ledger.latest()
+        assert found is not None
+        assert found.state is RunState.INTERRUPTED
+        assert await ledger.control.ask(PAUSE, "me@here") == 1
+
+    with_ledger(place, older)
+    with_ledger(place, newer)
+
+
 def test_figures_of_the_last_runs_are_kept(place: Workbench) -> None:
     """Five of each name and table; a run's larger sample replaces its smaller one, and not the reverse."""
 
@@ -347,6 +372,63 @@ def test_figures_of_the_last_runs_are_kept(place: Workbench) -> None:
 
     with_ledger(place, work)
     assert with_ledger(place, lambda ledger: ledger.latest()) is None
+
+
+def test_wishes_are_numbered_and_answered(place: Workbench) -> None:
+    """Each changes what it is about and no more; what the process says leaves wishes alone."""
+
+    async def work(ledger: Ledger) -> None:
+        asked = ledger.control
+        assert await asked.now() == NOTHING_ASKED
+        assert await asked.ask(PAUSE, "ann@here") == 1
+        assert await asked.tune({"max_rate": None, "in_flight": 2}, "ben@there", "one") == 2
+        await asked.answer("one", 2, "run@host", [{"name": "main"}])
+        await asked.answer("one", 2, "run@host", [])
+        found = await asked.now()
+        assert (found.state, found.state_by, found.tuned_by) == (PAUSE, "ann@here", "ben@there")
+        assert found.tuned == {"max_rate": None, "in_flight": 2}
+        assert (found.number, found.seen, found.process, found.budgets) == (2, 2, "run@host", ())
+        assert found.beat == 2
+
+    with_ledger(place, work)
+
+
+def test_what_was_asked_of_a_run_ends_with_it_but_for_a_pause(place: Workbench) -> None:
+    """Another run of the job keeps no pace of the one before and is not cancelled, but waits if it did."""
+
+    async def work(ledger: Ledger) -> None:
+        asked = ledger.control
+        await asked.tune({"batch_size": 5, "max_rate": 3.0}, "ann@here", "one")
+        await asked.adopt("one", ["max_rate"])
+        assert (await asked.now()).tuned == {"batch_size": 5}
+        await asked.ask(CANCEL, "ann@here", "one")
+        await asked.adopt("two")
+        found = await asked.now()
+        assert (found.state, found.tuned, found.run_id) == (RUN, {}, "two")
+        await asked.ask(PAUSE, "ann@here")
+        await asked.adopt("three")
+        assert (await asked.now()).state == PAUSE
+        await asked.forget()
+        assert await asked.now() == NOTHING_ASKED
+
+    with_ledger(place, work)
+
+
+def test_no_wish_of_several_at_once_is_lost(place: Workbench) -> None:
+    """Twenty operators who find no row there: each gets a number of his own."""
+
+    async def main() -> list[int]:
+        async def one(at: int) -> int:
+            ledger = await Ledger.open("test", place.folder / "rewrap.toml", place.environ)
+            assert ledger is not None
+            try:
+                return await ledger.control.ask(PAUSE if at % 2 else RUN, f"{at}@here")
+            finally:
+                await ledger.close()
+
+        return list(await asyncio.gather(*(one(at) for at in range(20))))
+
+    assert sorted(asyncio.run(main())) == list(range(1, 21))
 
 
 WHAT = Witnessed("main", "records", (), ("body", '"odd.name".x'))
@@ -414,6 +496,7 @@ CUT_OFF = """
 import anyio, anyio.lowlevel, os, sys
 from pathlib import Path
 from rewrap.learned import RUNS, Figure
+from rewrap.ledgers.control import CANCEL, NOTHING_ASKED, PAUSE, RUN
 from rewrap.ledgers.sql import Ledger, TableProgress
 
 async def main() -> None:

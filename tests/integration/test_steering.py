@@ -9,18 +9,26 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.integration.test_vault import Deks, deks
+from tests.support.cosmos import CosmosDatabase
+from tests.support.cosmosbench import CosmosBench
+from tests.support.proxy import FaultProxy, slowed_down
 from tests.support.values import box, unbox
+from tests.support.vault import VaultEmulator
 from tests.support.workbench import Workbench, wait_for
 
 RUN = ("run", "--from", "v1", "--to", "v2", "--allow-unseen-target")
 
+__all__ = ["deks"]
+
 ROWS = 3_000
 
-PACE = "[pace]\nmax_rate = 20\nshards = 2\n{more}"
+PACE = "[pace]\nmax_rate = 20\nshards = 2\nhealth.yield_to_others = false\n{more}"
 """Minutes of work, so that it is met at work on any machine; who wants its end lifts the rate."""
 
 FAST = ("--max-rate", "1000000")
@@ -375,6 +383,7 @@ def test_a_tuned_pace_is_kept_by_whoever_goes_on(notes: Workbench) -> None:
         kept = budget(notes)
         assert (kept["rate"], kept["in_flight"], kept["batch_size"]) == (40, 1, 7)
         assert kept["why"].startswith("max_rate of 40 rows/s, set by ")
+        wait_for(lambda: "max_rate of 40 rows/s" in json.dumps(status(notes)["left"]), 60)
         running.kill()
         running.wait()
     with notes.started("resume", "--batch-size", "3") as again:
@@ -383,6 +392,53 @@ def test_a_tuned_pace_is_kept_by_whoever_goes_on(notes: Workbench) -> None:
         assert notes.rewrap("tune", "--max-rate", "none").code == 0
         assert ended(again)[0] == 0
     whole(notes)
+
+
+def test_a_pause_over_containers_keeps_the_lease(
+    cosmos: CosmosDatabase, cosmos_proxy: FaultProxy, tmp_path: Path
+) -> None:
+    """No document is read or written any more, and beats keep the lease, for longer than one lasts."""
+    bench = CosmosBench(tmp_path, cosmos, cosmos_proxy)
+    limits = "\n[limits]\ndrain_s = 0.3\nlease_s = 2\n"
+    bench.job(more=PACE.format(more="batch_size = 10") + limits)
+    bench.fill(500)
+
+    def notes_asked() -> int:
+        return sum("/colls/notes/docs" in one.path for one in cosmos_proxy.seen)
+
+    def patched() -> int:
+        return sum(one.kind == "patch" and "/colls/notes/" in one.path for one in cosmos_proxy.seen)
+
+    with bench.started(*RUN) as running:
+        wait_for(lambda: patched() >= 10, 60)
+        assert bench.rewrap("pause").code == 0
+        asked, beats = notes_asked(), len(cosmos_proxy.seen)
+        # a beat comes each two thirds of a second, and a lease without one would have run out
+        wait_for(lambda: len(cosmos_proxy.seen) >= beats + 5, 60)
+        assert notes_asked() == asked
+        assert read(bench, "rewrap_run")["state"] == "paused"
+        assert bench.rewrap("resume", *FAST).code == 0
+        code, _, err = ended(running)
+    assert code == 0, err
+    assert patched() >= 500
+
+
+def test_a_run_that_waits_for_its_vault_is_paused_and_cancelled(
+    deks: Deks, vault_emulator: VaultEmulator
+) -> None:
+    """Throttled for most of a minute, it does not wait for that to end."""
+    versions = ("--from", deks.old, "--to", deks.new, "--allow-unseen-target", "--max-rate", "0.5")
+    with deks.bench.started("run", *versions, **deks.vault.environ) as running:
+        is_now(deks.bench, "running")
+        rule = vault_emulator.proxy.add(slowed_down(50), "unwrapkey")
+        wait_for(lambda: rule.befallen > 0, 60)
+        assert deks.rewrap("pause").code == 0
+        assert read(deks.bench, "rewrap_run")["state"] == "paused"
+        assert deks.rewrap("cancel").code == 0
+        assert ended(running)[0] == 5
+    vault_emulator.proxy.clear()
+    assert deks.under[deks.old] > 0
+    deks.opens()
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,7 @@ class Admission:
             abandon=self.options.abandon,
         )
         leases = await self._patiently(lambda: self.guard.claim(claim))
+        await self._refuse_ended(record)
         for notice in self.guard.notices:
             self.sink(Notice(level="warning", message=notice))
         if not resumed:
@@ -243,6 +244,18 @@ class Admission:
             await self.ledger.set_state(record.run_id, RunState.RUNNING, origin=identity.origin)
         await self.ledger.add_relations(record.run_id, [(t.oid, t.relation, t.target) for t in tables])
         return [Course(table, leases[table.relation]) for table in tables]
+
+    async def _refuse_ended(self, record: RunRecord) -> None:
+        """Raises when somebody cancelled the run while this process was on its way to the tables."""
+        now = await self.ledger.latest()
+        ours = now is not None and now.run_id == record.run_id
+        if now is None or not ours or record.state.finished or not now.state.finished:
+            return
+        await self.guard.release(finished=True)
+        raise UsageError(
+            f"run {now.run_id} was {now.state} by {now.state_by} before it went on",
+            hint="rewrap run begins anew; nothing was written",
+        )
 
     def _say_started(self, record: RunRecord, tables: Sequence[Table], *, resumed: bool) -> None:
         keyring = self.rotation.keyring

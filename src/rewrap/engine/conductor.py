@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 import anyio
@@ -232,8 +231,8 @@ class Conductor:
         saved = {(p.relation, p.sweep): p for p in await self.ledger.progress(self.run_id)}
         for course in self._courses:
             if not self.options.sweeps_only:
-                await self.steering.whole(
-                    partial(rehearse, self.store, self.rotation, course, admitted.proof, self.stop, self.sink)
+                await rehearse(
+                    self.store, self.rotation, course, admitted.proof, self.stop, self.sink, self.steering
                 )
             first = saved.get((course.table.relation, 1))
             if first is None or course.fresh:

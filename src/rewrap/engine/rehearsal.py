@@ -12,21 +12,29 @@ from rewrap.engine.pipeline import StopFlag
 from rewrap.engine.proof import Proof
 from rewrap.engine.retry import LOCKED, TABLE_LOCK_PAUSE_S, TABLE_LOCKED, until_reachable
 from rewrap.engine.settle import refuses_value
+from rewrap.engine.sweep import Heeding
 from rewrap.errors import StoreError, StoreUnavailable, Unaddressed, ValueRefused
 from rewrap.interfaces import Sink, Store, SwapBatch
+from rewrap.pace.pacer import GivenUp
 
 REHEARSED_ROWS = 5
 """Rows tried before the first write to a table, until one is written and reads back the same."""
 
 
 async def rehearse(
-    store: Store, rotation: Rotation, course: Course, proof: Proof, stop: StopFlag, sink: Sink
+    store: Store,
+    rotation: Rotation,
+    course: Course,
+    proof: Proof,
+    stop: StopFlag,
+    sink: Sink,
+    steering: Heeding,
 ) -> None:
     """Raises StoreError when the database keeps something else than was sent, or refuses every row tried.
 
     One refused row is no reason to stop: the run finds it again and sets it aside.
     """
-    reseal = rotation.reseal(course.table, writes=True)
+    reseal, resolved = rotation.reseal(course.table, writes=True), steering.resolving(rotation)
     refused: list[StoreError] = []
     doubt: StoreError | None = None
     tried = 0
@@ -34,11 +42,16 @@ async def rehearse(
         if tried == REHEARSED_ROWS:
             break
         tried += 1
-        batch = (await rotation.resolved(partial(reseal, [row]))).swap
+        try:
+            batch = (await resolved(partial(reseal, [row]))).swap
+        except GivenUp:
+            return
         try:
             if not len(batch):
                 continue
-            written, missed = await _written(store, rotation, course, batch, stop, sink)
+            written, missed = await steering.whole(
+                partial(_written, store, rotation, course, batch, stop, sink)
+            )
             if written:
                 return
             doubt = missed or doubt

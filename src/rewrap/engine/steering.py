@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import anyio
 
+from rewrap.engine.compile import Rotation
 from rewrap.engine.pipeline import StopFlag
 from rewrap.engine.retry import quiet, until_reachable
 from rewrap.engine.settle import Resolve
@@ -98,28 +99,29 @@ class Steering:
         finally:
             self._under_way -= 1
 
-    def resolving(self, resolved: Resolve, *, again: bool) -> Resolve:
-        """The same, heeding a pause and a stop while vaults are waited for; GivenUp on a stop.
-
-        `again` when it may be cut short by a pause.
-        """
+    def resolving(self, rotation: Rotation) -> Resolve:
+        """What gives its results once vaults have answered; a pause cuts that short, and a stop: GivenUp."""
+        if not rotation.keyring.sources:
+            return rotation.resolved
+        # records of new DEKs are made on the way: what is begun of that is ended
+        limit = self._unless_stopped if rotation.deks else self.heeded
 
         async def told(attempt: Callable[[], T]) -> T:
             found: list[T] = []
 
             async def work() -> bool:
-                found.append(await resolved(attempt))
+                found.append(await rotation.resolved(attempt))
                 return True
 
-            if not again:
-                await self.clear()
-            if await (self.heeded(work) if again else self._unless_stopped(work)) is None:
+            if await limit(work) is None:
                 raise GivenUp
             return found[0]
 
         return told
 
     async def _unless_stopped(self, work: Callable[[], Awaitable[T]]) -> T | None:
+        """The result of work that is not begun while the run is held; None on a stop, which ends it."""
+        await self.clear()
         done: list[T] = []
 
         async def told() -> None:

@@ -29,8 +29,12 @@ T = TypeVar("T")
 class Heeding(Protocol):
     """Whoever lets a run be paused and stopped."""
 
-    def resolving(self, resolved: Resolve, *, again: bool) -> Resolve:
-        """The same, heeding both while vaults are waited for; `again` when it may be repeated."""
+    def resolving(self, rotation: Rotation) -> Resolve:
+        """What gives its results once vaults have answered; GivenUp on a stop."""
+        ...
+
+    async def whole(self, work: Callable[[], Awaitable[T]]) -> T:
+        """The result of work that is not cut short, once nobody holds the run."""
         ...
 
 
@@ -163,13 +167,6 @@ class Sweeper:
             )
         )
 
-    @property
-    def _resolved(self) -> Resolve:
-        if not self.rotation.keyring.sources:
-            return self.rotation.resolved
-        # records of new DEKs are made on the way: what is begun of that is ended
-        return self.steering.resolving(self.rotation.resolved, again=not self.rotation.deks)
-
     async def _shard_once(self, course: Course, lease: ShardLease, full: bool, budget: Budget) -> None:
         table = course.table
         reader, writer = self.store.reader(table, full=full), self.store.writer(table, full=full)
@@ -181,7 +178,7 @@ class Sweeper:
                     reader=reader,
                     writer=writer,
                     reseal=self.rotation.reseal(table, writes=True),
-                    resolved=self._resolved,
+                    resolved=self.steering.resolving(self.rotation),
                     scope=Scope() if full else self.rotation.scope(table),
                     known=self.known.get(table.relation, {}),
                     quarantine=self,

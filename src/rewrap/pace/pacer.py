@@ -44,7 +44,7 @@ class Pacer:
         self.gate.set_in_flight(self._in_flight if self._eased is None else 1)
         cap = None
         if pace.max_rate is not None:
-            cap = Cap(pace.max_rate, f"max_rate of {pace.max_rate:,.0f} rows/s{by and f', set by {by}'}")
+            cap = Cap(pace.max_rate, f"max_rate of {pace.max_rate:,g} rows/s{by and f', set by {by}'}")
         self.gate.cap("job", cap)
 
     @property
