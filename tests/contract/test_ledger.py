@@ -212,6 +212,23 @@ def test_jobs_that_share_a_ledger_and_a_key_count_together(bench: Workbench) -> 
     with_ledger(bench, work)
 
 
+def test_progress_may_be_saved_twice_at_once(bench: Workbench) -> None:
+    """A sweep saves when it begins, and so does what watches it: in no order."""
+    bench.environ["REWRAP_LEDGER_URL"] = bench.dsn
+
+    async def work(ledger: Ledger) -> None:
+        await ledger.begin(record("one"))
+        for sweep in range(1, 20):
+            tables = [TableProgress(name, sweep, 10) for name in (TABLE, '"public"."more"')]
+            await asyncio.gather(
+                *(ledger.save_progress("one", tables) for _ in range(2)),
+                *(ledger.save_progress("one", tables[::-1]) for _ in range(2)),
+            )
+        assert len(await ledger.progress("one")) == 2 * 19
+
+    with_ledger(bench, work)
+
+
 def test_a_file_belongs_to_one_job_and_one_user(bench: Workbench) -> None:
     """A SQLite ledger renamed to another job's is refused; its mode is 0600."""
     with_ledger(bench, lambda ledger: ledger.begin(record("one")))

@@ -127,12 +127,7 @@ class Ledger(LedgerDatabase):
 
     async def save_progress(self, run_id: str, entries: Iterable[TableProgress]) -> None:
         async with self.writing() as connection:
-            for entry in entries:
-                same = sa.and_(
-                    progress.c.run_id == run_id,
-                    progress.c.relation == entry.relation,
-                    progress.c.sweep == entry.sweep,
-                )
+            for entry in sorted(entries, key=lambda one: (one.relation, one.sweep)):
                 values = {
                     "rows_estimated": entry.rows_estimated,
                     "rows_done": entry.rows_done,
@@ -145,13 +140,13 @@ class Ledger(LedgerDatabase):
                     "deleted_before": entry.deleted_before,
                     "updated_at": now(),
                 }
-                changed = await connection.execute(progress.update().where(same).values(**values))
-                if not changed.rowcount:
-                    await connection.execute(
-                        progress.insert().values(
-                            run_id=run_id, relation=entry.relation, sweep=entry.sweep, **values
-                        )
-                    )
+                # a run saves from beside its work too, and may do both at once
+                first = self._insert(progress).values(
+                    run_id=run_id, relation=entry.relation, sweep=entry.sweep, **values
+                )
+                await connection.execute(
+                    first.on_conflict_do_update(index_elements=["run_id", "relation", "sweep"], set_=values)
+                )
 
     async def progress(self, run_id: str) -> list[TableProgress]:
         """Every table and sweep of a run, sweeps in order."""
