@@ -344,7 +344,7 @@ pool_mode = transaction
         yield at_database(bench.dsn, port=str(port))
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(TIMEOUT_S)
         subprocess.run(["rm", "-rf", str(folder)], check=False)
 
 

@@ -75,7 +75,7 @@ class Place:
             if process.poll() is None:
                 process.send_signal(signal.SIGCONT)
                 process.kill()
-            process.communicate(timeout=30)
+            process.communicate(timeout=TIMEOUT_S)
 
 
 @pytest.fixture(params=["postgres", "cosmos"])
@@ -244,7 +244,7 @@ def test_a_killed_process_loses_its_lease_at_once(place: Place) -> None:
             with pytest.raises(LeaseHeld):
                 await one.claim("held", "anna")
             process.kill()
-            process.wait(10)
+            process.wait(TIMEOUT_S)
             lease, _ = await two.claim("held", "ben")
             assert lease.cursor == "1"
 

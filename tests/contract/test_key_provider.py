@@ -341,7 +341,7 @@ def test_a_vault_that_asks_for_too_long_a_wait_is_not_waited_for(kept: VaultKeys
 
     started = time.monotonic()
     assert refusal(work).code == "key-away"
-    assert time.monotonic() - started < 3_600
+    assert time.monotonic() - started < 200
 
 
 @pytest.mark.parametrize(
@@ -496,6 +496,7 @@ def test_a_certificate_that_is_not_trusted_is_no_outage(
 ) -> None:
     """It is told at once, and nothing is sent."""
     monkeypatch.delenv("SSL_CERT_FILE")
+    monkeypatch.setattr("rewrap.keys.azure.FIRST_S", 120.0)
     started = time.monotonic()
 
     async def work() -> None:
@@ -503,7 +504,7 @@ def test_a_certificate_that_is_not_trusted_is_no_outage(
             pass
 
     assert "certificate" in refusal(work).message
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 120
 
 
 def test_nothing_secret_is_logged_or_said(kept: VaultKeys, caplog: pytest.LogCaptureFixture) -> None:

@@ -395,7 +395,7 @@ def test_a_dead_process_is_gone_even_before_it_is_waited_for() -> None:
         wait_for(lambda: holder.gone)
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(TIMEOUT_S)
     assert holder.gone
 
 
@@ -455,7 +455,7 @@ def started(folder: Path, environ: dict[str, str], *arguments: str) -> Iterator[
         if process.poll() is None:
             process.send_signal(signal.SIGCONT)
             process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=TIMEOUT_S)
 
 
 def ran(folder: Path, environ: dict[str, str], *arguments: str) -> tuple[int, str]:
