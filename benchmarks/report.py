@@ -225,6 +225,13 @@ def _foreground(runs: list[Line], summary: Line) -> str:
     return "\n\n".join([_table(heads, felt), _table(["the run", "rows/s of sweep 1", "rounds"], speeds)])
 
 
+def _pace(runs: list[Line], summary: Line) -> str:
+    fields = ("steady_used", "steady_throttled", "halved_s", "doubled_s", "moving_used", "fairness")
+    rows = [[line["run"], *(_number(line[field]) for field in fields)] for line in runs]
+    heads = ["service", "used", "throttled", "halved s", "doubled s", "moving, used", "fairness of four"]
+    return _table(heads, rows)
+
+
 _TABLES: dict[str, Callable[[list[Line], Line], str]] = {
     "hotpath": _hotpath,
     "peers": _peers,
@@ -232,6 +239,7 @@ _TABLES: dict[str, Callable[[list[Line], Line], str]] = {
     "latency": _latency,
     "ciphers": _ciphers,
     "foreground": _foreground,
+    "pace": _pace,
 }
 
 

@@ -222,3 +222,15 @@ async def _simulate(world: World, gates: Callable[[World, random.Random], Gate])
                 if world.joining_s and number + 1 < world.workers:
                     await anyio.sleep(world.joining_s)
     return seen
+
+
+SERVICES: dict[str, Callable[[Capacity], Service]] = {
+    "window of 1 s": WindowService,
+    "window of 0.25 s": lambda capacity: WindowService(capacity, 0.25),
+    "bucket of 1 s": BucketService,
+    "bucket of 0.1 s": lambda capacity: BucketService(capacity, 0.1),
+}
+"""Ways to count what a service gives."""
+
+SHORT_BACKOFF_S = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8)
+"""Pauses for a service that does not say when to ask again, and does not mind to be asked."""

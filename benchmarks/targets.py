@@ -70,4 +70,11 @@ TARGETS: dict[str, tuple[Target, ...]] = {
         Target("p99 of pgbench's transactions, of the same without a run", "p99_ratio", 2, False),
         Target("speed once pgbench has gone, of that without it", "speed_back", 0.8),
     ),
+    "pace": (
+        Target("a steady service, used", "steady_used", 0.97),
+        Target("attempts throttled by it", "steady_throttled", 0.01, False),
+        Target("half or twice the capacity, found", "recovery_s", 8, False, " s"),
+        Target("used beside a moving load", "moving_used", 0.92),
+        Target("fairness among four without a shared budget", "fairness", 0.85),
+    ),
 }
