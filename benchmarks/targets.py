@@ -75,6 +75,6 @@ TARGETS: dict[str, tuple[Target, ...]] = {
         Target("attempts throttled by it", "steady_throttled", 0.01, False),
         Target("half or twice the capacity, found", "recovery_s", 8, False, " s"),
         Target("used beside a moving load", "moving_used", 0.92),
-        Target("fairness among four without a shared budget", "fairness", 0.85),
+        Target("fairness among four without a shared budget", "fairness", 0.95),
     ),
 }
