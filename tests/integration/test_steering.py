@@ -209,9 +209,9 @@ def test_a_paused_process_that_was_killed_is_gone_on_with(notes: Workbench) -> N
         assert notes.rewrap("pause").code == 0
         running.kill()
         running.wait()
-    done = stands_still(notes)
+    done, beat = stands_still(notes), read(notes, "rewrap_control")["beat"]
     with notes.started(*RUN, "--json") as again:
-        is_now(notes, "running")
+        wait_for(lambda: read(notes, "rewrap_control")["beat"] > beat, 60)
         is_now(notes, "paused")
         assert stands_still(notes) == done
         again.kill()
