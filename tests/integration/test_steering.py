@@ -209,9 +209,9 @@ def test_a_paused_process_that_was_killed_is_gone_on_with(notes: Workbench) -> N
         assert notes.rewrap("pause").code == 0
         running.kill()
         running.wait()
-    done = stands_still(notes)
+    done, beat = stands_still(notes), read(notes, "rewrap_control")["beat"]
     with notes.started(*RUN, "--json") as again:
-        is_now(notes, "running")
+        wait_for(lambda: read(notes, "rewrap_control")["beat"] > beat, 60)
         is_now(notes, "paused")
         assert stands_still(notes) == done
         again.kill()
@@ -298,6 +298,23 @@ def test_pause_while_the_tables_are_being_claimed(notes: Workbench) -> None:
         process.kill()
     finally:
         running.__exit__(None, None, None)
+
+
+def test_a_process_on_its_way_does_not_undo_a_cancel(notes: Workbench) -> None:
+    """Cancelled between the look at the ledger and the claim: nothing is written, and nothing is held."""
+    assert notes.rewrap(*RUN, "--sample", "1").code == 4
+    done = resealed(notes)
+    with notes.started("resume") as late:
+        with holding(notes, "LOCK TABLE rewrap.shard IN ACCESS EXCLUSIVE MODE"):
+            wait_for(lambda: notes.value(WAITS_FOR_LOCK), 60)
+            with closing(sqlite3.connect(notes.ledger, timeout=30)) as ledger:
+                ledger.execute("UPDATE rewrap_run SET state = 'cancelled', state_by = 'ann@there'")
+                ledger.commit()
+        code, _, err = ended(late)
+    assert (code, "was cancelled by ann@there before it went on" in err) == (2, True)
+    assert resealed(notes) == done
+    assert notes.value("SELECT bool_and(finished AND lease_until <= now()) FROM rewrap.shard")
+    assert read(notes, "rewrap_run")["state"] == "cancelled"
 
 
 WAITS_FOR_LOCK = """
