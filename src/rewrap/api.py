@@ -14,7 +14,7 @@ import anyio
 
 from rewrap.audit.auditor import Auditor, Delivery
 from rewrap.audit.record import Listener
-from rewrap.control import Answer, cancel, let_go, lift, no_unfinished_run, pause, tune
+from rewrap.control import Answer, cancel, let_go, pause, to_go_on_with, tune
 from rewrap.engine.compile import Rotation
 from rewrap.engine.conductor import Conductor, Examined
 from rewrap.engine.dryrun import dry_run
@@ -207,10 +207,7 @@ async def resume(
     environ: Mapping[str, str] = os.environ,
 ) -> RunEnded:
     """Goes on with the job's unfinished run, with the versions it began with."""
-    latest = await latest_run(job, environ)
-    if latest is None or latest.state.finished:
-        raise no_unfinished_run(job)
-    await lift(job, environ)
+    latest = await to_go_on_with(job, environ)
     return await run(
         job,
         from_versions=",".join(latest.from_versions),

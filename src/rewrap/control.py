@@ -114,11 +114,15 @@ async def let_go(
         return await asker.answer(lambda found: found.control.seen >= number)
 
 
-async def lift(job: Job, environ: Mapping[str, str]) -> None:
-    """Takes back what was asked of the job's runs, but for their pace."""
+async def to_go_on_with(job: Job, environ: Mapping[str, str]) -> RunRecord:
+    """The job's unfinished run, of which nothing is asked any more but its pace."""
     async with opened_ledger(job, environ, create=False) as ledger:
-        if ledger is not None and (await ledger.control.now()).state != RUN:
+        latest = await ledger.latest() if ledger is not None else None
+        if ledger is None or latest is None or latest.state.finished:
+            raise no_unfinished_run(job)
+        if (await ledger.control.now()).state != RUN:
             await ledger.control.ask(RUN, operator())
+        return latest
 
 
 async def tune(

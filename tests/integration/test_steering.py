@@ -28,7 +28,7 @@ __all__ = ["deks"]
 
 ROWS = 3_000
 
-PACE = "[pace]\nmax_rate = 20\nshards = 2\nhealth.yield_to_others = false\n{more}"
+PACE = "[pace]\nmax_rate = 20\nshards = 2\n{more}"
 """Minutes of work, so that it is met at work on any machine; who wants its end lifts the rate."""
 
 FAST = ("--max-rate", "1000000")
@@ -209,9 +209,9 @@ def test_a_paused_process_that_was_killed_is_gone_on_with(notes: Workbench) -> N
         assert notes.rewrap("pause").code == 0
         running.kill()
         running.wait()
-    done = stands_still(notes)
+    done, beat = stands_still(notes), read(notes, "rewrap_control")["beat"]
     with notes.started(*RUN, "--json") as again:
-        is_now(notes, "running")
+        wait_for(lambda: read(notes, "rewrap_control")["beat"] > beat, 60)
         is_now(notes, "paused")
         assert stands_still(notes) == done
         again.kill()
