@@ -28,7 +28,7 @@ __all__ = ["deks"]
 
 ROWS = 3_000
 
-PACE = "[pace]\nmax_rate = 20\nshards = 2\nhealth.yield_to_others = false\n{more}"
+PACE = "[pace]\nmax_rate = 20\nshards = 2\n{more}"
 """Minutes of work, so that it is met at work on any machine; who wants its end lifts the rate."""
 
 FAST = ("--max-rate", "1000000")
