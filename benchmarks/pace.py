@@ -20,6 +20,10 @@ UNITS = 4_000.0
 """What a service gives in a second: 400 attempts of 10 on average."""
 
 
+KEPT = 0.975
+"""Of what a service gives, the budget that workers share: a little less, so that none is throttled."""
+
+
 def run(journal: Journal, options: Options) -> None:
     """The worst of all services, and of those that say when to ask again and those that do not."""
     journal.record(type="setting", **options.setting(), rounds=1)
@@ -31,6 +35,7 @@ def run(journal: Journal, options: Options) -> None:
             doubled = _seen(service, says, step(UNITS / 2, UNITS, 20), 40)
             shifting = _seen(service, says, moving(UNITS), 90)
             four = _seen(service, says, steady(UNITS), 45, 4)
+            sharing = _seen(service, says, steady(UNITS), 45, 4, KEPT * UNITS)
             line = {
                 "steady_used": round(even.used(15), 4),
                 "steady_throttled": round(even.refused(15), 4),
@@ -39,7 +44,10 @@ def run(journal: Journal, options: Options) -> None:
                 "moving_used": round(shifting.used(10), 4),
                 "four_used": round(four.used(15), 4),
                 "four_throttled": round(four.refused(15), 4),
-                "fairness": round(four.fairness(15), 4),
+                "strangers_fairness": round(four.fairness(15), 4),
+                "shared_used": round(sharing.used(15), 4),
+                "shared_throttled": round(sharing.refused(15), 4),
+                "fairness": round(sharing.fairness(15), 4),
             }
             journal.record(type="run", run=f"{service}, {'says when' if says else 'does not say'}", **line)
             used += [line["steady_used"], line["four_used"]]
@@ -53,7 +61,16 @@ def run(journal: Journal, options: Options) -> None:
     )  # fmt: skip
 
 
-def _seen(service: str, says: bool, capacity: Capacity, seconds: int, workers: int = 1) -> Seen:
+def _seen(
+    service: str,
+    says: bool,
+    capacity: Capacity,
+    seconds: int,
+    workers: int = 1,
+    shared: float | None = None,
+) -> Seen:
     """What was seen of a service that says when to ask again, or does not."""
     kind = SERVICES[service]
-    return simulate(World(kind, capacity, seconds, workers, names_times=says, backoff=SHORT_BACKOFF_S))
+    return simulate(
+        World(kind, capacity, seconds, workers, names_times=says, backoff=SHORT_BACKOFF_S, shared=shared)
+    )

@@ -16,7 +16,9 @@ from typing import Any, Protocol
 
 import anyio
 
+from rewrap.errors import LedgerUnavailable
 from rewrap.pace.gate import BACKOFF_S, Gate
+from rewrap.pace.shared import AHEAD_S, Drawn, Shared
 
 Capacity = Callable[[float], float]
 """Units a second that a service has to give at a moment."""
@@ -114,6 +116,37 @@ def moving(per_s: float, taken: float = 0.3, every_s: float = 20.0) -> Capacity:
     return lambda now: per_s * (1 - taken if int(now / every_s) % 2 else 1)
 
 
+class Line:
+    """A shared budget as the ledger keeps it, that takes a while to answer and may be away."""
+
+    def __init__(self, rate: float, answers_in_s: float = 0.01) -> None:
+        self.rate = rate
+        self.answers_in_s = answers_in_s
+        self.taken_until = 0.0
+        self.draws = 0
+        self.away = False
+        self.silent = False
+
+    async def draw(self, units: float) -> Drawn:
+        self.draws += 1
+        if self.silent:
+            await anyio.sleep(3600)
+        if self.away:
+            raise LedgerUnavailable("away")
+        now = anyio.current_time()
+        begins = max(self.taken_until, now)
+        ends = begins + units / self.rate
+        if ends > now + AHEAD_S:
+            return Drawn(0.0, 0.0, self.rate)
+        self.taken_until = ends
+        await anyio.sleep(self.answers_in_s)
+        return Drawn(units, begins - now, self.rate)
+
+    def shared(self, said: Callable[[str], None] = lambda _: None) -> Shared:
+        """A process's part of it."""
+        return Shared("db", "rows", self.rate, self.draw, said=said, clock=anyio.current_time)
+
+
 @dataclass(frozen=True)
 class World:
     """What is simulated: a service, and workers with a gate each. Costs are from half to one and a half."""
@@ -134,6 +167,9 @@ class World:
     """Whether the service says when to ask again."""
 
     backoff: Sequence[float] = BACKOFF_S
+    shared: float | None = None
+    """Units a second of a budget that all workers draw on; None: they know nothing of each other."""
+
     seed: int = 1
 
 
@@ -189,6 +225,7 @@ async def _simulate(world: World, gates: Callable[[World, random.Random], Gate])
     chance = random.Random(world.seed)
     seen = Seen(world)
     service = world.service(world.capacity)
+    line = None if world.shared is None else Line(world.shared)
 
     async def attempts(gate: Gate, mine: Counter[int]) -> None:
         while True:
@@ -217,6 +254,9 @@ async def _simulate(world: World, gates: Callable[[World, random.Random], Gate])
                 mine: Counter[int] = Counter()
                 seen.by_worker.append(mine)
                 one = gates(world, chance)
+                if line is not None:
+                    one.share = share = line.shared()
+                    group.start_soon(share.run)
                 for _ in range(world.callers):
                     group.start_soon(attempts, one, mine)
                 if world.joining_s and number + 1 < world.workers:

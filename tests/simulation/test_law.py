@@ -175,3 +175,17 @@ async def _many(one: Gate) -> None:
     while True:
         async with one.passed(10.0) as passage:
             passage.accepted()
+
+
+@pytest.mark.parametrize("says", [True, False], ids=["says when", "does not say"])
+@pytest.mark.parametrize("service", SERVICES)
+def test_four_workers_that_share_a_budget_get_equal_parts(service: str, says: bool) -> None:
+    """A budget of a little less than the service gives: it is used up, and parted evenly."""
+    world = World(
+        SERVICES[service], steady(4_000.0), 40, 4, names_times=says, backoff=SHORT_BACKOFF_S, shared=3_900.0
+    )
+    seen = simulate(world)
+    assert seen.used(10) >= 0.97
+    assert seen.fairness(10) >= 0.95
+    # at most the budget in any second, and a piece of a quarter of a second for each worker
+    assert max(seen.done.values()) <= 3_900.0 * (1 + 4 * 0.25)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import selectors
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import anyio
 import pytest
+from benchmarks.simulated import JumpingLoop, Line
 
-from rewrap.errors import LedgerUnavailable
 from rewrap.pace.gate import Gate, GivenUp, never
-from rewrap.pace.shared import AHEAD_S, KEPT_S, Drawn, Shared
+from rewrap.pace.shared import KEPT_S, Shared
 from tests.support.budgets import busiest_second, jain
 
 T = TypeVar("T")
@@ -21,58 +19,8 @@ Uses = list[tuple[float, float]]
 """When, and how many units."""
 
 
-class _Jumping(selectors.SelectSelector):
-    now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        assert timeout is not None, "everybody waits, and nothing will ever happen"
-        self.now += max(0.0, timeout)
-        return super().select(0)
-
-
-class JumpingLoop(asyncio.SelectorEventLoop):
-    """Its time passes only while everybody sleeps."""
-
-    def __init__(self) -> None:
-        self._jumping = _Jumping()
-        super().__init__(self._jumping)
-
-    def time(self) -> float:
-        return self._jumping.now
-
-
 def simulated(work: Callable[[], Awaitable[T]]) -> T:
     return anyio.run(work, backend_options={"loop_factory": JumpingLoop})
-
-
-class Line:
-    """A budget as the ledger keeps it, that takes a while to answer and may be away."""
-
-    def __init__(self, rate: float, answers_in_s: float = 0.01) -> None:
-        self.rate = rate
-        self.answers_in_s = answers_in_s
-        self.taken_until = 0.0
-        self.draws = 0
-        self.away = False
-        self.silent = False
-
-    async def draw(self, units: float) -> Drawn:
-        self.draws += 1
-        if self.silent:
-            await anyio.sleep(3600)
-        if self.away:
-            raise LedgerUnavailable("away")
-        now = anyio.current_time()
-        begins = max(self.taken_until, now)
-        ends = begins + units / self.rate
-        if ends > now + AHEAD_S:
-            return Drawn(0.0, 0.0, self.rate)
-        self.taken_until = ends
-        await anyio.sleep(self.answers_in_s)
-        return Drawn(units, begins - now, self.rate)
-
-    def shared(self, said: Callable[[str], None] = lambda _: None) -> Shared:
-        return Shared("db", "rows", self.rate, self.draw, said=said, clock=anyio.current_time)
 
 
 async def worker(shared: Shared, cost: float, uses: Uses, busy_s: float = 0.0, tasks: int = 1) -> None:

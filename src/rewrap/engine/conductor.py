@@ -39,6 +39,7 @@ from rewrap.ledgers.sql import Ledger
 from rewrap.model import Activity, RunState, merge_tally
 from rewrap.pace.gate import Gate
 from rewrap.pace.pacer import Pacer
+from rewrap.storage import CosmosStore
 
 T = TypeVar("T")
 
@@ -103,7 +104,13 @@ class Conductor:
         self.health = KeyHealth(self.limits.max_quarantine, self.limits.max_quarantine_share)
         job = rotation.job
         self.pacers = {
-            name: Pacer(name, job.pace, job.shards_at_once(name), lambda: stop.requested)
+            name: Pacer(
+                name,
+                job.pace,
+                job.shards_at_once(name),
+                lambda: stop.requested,
+                locks=not isinstance(job.stores[name], CosmosStore),
+            )
             for name in job.stores
         }
         self.measuring = Measuring(rotation, store, ledger, self.pacers)

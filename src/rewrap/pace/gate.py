@@ -39,6 +39,10 @@ PROBE_STEP_S = 0.02
 SMOOTHING = 0.1
 """The weight of the newest attempt in what attempts cost, and how long they take."""
 
+REFUSALS_SMOOTHING, SHARE_DOUBTED = 0.001, 0.25
+"""The weight of each attempt in the share of those that are throttled, and from where on that says that a
+shared budget is more than the service has to give."""
+
 
 class Passage:
     """One attempt on its way. Tell it what came of the attempt; what was assumed of its cost is corrected.
@@ -109,6 +113,7 @@ class Gate:
         self._caps: dict[str, Cap] = {} if budget is None else {"budget": budget}
         self._holds: dict[str, str] = {}
         self._law = Law(clock())
+        self._refusals = 0.0
         # turns are places in a line of units: what was asked for, and how far in it passages may be
         self._asked = 0.0
         self._allowed = 0.0
@@ -252,6 +257,7 @@ class Gate:
     def accepted(self, cost: float, charge: float, *, began: float | None = None) -> None:
         """The service did what it was asked; `cost` was assumed of it, and it `began` then."""
         self._charged(cost, charge)
+        self._refusals -= REFUSALS_SMOOTHING * self._refusals
         self._cost = charge if self._cost is None else self._cost + SMOOTHING * (charge - self._cost)
         now = self._clock()
         rate = self._law.rate
@@ -281,6 +287,7 @@ class Gate:
         now = self._clock()
         why = f"throttling by {self.name}"
         self.throttlings += 1
+        self._refusals += REFUSALS_SMOOTHING * (1 - self._refusals)
         self._law.refused()
         self._refill(now)
         self._charged(cost, charge)
@@ -293,7 +300,9 @@ class Gate:
             if self._probing:
                 self._law.tried(now)
             else:
-                self._law.throttled(now, retry_after_s, self.typical)
+                if self.share is None or self._refusals > SHARE_DOUBTED:
+                    # a part of a budget comes in pieces: a steady rate of its own would let them lapse
+                    self._law.throttled(now, retry_after_s, self.typical)
                 self._set_rate(now)
             if retry_after_s is None:
                 self.pause(self._backoff[min(self._troubles, len(self._backoff) - 1)], why)

@@ -34,7 +34,8 @@ class SharedSection(Section):
 class Pace(Section):
     """`[pace]`: how hard a run works. Not part of the job's identity: change it at any time.
 
-    `max_rate` is in rows a second, of each store; `in_flight` is how many batches may be written at once.
+    `max_rate` is in rows a second, of each store; `in_flight` is how many batches may be written at once,
+    and `target_s` the seconds that one may take where others wait for all of it.
     While there is a `pause_file` the run is paused.
     """
 
@@ -44,6 +45,7 @@ class Pace(Section):
     max_value_bytes: Annotated[int, Field(ge=1_024, le=256 * 2**20)] = 64 * 2**20
     max_rate: Annotated[float, Field(gt=0, le=1e9)] | None = None
     in_flight: Annotated[int, Field(ge=1, le=64)] | None = None
+    target_s: Annotated[float, Field(gt=0, le=60)] = 0.1
     health: Health = Health()
     probe: list[LoadProbe] = Field(default_factory=list)
     shared: dict[BudgetName, SharedSection] = Field(default_factory=dict)
