@@ -14,7 +14,7 @@ from tests.support.containers import Containers, expected
 from tests.support.cosmos import CosmosDatabase
 from tests.support.documents import Application, Notes
 from tests.support.proxy import Answer, Drop, FaultProxy, Meanwhile, throttled
-from tests.support.workbench import Workbench, wait_for, wait_while
+from tests.support.workbench import UNYIELDING, Workbench, wait_for, wait_while
 
 NOTES = 1_500
 
@@ -24,7 +24,7 @@ def notes(bench: Workbench) -> Notes:
     require("Node", "node")
     made = Notes(bench)
     made.create()
-    made.job(limits="[pace]\nbatch_size = 40\nshards = 2\n[pace.health]\nyield_to_others = false\n")
+    made.job(limits="[pace]\nbatch_size = 40\nshards = 2\n" + UNYIELDING)
     made.fill(1, NOTES)
     return made
 

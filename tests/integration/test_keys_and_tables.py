@@ -25,7 +25,7 @@ from tests.conftest import require
 from tests.integration.test_safety import Holder
 from tests.support.inprocess import load
 from tests.support.values import KEY_V2, aead, box, unbox
-from tests.support.workbench import Workbench, wait_for, wait_while
+from tests.support.workbench import UNYIELDING, Workbench, wait_for, wait_while
 
 SMALL = "[pace]\nbatch_size = 7\nshards = 3\n"
 
@@ -445,7 +445,7 @@ class Writer:
 
 def test_a_composite_key_under_a_live_writer_killed_and_resumed(bench: Workbench) -> None:
     """Rows come, go and change their keys, the run is killed three times: nothing is lost, nothing stale."""
-    bench.job(target(), "[pace]\nbatch_size = 5\nshards = 3\n")
+    bench.job(target(), "[pace]\nbatch_size = 5\nshards = 3\n" + UNYIELDING)
     composite(bench, 6_000)
     command = ["run", "--from", "v1", "--to", "v2", "--allow-unseen-target"]
     with Writer(bench) as writer:

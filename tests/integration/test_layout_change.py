@@ -19,7 +19,7 @@ from rewrap.stores.postgres.writer import PostgresWriter
 from tests.integration.test_safety import disturb
 from tests.support.inprocess import run_here
 from tests.support.values import KEY_V2, KEYS, aead, box, unaead
-from tests.support.workbench import Result, Workbench, wait_for, wait_while
+from tests.support.workbench import UNYIELDING, Result, Workbench, wait_for, wait_while
 
 LAYOUTS = """
 [layouts.gcm]
@@ -245,7 +245,11 @@ def test_a_killed_run_goes_on_where_it_was(bench: Workbench) -> None:
 
 def test_a_live_writer_of_every_form_loses_nothing(bench: Workbench) -> None:
     """The application writes old values, then the new key in the old layout, then the new layout."""
-    notes(bench, [box(f"note {i}") for i in range(1, 3_001)], more=SMALL + "[limits]\ndrain_s = 20\n")
+    notes(
+        bench,
+        [box(f"note {i}") for i in range(1, 3_001)],
+        more=SMALL + UNYIELDING + "[limits]\ndrain_s = 20\n",
+    )
     written: dict[int, bytes] = {}
     over = threading.Event()
 

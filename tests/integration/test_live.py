@@ -14,7 +14,7 @@ import pytest
 
 from rewrap.demo.application import Application, TableModel
 from tests.support.values import KEYS, box
-from tests.support.workbench import Workbench
+from tests.support.workbench import UNYIELDING, Workbench
 
 TARGETS = """
 [[targets]]
@@ -26,9 +26,6 @@ fields = [{ column = "body", layout = "aead" }]
 """
 
 TABLES = [TableModel("letters", key="uuid"), TableModel("records", aad="account_id")]
-
-UNYIELDING = "[pace.health]\nyield_to_others = false\n"
-"""As hard as it can beside the writers: that is when a value would be lost."""
 
 ROWS = 50_000
 """Rows a table: 100,000 in all."""

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from tests.conftest import require
 from tests.support.envelopes import Sealed, asked, b64, open_all, require_node, seal_all, unb64
 from tests.support.values import KEY_V1, KEY_V2, KEY_V3
-from tests.support.workbench import Result, Workbench, wait_for, wait_while
+from tests.support.workbench import UNYIELDING, Result, Workbench, wait_for, wait_while
 
 KEKS = {"v1": KEY_V1, "v2": KEY_V2, "v3": KEY_V3}
 
@@ -446,7 +446,7 @@ def _sealed(key: bytes, plain: bytes, aad: str) -> Sealed:
 def test_killed_and_resumed_beside_a_live_application(bench: Workbench) -> None:
     """No key and no payload is lost; what verify tells of payloads is what the application did to them."""
     target = BYTES.replace('untouched = ["*"]\n', "")
-    bench.job(target, LAYOUTS + PAYLOADS + "[pace]\nbatch_size = 10\nshards = 1\n")
+    bench.job(target, LAYOUTS + PAYLOADS + "[pace]\nbatch_size = 10\nshards = 1\n" + UNYIELDING)
     deks = dict(enumerate(data_keys(2_500)))
     bench.sql("CREATE TABLE deks (id int PRIMARY KEY, wrapped_dek bytea, mek_version text)")
     rows = [(at, _sealed(KEY_V1, dek, WRAP_AAD).joined, "v1") for at, dek in deks.items()]

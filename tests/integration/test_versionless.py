@@ -14,7 +14,7 @@ import pytest
 
 from tests.integration.test_safety import Holder
 from tests.support.values import KEY_V1, KEY_V2, KEY_V3, aead, one_ciphertext_for_two_keys, unaead
-from tests.support.workbench import Workbench, wait_for, wait_while
+from tests.support.workbench import UNYIELDING, Workbench, wait_for, wait_while
 
 BARE = """
 [layouts.bare]
@@ -445,7 +445,9 @@ def test_a_killed_run_goes_on_where_it_was(bench: Workbench) -> None:
 
 def test_a_live_writer_loses_nothing(bench: Workbench) -> None:
     """The application writes under the old key, then under the new one, while the run works."""
-    notes(bench, [bare(f"note {i}") for i in range(1, 3_001)], SMALL + "[limits]\ndrain_s = 20\n")
+    notes(
+        bench, [bare(f"note {i}") for i in range(1, 3_001)], SMALL + UNYIELDING + "[limits]\ndrain_s = 20\n"
+    )
     written: dict[int, bytes] = {}
     over = threading.Event()
 

@@ -55,6 +55,9 @@ table = "notes"
 fields = [{ column = "body", layout = "libsodium-token" }]
 """
 
+UNYIELDING = "[pace.health]\nyield_to_others = false\n"
+"""As hard as it can beside writers: that is when a value would be lost, and no writer makes it wait."""
+
 ACCOUNTS = """
 [[targets]]
 table = "accounts"
