@@ -27,9 +27,6 @@ BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 BURST_S = 0.25
 """Seconds of turns that may be taken at once: a gate that was idle owes its callers no more."""
 
-DEBT_S = 1.0
-"""Seconds of turns that are still waited for when the rate is changed by hand: they were taken at another."""
-
 STEP_S = 0.25
 """Seconds between two looks at whether a held gate is open again, and its caller still wants to pass."""
 
@@ -360,9 +357,12 @@ class Gate:
             self._caps.pop(who, None)
         else:
             self._caps[who] = cap
+        before = self._rate
         self._set_rate(now)
-        if self._rate is not None:
-            self._allowed = max(self._allowed, self._asked - self._rate * DEBT_S)
+        if self._rate is not None and before is not None and self._rate < before:
+            # who waits has asked for what another rate had room for, and is not to wait for it for ever
+            debt = max(0.0, self._asked - self._allowed)
+            self._allowed += debt * (1 - self._rate / before)
 
     def set_in_flight(self, places: int) -> None:
         """How many may be under way at once."""
