@@ -20,7 +20,7 @@ from rewrap.errors import LeaseHeld, UsageError
 from rewrap.events import Event, RunEnded, RunStarted
 from rewrap.interfaces import Claim, Sink
 from rewrap.job import Job
-from rewrap.ledgers.control import CANCEL, PAUSE, RUN, ControlRecord
+from rewrap.ledgers.control import CANCEL, NOTHING_ASKED, PAUSE, RUN, ControlRecord
 from rewrap.ledgers.opened import opened_ledger
 from rewrap.ledgers.records import RunRecord, operator
 from rewrap.ledgers.sql import Ledger
@@ -112,6 +112,12 @@ async def let_go(
         asker = _Asker("resume", ledger, number, nothing)
         # a process that is held by its pause file has taken it up as well
         return await asker.answer(lambda found: found.control.seen >= number)
+
+
+async def standing(job: Job, environ: Mapping[str, str] = os.environ) -> ControlRecord:
+    """What is asked of the job's runs now."""
+    async with opened_ledger(job, environ, create=False) as ledger:
+        return NOTHING_ASKED if ledger is None else await ledger.control.now()
 
 
 async def to_go_on_with(job: Job, environ: Mapping[str, str]) -> RunRecord:

@@ -6,6 +6,7 @@ import json
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated
 
 import anyio
@@ -27,6 +28,7 @@ from rewrap.cli.terminal import (
     load_job,
     stdout_console,
 )
+from rewrap.control import standing
 from rewrap.events import SCHEMA
 from rewrap.job import Job
 from rewrap.ledgers.control import CANCEL, PAUSE, ControlRecord
@@ -108,7 +110,10 @@ def _shown(moment: str) -> str:
 
 def _drawn(job: Job, found: api.Status | None) -> Group:
     if found is None:
-        return Group(Text(f'job "{job.name}" has not been run yet'))
+        control = anyio.run(partial(standing, job))
+        waits = control.state == PAUSE
+        asked = [_asked("its first run is to be paused", control.state_by, control.state_at)] if waits else []
+        return Group(Text(f'job "{job.name}" has not been run yet'), *asked)
     run = found.run
     head = Text.assemble(
         f"run {run.run_id}: ",
@@ -183,7 +188,8 @@ def _budgets(control: ControlRecord) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("because of")
     for one in control.budgets:
-        rate = f"{one['rate']:,g} {one['unit']}/s" if one["rate"] is not None else "any"
+        digits = ",.0f" if (one["rate"] or 0) >= 10 else ",.3g"
+        rate = f"{one['rate']:{digits}} {one['unit']}/s" if one["rate"] is not None else "any"
         batch = f"{one['batch_size']:,}"
         why = one["waiting_for"] or one["why"]
         table.add_row(one["name"], rate, f"{one['in_flight']}", batch, why)

@@ -35,6 +35,7 @@ from rewrap.errors import (
 )
 from rewrap.events import Event, Notice, RunEnded
 from rewrap.interfaces import Guard, Sink, Store
+from rewrap.job import Job
 from rewrap.ledgers.sql import Ledger
 from rewrap.model import Activity, RunState, merge_tally
 from rewrap.pace.gate import Gate
@@ -75,6 +76,12 @@ Before = Callable[[str], Awaitable[None]]
 """What is to be done, for the run of this id, before its first write. Done again it changes nothing."""
 
 
+def _pacer(job: Job, store: str, stop: StopFlag) -> Pacer:
+    """The pace of one store's work; documents are written one by one, and none waits for a batch of them."""
+    locks = not isinstance(job.stores[store], CosmosStore)
+    return Pacer(store, job.pace, job.shards_at_once(store), lambda: stop.requested, locks=locks)
+
+
 class Conductor:
     """Runs one rotation. Made for one use: `await Conductor(…).run()`."""
 
@@ -103,16 +110,7 @@ class Conductor:
         self.before = before
         self.health = KeyHealth(self.limits.max_quarantine, self.limits.max_quarantine_share)
         job = rotation.job
-        self.pacers = {
-            name: Pacer(
-                name,
-                job.pace,
-                job.shards_at_once(name),
-                lambda: stop.requested,
-                locks=not isinstance(job.stores[name], CosmosStore),
-            )
-            for name in job.stores
-        }
+        self.pacers = {name: _pacer(job, name, stop) for name in job.stores}
         self.measuring = Measuring(rotation, store, ledger, self.pacers)
         gates = {name: one.gate for name, one in self.pacers.items()} | dict(accounts or {})
         self.sharing = Sharing(job, ledger, sink, gates, rotation.keyring.gate)
@@ -132,6 +130,9 @@ class Conductor:
             self.rotation, self.store, self.guard, self.ledger, self.sink, self.options
         ).admit()
         self.run_id, self._courses = admitted.run_id, admitted.courses
+        for course in self._courses:
+            # it may be told to wait before its first sweep, and stands where an earlier process left it
+            course.begin(course.leases[0].sweep)
         self.sweeper = Sweeper(
             self.rotation, self.store, self.guard, self.ledger, self.sink, self.stop, self.options,
             self.health, self.run_id, {c.table.relation: c.table.name for c in self._courses}, self.pacers,
@@ -459,7 +460,9 @@ class Conductor:
             await anyio.sleep(PROGRESS_S)
             for course in self._courses:
                 waits = self.rotation.keyring.waiting_for or self.store.waiting_for
-                course.gauge.outside = waits or self.pacers[self.sweeper.home_of(course)].gate.reason
+                course.gauge.outside = (
+                    self.steering.reason or waits or self.pacers[self.sweeper.home_of(course)].gate.reason
+                )
                 course.observe()
                 if course.started and not course.done:
                     self.sink(course.progress())

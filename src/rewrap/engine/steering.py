@@ -66,6 +66,13 @@ class Steering:
         """Whether nothing new is to be begun."""
         return bool(self._holders)
 
+    @property
+    def reason(self) -> str:
+        """Who holds the run, as what it is held back by; empty when nobody does."""
+        for who, by in self._holders.items():
+            return f"a pause by {by}" if who == "pause" else by
+        return ""
+
     # for what passes no gate
 
     async def clear(self) -> None:
@@ -166,7 +173,11 @@ class Steering:
             await anyio.sleep(LOOK_S)
 
     async def look(self) -> None:
-        """Takes up what is asked now. While the ledger is away, what was asked last stays."""
+        """Takes up what is asked now. While the ledger is away, what was asked last stays.
+
+        Raises LedgerError when the ledger is gone: nobody could reach the run any more.
+        """
+        self._ledger.check_kept()
         with contextlib.suppress(LedgerUnavailable):
             self._asked = await self._ledger.control.now()
         self._hold()

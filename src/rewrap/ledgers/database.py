@@ -35,6 +35,7 @@ class LedgerDatabase:
         self._engine = engine
         self._path = path
         self._there = False
+        self._file: tuple[int, int] | None = None
         self.job = job
         self.shown = str(path) if path is not None else LEDGER_VARIABLE
 
@@ -89,8 +90,25 @@ class LedgerDatabase:
                 hint="keep each job's ledger beside it, or set " + LEDGER_VARIABLE,
             )
         self._there = True
+        self._file = self._identity()
         if int(found["schema"]) < SCHEMA_NUMBER:
             await self._upgrade()
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Which file stands at the path; None where there is none, or the ledger is no file."""
+        try:
+            found = self._path.stat() if self._path is not None else None
+        except OSError:
+            return None
+        return None if found is None else (found.st_dev, found.st_ino)
+
+    def check_kept(self) -> None:
+        """Raises LedgerError when the file was taken away, or another put in its place."""
+        if self._file is not None and self._identity() != self._file:
+            raise LedgerError(
+                f"ledger {self.shown} was removed or replaced while it was in use",
+                hint="put it back, and rewrap resume goes on; without it, see docs/what-if.md",
+            )
 
     async def _upgrade(self) -> None:
         """Brings an older ledger up to this program's tables; unless another process has just done so."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import math
 from urllib.parse import urlsplit
 
 from rewrap.pace.thresholds import LoadProbe
@@ -18,9 +19,13 @@ class NoNumber(Exception):
 def number_of(value: object) -> float:
     """A probe's answer as a number."""
     try:
-        return float(str(value).strip())
+        number = float(str(value).strip())
     except ValueError:
         raise NoNumber("answers no number") from None
+    if math.isnan(number):
+        # of nothing measured there is no percentile
+        raise NoNumber("answers no number")
+    return number
 
 
 def ask_url(probe: LoadProbe) -> float:

@@ -39,10 +39,16 @@ def origin_of(database: str, claim: Claim, relation: str) -> str:
 def refuse_others(noun: str, relation: str, standing: Standing, claim: Claim) -> None:
     """Raises when a relation is somebody else's: LeaseHeld while they work, UsageError when half done."""
     if standing.live and standing.owner != claim.owner:
+        ends = "a lease ends limits.lease_s after the last sign of life"
+        if standing.run_id == claim.run_id:
+            raise LeaseHeld(
+                f"{noun} {relation} is being worked on by run {standing.run_id} ({standing.owner}): "
+                "this very run is at work already, in another process",
+                hint=f"rewrap status --watch shows it; if that process has died, {ends}",
+            )
         raise LeaseHeld(
             f"{noun} {relation} is being worked on by run {standing.run_id} ({standing.owner})",
-            hint="wait for it, stop it with Ctrl-C where it runs, or watch it with "
-            f"rewrap status; its lease ends {claim.ttl_s:.0f} s after its last sign of life",
+            hint=f"wait for it, stop it with Ctrl-C where it runs, or watch it with rewrap status; {ends}",
         )
     if (
         standing.run_id != claim.run_id
