@@ -8,19 +8,27 @@ import asyncpg
 import pytest
 
 from tests.support.values import box, unbox
-from tests.support.workbench import NOTES, TIMEOUT_S, Result, Workbench
+from tests.support.workbench import NOTES, TIMEOUT_S, UNYIELDING, Result, Workbench
 
 ROWS = 4_000
-"""Pages of 200 rows, four in a second: a migration lands between the first and the last."""
+"""Twenty pages, each of which takes a while to write: a migration lands between the first and the last."""
+
+SLOW = """
+CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS
+  'BEGIN PERFORM pg_sleep(0.2); RETURN NULL; END';
+CREATE TRIGGER dawdling AFTER UPDATE ON notes FOR EACH STATEMENT EXECUTE FUNCTION dawdle();
+"""
+"""While a page is written the next one is in hand: it was read before the migration, and comes after it."""
 
 
 def during(bench: Workbench, migration: str) -> Result:
     """A run, and a migration in one transaction once the first pages are done."""
-    bench.job(NOTES, "[pace]\nbatch_size = 200\nshards = 1\n[limits]\ndrain_s = 2\n")
+    bench.job(NOTES, "[pace]\nbatch_size = 200\nshards = 1\n" + UNYIELDING + "[limits]\ndrain_s = 2\n")
+    bench.sql(SLOW)
 
     async def work() -> Result:
         connection = await asyncpg.connect(bench.dsn)
-        run = asyncio.create_task(asyncio.to_thread(bench.run, "--max-rate", "800"))
+        run = asyncio.create_task(asyncio.to_thread(bench.run))
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 while not await connection.fetchval("SELECT to_regclass('rewrap.shard') IS NOT NULL"):
