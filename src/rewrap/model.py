@@ -270,6 +270,11 @@ class Table:
         return self.partition_of.name if self.partition_of else self.name
 
     @property
+    def identity(self) -> tuple[int, tuple[tuple[str, int], ...]]:
+        """What is another one once the table, or a column of it that is in use, was dropped and made anew."""
+        return self.oid, self.attributes
+
+    @property
     def order(self) -> str:
         """What a cursor into the table depends on: its key's columns, their types and collations."""
         columns = [[column.name, column.type_name, column.order] for column in self.key]

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from tests.support.values import box, unbox
-from tests.support.workbench import NOTES, TIMEOUT_S, UNYIELDING, Result, Workbench
+from tests.support.workbench import NOTES, TIMEOUT_S, UNYIELDING, Result, Workbench, wait_for
 
 ROWS = 4_000
 """Twenty pages, each of which takes a while to write: a migration lands between the first and the last."""
@@ -122,3 +122,18 @@ def test_a_table_that_takes_the_name_is_not_written(bench: Workbench, takes: str
     assert bench.bodies() == dict(second)
     kept = {row["id"]: row["body"] for row in bench.sql("SELECT id, body FROM notes_old")}
     assert {i: unbox(body) for i, body in kept.items()} == {i: f"first {i}".encode() for i in range(ROWS)}
+
+
+def test_a_column_made_anew_while_the_run_is_paused_is_told(bench: Workbench) -> None:
+    """No page is in hand, and what is read then under the name is another column: empty, and not done."""
+    bench.job(more="[pace]\nmax_rate = 50\n")
+    bench.notes([box(f"old {i}") for i in range(ROWS)])
+    with bench.started("run", "--from", "v1", "--to", "v2", "--allow-unseen-target") as running:
+        wait_for(lambda: bench.value("SELECT count(*) FROM notes WHERE body LIKE 'v2:%'") > 0, 60)
+        assert bench.rewrap("pause").code == 0
+        bench.sql("ALTER TABLE notes DROP COLUMN body; ALTER TABLE notes ADD COLUMN body text")
+        assert bench.rewrap("resume", "--max-rate", "1000000").code == 0
+        out, err = running.communicate(timeout=120)
+    assert running.returncode in (1, 2, 3), out + err
+    assert "made anew" in out + err
+    assert bench.value("SELECT count(*) FROM notes WHERE body IS NOT NULL") == 0

@@ -347,12 +347,12 @@ class Conductor:
             ]
         if found is None:
             return ["stopped before its tables were looked at once more"]
-        now = {table.relation: table.oid for table in found}
+        now = {table.relation: table.identity for table in found}
         return [
-            f"{course.table.relation} was dropped and made anew while the run was at work: what it held is "
-            "gone, and what is there now was not there when the run began"
+            f"{course.table.relation}, or a column of it, was dropped and made anew while the run was at "
+            "work: what it held is gone, and what is there now was not there when the run began"
             for course in self._courses
-            if now.get(course.table.relation, course.table.oid) != course.table.oid
+            if now.get(course.table.relation, course.table.identity) != course.table.identity
         ]
 
     async def _examined(self) -> Examined | None:
