@@ -152,6 +152,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "max_value_bytes": "A larger value in scope is put aside.",
         "max_rate": "Rows a second at most, of each store.",
         "in_flight": "Batches that may be written at once, in each store.",
+        "pause_file": "While a file of this name is there, the run waits.",
         "target_s": "Seconds that a batch takes: while it takes longer, batches are made smaller.",
         "health": "What a Postgres server may come to before a run goes slower or waits.",
         "probe": "Numbers of your own that a run heeds.",

@@ -178,7 +178,8 @@ def test_order_of_the_first_help_screen(bench: Workbench) -> None:
     """A rotation's commands in the order of their use, then the others."""
     listed = re.findall(r"^│ ([a-z]+) ", bench.rewrap("--help").out, re.M)
     assert listed == [
-        "check", "plan", "run", "status", "verify", "resume", "quarantine", "audit", "discover", "job"
+        "check", "plan", "run", "status", "verify", "pause", "resume", "tune", "cancel", "quarantine",
+        "audit", "discover", "job",
     ]  # fmt: skip
 
 
