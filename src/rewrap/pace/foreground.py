@@ -30,7 +30,7 @@ CALM_EVERY_S = 10.0
 STEP_S = 1.0
 """Seconds between two changes of the share."""
 
-FIRST_SHARE, LEAST_SHARE, MOST_SHARE = 0.1, 0.02, 0.25
+FIRST_SHARE, LEAST_SHARE, MOST_SHARE = 0.1, 0.02, 0.15
 """Of the time, what may be spent on work of ours. Even where nothing tells that it costs others anything, it
 takes a processor from them."""
 
@@ -47,10 +47,10 @@ GRAIN_S = 0.0002
 RANK = 0.8
 """Of the probes, the one that is compared: a median does not notice what happens to one in five."""
 
-BATCH_S = 0.003
+BATCH_S = 0.001
 """Seconds of work that a batch is, while others are there: so long do they wait for one at most."""
 
-SMALLEST, LARGEST = 50, 400
+SMALLEST, LARGEST = 50, 100
 """Rows of such a batch."""
 
 

@@ -40,6 +40,14 @@ _SMALL_BYTES = 32 * 1024
 _VALUE_BYTES_MAX = 64 * 2**20
 
 
+_OTHERS = """
+SELECT count(*) FROM pg_stat_activity
+ WHERE backend_type = 'client backend' AND NOT starts_with(application_name, 'rewrap')
+   AND (state <> 'idle' OR state_change > clock_timestamp() - interval '1 second')
+"""
+"""Sessions of others that were at work within the last second, as far as the role may see."""
+
+
 class PostgresCensus:
     """Counts and reads values in one snapshot. Use as `async with census:` after `tables()`."""
 
@@ -133,7 +141,10 @@ class PostgresCensus:
             self._transaction = connection.transaction(isolation="repeatable_read", readonly=True)
             await self._transaction.start()
             # the snapshot is that of the first statement
-            await connection.execute("SELECT")
+            others = await connection.fetchval(_OTHERS)
+            if others and self._job.pace.health.yield_to_others:
+                # a count by several processes at once would leave an application none of the processors
+                await connection.execute("SET LOCAL max_parallel_workers_per_gather = 0")
 
     async def __aexit__(self, *_exc: object) -> None:
         transaction, self._transaction = self._transaction, None
