@@ -39,7 +39,7 @@ def origin_of(database: str, claim: Claim, relation: str) -> str:
 def refuse_others(noun: str, relation: str, standing: Standing, claim: Claim) -> None:
     """Raises when a relation is somebody else's: LeaseHeld while they work, UsageError when half done."""
     if standing.live and standing.owner != claim.owner:
-        ends = "a lease ends limits.lease_s after the last sign of life"
+        ends = "its lease ends limits.lease_s after the last sign of life"
         if standing.run_id == claim.run_id:
             raise LeaseHeld(
                 f"{noun} {relation} is being worked on by run {standing.run_id} ({standing.owner}): "
