@@ -266,7 +266,7 @@ async def _target_version(job: Job, version: str | None, environ: Mapping[str, s
             raise UsageError(f'job "{job.name}" has no run to verify', hint="name the version: --to v2")
         version = latest.to_version
     # what versions a vault has, only the vault can say
-    if version not in job.versions and not job.keys.remote:
+    if version not in job.versions and not job.keys.provided:
         raise UsageError(
             f'job "{job.name}" has no key version "{version}"',
             hint=f"versions in the job are {', '.join(job.versions)}",
@@ -323,7 +323,7 @@ async def queries(
     Defaults as `verify`.
     """
     to_version = await _target_version(job, to_version, environ)
-    if job.keys.remote:
+    if job.keys.provided:
         latest = await latest_run(job, environ)
         job = job.with_versions((to_version, *(latest.from_versions if latest else ())))
     return await queries_of(Stores(job, environ), to_version)

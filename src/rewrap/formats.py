@@ -1,109 +1,19 @@
-"""The `[keys]` and `[layouts]` of a job file: under which keys values are sealed, and how they are stored."""
+"""The `[layouts]` and `[indexes]` of a job file: how values are stored, and what is stored beside them."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import StringConstraints
 
 from rewrap.crypto.indexes import BlindIndex, parse_index
 from rewrap.crypto.layout import Layout, LayoutError, builtin_descriptors, builtin_layouts, compiled
 from rewrap.errors import JobError
 from rewrap.targets import IndexSection, Name, Section
 
-_REFERENCE = re.compile(r"(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)")
-
 Text = Annotated[str, StringConstraints(max_length=200)]
-
-
-def _reference(value: object) -> object:
-    # the message never repeats the value: whoever writes a key here must not find it in a log
-    if not isinstance(value, str) or not _REFERENCE.fullmatch(value):
-        raise ValueError('write "env:NAME" or "file:PATH"; a key itself never stands in a job file')
-    return value
-
-
-Reference = Annotated[str, BeforeValidator(_reference)]
-
-
-class KeyVersion(Section):
-    """`[keys.versions.NAME]`: where one version's bytes are, and how they are written."""
-
-    material: Reference
-    encoding: Literal["hex", "base64", "raw", "utf8", "pem"] = "hex"
-    index: Reference | None = None
-
-
-_PROVIDERS = {"env": "local", "akv": "azure-key-vault"}
-"""Short names of providers, as applications call them in their own settings."""
-
-
-def _provider(value: object) -> object:
-    return _PROVIDERS.get(value, value) if isinstance(value, str) else value
-
-
-class Keys(Section):
-    """`[keys]`: the provider and its versions.
-
-    `local` names its versions here. In `azure-key-vault` they are those of the key `name` in `vault`;
-    `max_calls_per_s`, `in_flight` and `patience_s` are how hard the vault is asked, `reopen` the share of
-    new values that it opens again before they are written. What is for another provider is not looked at:
-    one file may serve where there is a vault and where there is none.
-    """
-
-    provider: Annotated[Literal["local", "azure-key-vault"], BeforeValidator(_provider)] = "local"
-    versions: dict[str, KeyVersion] = Field(default_factory=dict)
-    vault: Text | None = None
-    name: Text | None = None
-    max_calls_per_s: Annotated[float, Field(gt=0, le=10_000)] | None = None
-    in_flight: Annotated[int, Field(ge=1, le=256)] = 16
-    patience_s: Annotated[float, Field(ge=1, le=3_600)] = 300.0
-    reopen: Annotated[float, Field(gt=0, le=1)] = 1.0
-
-    @property
-    def remote(self) -> bool:
-        """Whether the keys stay where they are: only their public halves come here."""
-        return self.provider != "local"
-
-    def refused(self) -> tuple[str, str, str] | None:
-        """The first field that the provider lacks: which, why, and what to do; None when it has all."""
-        if not self.remote:
-            if self.versions:
-                return None
-            # as a required field would be refused
-            given = "versions" in self.model_fields_set
-            return "versions", "is empty" if given else "is missing", "see docs/job-file.md"
-        if not self.vault:
-            return "vault", "is missing", 'write vault = "${AZURE_KEYVAULT_URL}"'
-        if not re.fullmatch(r"https://[A-Za-z0-9.-]+(:[0-9]+)?/?", self.vault):
-            return (
-                "vault",
-                "is no address of a vault",
-                "it is https:// and a name: https://NAME.vault.azure.net",
-            )
-        if not self.name or not re.fullmatch(r"[0-9A-Za-z-]{1,127}", self.name):
-            wrong = "is no name of a key" if self.name else "is missing"
-            return "name", wrong, "it is the key's name in the vault: letters, digits and -"
-        return None
-
-
-def refused_remote(layout: Layout, first: str) -> tuple[str, str] | None:
-    """Why a layout cannot be used with keys in a vault, and what to do; `first` is the job's first cipher."""
-    cipher = layout.cipher.name
-    if not cipher.startswith("rsa-oaep"):
-        return (
-            f'layout "{layout.name}" needs the bytes of its key, and a vault keeps them',
-            'its cipher has to be "rsa-oaep-256" or "rsa-oaep"',
-        )
-    if cipher != first:
-        return (
-            f'layout "{layout.name}" is under {cipher}, and the first field under {first}',
-            "a vault is asked for one algorithm in a job: make it two jobs",
-        )
-    return None
 
 
 class LayoutSection(Section):
@@ -114,7 +24,7 @@ class LayoutSection(Section):
     version: Name | None = None
     encoding: Name | None = None
     cipher: Name | None = None
-    aad: Name | None = None
+    aad: Name | dict[str, Text] | None = None
     order: Text | None = None
     separator: Text | None = None
     nonce_bytes: int | None = None

@@ -28,14 +28,13 @@ from rewrap.envelopes import DekSection, PlacedSection, refused_deks, refused_en
 from rewrap.errors import JobError, UsageError
 from rewrap.formats import (
     IndexKind,
-    Keys,
     LayoutSection,
     compile_index,
     compile_layouts,
-    refused_remote,
 )
 from rewrap.forms import Forms, fits, refused_change
 from rewrap.joberrors import job_error
+from rewrap.keysections import Keys, refused_cipher
 from rewrap.limits import Limits
 from rewrap.pace.section import Pace, refused_shared
 from rewrap.probes.section import ProbeSection
@@ -124,7 +123,7 @@ class Job(Section):
     @property
     def versions(self) -> tuple[str, ...]:
         """The key versions that are known: those of the file, and what a vault or a command line named."""
-        named = () if self.keys.remote else tuple(self.keys.versions)
+        named = () if self.keys.provided else tuple(self.keys.versions)
         return tuple(dict.fromkeys((*named, *self._found)))
 
     def shards_at_once(self, store: str) -> int:
@@ -194,14 +193,14 @@ class Job(Section):
     @property
     def _index_keys_apart(self) -> bool:
         """Whether blind indexes have secrets of their own."""
-        return not self.keys.remote and any(one.index is not None for one in self.keys.versions.values())
+        return not self.keys.provided and any(one.index is not None for one in self.keys.versions.values())
 
     @property
     def digest(self) -> str:
         """SHA-256 over what a ledger's cursors depend on, in hex."""
         identity = {
             "name": self.name,
-            "keys": self._keys_identity,
+            "keys": self.keys.identity,
             "layouts": {n: self._layouts[n].identity for n in sorted(self._counted_layouts)},
             "targets": [target.identity for target in self.targets],
             "stores": {n: s.kind for n, s in sorted(self.stores.items())},
@@ -213,14 +212,6 @@ class Job(Section):
         if self.untouched:
             identity["untouched"] = [one.model_dump(exclude_defaults=True) for one in self.untouched]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def _keys_identity(self) -> dict[str, Any]:
-        if self.keys.remote:
-            # not the versions: another one in the vault does not make it another job
-            return {"provider": self.keys.provider, "vault": self.keys.vault, "name": self.keys.name}
-        # without defaults: a field that a later version adds must not change what an old file is
-        return {v: k.model_dump(exclude_defaults=True) for v, k in sorted(self.keys.versions.items())}
 
     @property
     def _counted_layouts(self) -> set[str]:
@@ -253,6 +244,13 @@ class Job(Section):
         return any(layout.cipher.name.startswith("rsa-oaep") for layout in used)
 
     @property
+    def rewraps_in_place(self) -> bool:
+        """Whether no unwrapped key has to come here: whoever keeps the keys may rewrap in one go."""
+        same = all(entry.to_layout in (None, entry.layout) for entry in self.keyed)
+        wrapped = any(one.wrapped is not None for one in self.deks.values())
+        return self.keys.wraps_remotely and same and not wrapped
+
+    @property
     def remote_cipher(self) -> str:
         """The one cipher of a job whose keys are in a vault."""
         return self.layout(self.keyed[0].layout).cipher.name
@@ -266,7 +264,7 @@ class Job(Section):
                 raise UsageError(
                     f'job "{self.name}" has no key version "{version}"',
                     hint=f"versions in the vault are {', '.join(known) or 'none'}"
-                    if self.keys.remote
+                    if self.keys.provided
                     else f"versions in the job are {', '.join(known)}; "
                     f"add [keys.versions.{version}] to {self._path.name}",
                 )
@@ -281,7 +279,7 @@ class Job(Section):
         return tuple(dict.fromkeys(versions))
 
     def _check_versions(self, from_versions: list[str], to_version: str) -> None:
-        if self.keys.remote:
+        if self.keys.provided:
             # the file named no versions to look at
             for at, target in enumerate(self.targets):
                 for place, entry in enumerate(target.fields):
@@ -337,7 +335,7 @@ class Job(Section):
                 self._check_layouts(f"targets[{at}].fields[{place}]", target, entry)
                 self._check_forms(at, target, place, entry)
         refused = refused_untouched(self.targets, self.untouched, self.stores) or refused_shared(
-            self.pace.shared, self.stores, remote=self.keys.remote
+            self.pace.shared, self.stores, remote=self.keys.provided
         )
         if refused is not None:
             raise self._error(*refused)
@@ -377,8 +375,8 @@ class Job(Section):
                 own = ", ".join(sorted(self.layouts)) or "none of its own"
                 hint = f"known: {own}, and the built-in ones of docs/layouts.md"
                 raise self._error(f"{where}.{key}", f'there is no layout "{name}"', hint)
-            remote = self.keys.remote and target.dek is None
-            reason = refused_remote(self._layouts[name], self.remote_cipher) if remote else None
+            keyed = target.dek is None
+            reason = refused_cipher(self.keys, self._layouts[name], self.remote_cipher) if keyed else None
             if reason is not None:
                 raise self._error(f"{where}.{key}", *reason)
             try:

@@ -9,13 +9,24 @@ from pydantic import BaseModel, ValidationError
 from rewrap.audit.section import AuditSection
 from rewrap.envelopes import DekSection, ReferenceSection
 from rewrap.errors import JobError
-from rewrap.formats import IndexKind, Keys, KeyVersion, LayoutSection
+from rewrap.formats import IndexKind, LayoutSection
+from rewrap.keysections import AwsKms, AwsSecret, KeyFiles, Keys, KeyVersion, Pkcs11, Transit
 from rewrap.limits import Limits
 from rewrap.pace.section import Pace, SharedSection
 from rewrap.probes.section import ProbeSection
 from rewrap.storage import CosmosStore, PostgresStore
 from rewrap.targets import FieldSection, TargetSection
 from rewrap.untouched import UntouchedSection
+
+_PROVIDERS: dict[str, type[BaseModel]] = {
+    "versions": KeyVersion,
+    "aws-secrets-manager": AwsSecret,
+    "aws-kms": AwsKms,
+    "files": KeyFiles,
+    "pkcs11": Pkcs11,
+    "vault-transit": Transit,
+}
+"""The tables in `[keys]`, by how they are written."""
 
 _FIXES = {
     "extra_forbidden": "is not a field here; check the spelling",
@@ -71,12 +82,12 @@ def _allowed_hint(loc: tuple[int | str, ...], job: type[BaseModel]) -> str:
         "audit": AuditSection,
     }
     model: type[BaseModel] = job if len(loc) == 1 else sections.get(str(loc[0]), job)
-    if loc[:2] == ("keys", "versions"):
-        model = KeyVersion
+    if loc[0] == "keys" and len(loc) > 2:
+        model = _PROVIDERS.get(str(loc[1]), model)
     if loc[:2] == ("pace", "shared"):
         model = SharedSection
     if len(loc) > 3 and loc[0] == "targets":
         model = FieldSection
     if len(loc) > 3 and loc[0] == "deks":
         model = ReferenceSection if loc[2] == "referenced_by" else FieldSection
-    return "fields here are " + ", ".join(model.model_fields)
+    return "fields here are " + ", ".join(entry.alias or name for name, entry in model.model_fields.items())

@@ -209,7 +209,7 @@ async def _keys(
         wanted = [] if from_versions == "any" else [*split_versions(from_versions), to_version]
         if wanted:
             # what the command line gets wrong is no finding
-            job.with_versions(wanted if job.keys.remote else ()).resolve_from(from_versions, to_version)
+            job.with_versions(wanted if job.keys.provided else ()).resolve_from(from_versions, to_version)
         try:
             rotation = await rotation_of(job, from_versions, to_version, environ)
             return rotation, rotation.keyring
@@ -225,7 +225,7 @@ async def _keys(
             out.refused(exc, exc.code, "keys")
         return None, Keyring([])
     for version in keyring.known if from_versions is None else ():
-        if job.keys.remote:
+        if job.keys.provided:
             out.add("info", "key-listed", f"key {version}", "is in the vault; --from and --to have it tried")
         elif version not in keyring:
             out.add(
@@ -361,7 +361,7 @@ async def find_columns(
 def _all_keys(job: Job, environ: Mapping[str, str]) -> tuple[Keyring, list[KeyAccessError]]:
     """The job's keys, of whatever length: it is not known yet what they are for. And why others are not."""
     keys, refused = [], []
-    for version, section in () if job.keys.remote else job.keys.versions.items():
+    for version, section in () if job.keys.provided else job.keys.versions.items():
         try:
             keys.append(
                 load_key(version, section.material, section.encoding, frozenset(), environ, job.folder)

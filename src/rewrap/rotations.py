@@ -34,8 +34,8 @@ async def rotation_of(job: Job, from_versions: str, to_version: str, environ: Ma
 
     Its keyring is to be closed after use. Its job knows every version that anybody told of.
     """
-    if job.keys.remote:
-        return await _remote_rotation(job, from_versions, to_version, environ)
+    if job.keys.provided:
+        return await _provided_rotation(job, from_versions, to_version, environ)
     if from_versions == "any":
         at_hand = [key.version for key in open_local(job, [], environ) if key.version != to_version]
         if not at_hand and to_version in job.versions:
@@ -47,7 +47,7 @@ async def rotation_of(job: Job, from_versions: str, to_version: str, environ: Ma
     return Rotation(job, keyring, versions, to_version)
 
 
-async def _remote_rotation(
+async def _provided_rotation(
     job: Job, from_versions: str, to_version: str, environ: Mapping[str, str]
 ) -> Rotation:
     every = from_versions == "any"
@@ -63,6 +63,8 @@ async def _remote_rotation(
                 raise _nothing_at_hand(job, to_version, "enable the version that values are under")
         versions = job.resolve_from(",".join(named), to_version)
         keyring.require_distinct(versions, to_version)
+        if job.rewraps_in_place:
+            keyring.rewrap_in_place(to_version)
     except BaseException:
         await keyring.close()
         raise

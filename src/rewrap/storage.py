@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
-from rewrap.formats import Reference
+from rewrap.keysections import Reference
 from rewrap.targets import CosmosName, Name, Section
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 
+from rewrap.crypto.aad import Aad, AadTemplate
 from rewrap.crypto.aead import AesGcm
 from rewrap.crypto.ciphers import CIPHERS
 from rewrap.crypto.layout import (
-    AadTemplate,
     BoundLayout,
     Layout,
     Malformed,
@@ -204,7 +204,7 @@ def _opened(
     bound = _bound(layout, key, place, values)
     if bound is None:
         return
-    templates: list[AadTemplate | None] = [None]
+    templates: list[Aad | None] = [None]
     if layout.aad is not None:
         templates = [layout.aad] if set(layout.aad.columns) <= set(table.aad_columns) else []
     elif layout.cipher.binds_aad:
@@ -252,7 +252,7 @@ def _parses(bound: BoundLayout, value: Value) -> bool:
     return True
 
 
-def _count(bound: BoundLayout, template: AadTemplate | None, values: Sequence[Tried]) -> int:
+def _count(bound: BoundLayout, template: Aad | None, values: Sequence[Tried]) -> int:
     return sum(
         _opens(bound, value, None if template is None else template.render(texts)) for value, texts in values
     )

@@ -496,7 +496,7 @@ def test_a_certificate_that_is_not_trusted_is_no_outage(
 ) -> None:
     """It is told at once, and nothing is sent."""
     monkeypatch.delenv("SSL_CERT_FILE")
-    monkeypatch.setattr("rewrap.keys.azure.FIRST_S", 120.0)
+    monkeypatch.setattr("rewrap.keys.service.FIRST_S", 120.0)
     started = time.monotonic()
 
     async def work() -> None:

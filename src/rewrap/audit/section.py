@@ -8,7 +8,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
-from rewrap.formats import Reference
+from rewrap.keysections import Reference
 from rewrap.targets import Section
 
 Text = Annotated[str, StringConstraints(max_length=2_000)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,57 @@ class AadTemplate:
             for at, part in enumerate(self.parts)
         ]
         return [_bytes("".join(row)) for row in zip(*pieces, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class AadObject:
+    """Associated data that are a JSON object of texts: `{ account_id = "{account_id}" }`.
+
+    As Python's `json.dumps(…, sort_keys=True, separators=(",", ":"))` writes it: members in the order of
+    their names, no space, ASCII alone. A service's encryption context is such an object too.
+    """
+
+    text: str
+    members: tuple[tuple[str, AadTemplate | None], ...]
+    columns: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, declared: Mapping[str, str]) -> AadObject:
+        if not declared:
+            raise LayoutError("an AAD object is not empty; leave it out for no associated data")
+        members = tuple(
+            (name, AadTemplate.parse(text) if text else None) for name, text in sorted(declared.items())
+        )
+        columns = (column for _, template in members if template for column in template.columns)
+        return cls(_compact(dict(declared)), members, tuple(dict.fromkeys(columns)))
+
+    def render(self, values: dict[str, str | None]) -> bytes:
+        """The associated data of one row, from its columns' text forms."""
+        shown = {name: "" if one is None else one.render(values).decode() for name, one in self.members}
+        return _compact(shown).encode()
+
+    def render_all(self, columns: Mapping[str, Sequence[str | None]], count: int) -> list[bytes]:
+        """The associated data of a batch of `count` rows, from each column's texts."""
+        names = [name for name, _ in self.members]
+        texts = [
+            repeat(b"", count) if one is None else one.render_all(columns, count) for _, one in self.members
+        ]
+        return [
+            _compact(dict(zip(names, (text.decode() for text in row), strict=True))).encode()
+            for row in zip(*texts, strict=True)
+        ]
+
+
+Aad = AadTemplate | AadObject
+
+
+def parse_aad(declared: str | Mapping[str, str]) -> Aad:
+    """Associated data as a descriptor declares them: a template, or an object of templates."""
+    return AadTemplate.parse(declared) if isinstance(declared, str) else AadObject.parse(declared)
+
+
+def _compact(members: dict[str, str]) -> str:
+    return json.dumps(members, sort_keys=True, separators=(",", ":"))
 
 
 def _bytes(text: str) -> bytes:

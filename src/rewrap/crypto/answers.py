@@ -27,12 +27,14 @@ class Answers:
 
     `known` is by source and item: a key and what was wrapped under it, say. `made` is what the attempt has
     made at random, by what it was made of: made again it has to be the same, or it would never be opened.
+    `made_of` is what was wrapped where the key is kept, and what it was made of, by key and item.
     `reopen` is the share of what was made that is asked for like anything else; the rest is believed.
     """
 
     known: dict[tuple[Hashable, Hashable], Any] = field(default_factory=dict, repr=False)
     missing: dict[Hashable, dict[Hashable, None]] = field(default_factory=dict, repr=False)
     made: dict[Hashable, list[bytes]] = field(default_factory=dict, repr=False)
+    made_of: dict[Hashable, bytes] = field(default_factory=dict, repr=False)
     reopen: float = 1.0
     _used: Counter[Hashable] = field(default_factory=Counter, repr=False)
 
@@ -61,6 +63,23 @@ class Answers:
                 self.known[source, there[at]] = item
         return there[at]
 
+    def uses(self, source: Hashable, items: Sequence[tuple[Hashable, ...]]) -> list[Any]:
+        """The answer to each item, with the number of its use behind it: the same item twice is two."""
+        numbered = []
+        for item in items:
+            at = self._used[source, item]
+            self._used[source, item] += 1
+            numbered.append((*item, at))
+        return self.of(source, numbered)
+
+    def made_of_plain(self, key: bytes, source: Hashable, item: Hashable, plain: bytes) -> None:
+        """Notes what was wrapped, so that its opening can be compared; of some, that it need not be asked."""
+        if (key, item) in self.made_of:
+            return
+        self.made_of[key, item] = plain
+        if self.reopen < 1.0 and _SAMPLE.random() >= self.reopen:
+            self.known[source, item] = plain
+
 
 _SAMPLE = SystemRandom()
 
@@ -85,3 +104,13 @@ def same_again(source: Hashable, item: Hashable, make: Callable[[], bytes]) -> b
     """Something random that a source turns back into `item`; the same when the attempt is made again."""
     at_hand = AT_HAND.get()
     return make() if at_hand is None else at_hand.same(source, item, make)
+
+
+def used_again(source: Hashable, items: Sequence[tuple[Hashable, ...]]) -> list[Any]:
+    """The answers at hand to some items, each use of the same item on its own. Raises as `answers`."""
+    if not items:
+        return []
+    at_hand = AT_HAND.get()
+    if at_hand is None:
+        raise ValueError("there is nobody to ask")
+    return at_hand.uses(source, items)

@@ -7,6 +7,7 @@ from cryptography.hazmat.primitives.hashes import SHA1, SHA256
 from rewrap.crypto.aead import AesGcm, SecretBox, XChaCha
 from rewrap.crypto.blocks import LaravelCbc, aes_cbc, aes_ctr
 from rewrap.crypto.cipher import OPEN_FAILURES, Aads, Batch, Cipher, OpenBatch, SealBatch
+from rewrap.crypto.elsewhere import Elsewhere
 from rewrap.crypto.fernet import Fernet
 from rewrap.crypto.rsa import RsaOaep
 
@@ -31,6 +32,8 @@ CIPHERS: dict[str, Cipher] = {
         RsaOaep("rsa-oaep-256", SHA256),
         # the hash of RFC 8017's default, as services offer it; OAEP does not need it to resist collisions
         RsaOaep("rsa-oaep", SHA1),
+        Elsewhere("aws-kms", binds_aad=True, least_bytes=1),
+        Elsewhere("vault-transit", binds_aad=True, least_bytes=28),
     )
 }
 """By name; those without authentication need a layout that says what plaintexts look like."""

@@ -21,7 +21,7 @@ from functools import cached_property
 from importlib import resources
 from typing import Any
 
-from rewrap.crypto.aad import AadTemplate
+from rewrap.crypto.aad import Aad, AadTemplate, parse_aad
 from rewrap.crypto.aead import AesGcm
 from rewrap.crypto.bound import BoundLayout
 from rewrap.crypto.ciphers import CIPHERS, Cipher
@@ -79,7 +79,7 @@ class Layout:
     version_pattern: str
     encoding: str
     cipher_name: str
-    aad: AadTemplate | None = None
+    aad: Aad | None = None
     apart: tuple[str, ...] = ()
     lead: str = ""
     order: str = ""
@@ -343,7 +343,7 @@ def compiled(name: str, declared: Mapping[str, Any]) -> Layout:
         version_pattern=declared.get("version", ""),
         encoding=declared["encoding"],
         cipher_name=declared["cipher"],
-        aad=AadTemplate.parse(aad) if aad else None,
+        aad=parse_aad(aad) if aad else None,
         order=declared.get("order", ""),
         separator=declared.get("separator", ""),
         nonce_bytes=declared.get("nonce_bytes", 0),

@@ -37,6 +37,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pybase64 import urlsafe_b64decode, urlsafe_b64encode
 
 from rewrap.errors import KeyAccessError, KeyRefused
+from rewrap.keys.service import KeyService, Throttled, Unanswered
 from rewrap.pace.gate import Cap, Gate
 
 API_VERSION = "7.4"
@@ -44,9 +45,6 @@ API_VERSION = "7.4"
 
 CONNECT_S, READ_S = 10.0, 30.0
 """Seconds to wait for a connection, and for an answer."""
-
-FIRST_S = 10.0
-"""Seconds of patience with a vault that has not answered yet at all: it may have another name."""
 
 CALLS_PER_10_S = {
     (2048, False): 4_000, (2048, True): 2_000,
@@ -110,13 +108,15 @@ class KeyVault:
         credential: AsyncTokenCredential | None = None,
     ) -> None:
         self._url, self._name = url.rstrip("/"), name
-        self._given = calls_per_s
-        self._patience_s = patience_s
         self._credential = credential or DefaultAzureCredential()
-        self._gate = Gate("the vault", "calls", in_flight)
-        self._set_budget(calls_per_s or min(CALLS_PER_10_S.values()) / 10, "whatever key it is")
-        self._in_flight = in_flight
-        self._answered = False
+        self._service = KeyService(
+            "the vault",
+            self.shown,
+            calls_per_s=calls_per_s,
+            limit=Cap(min(CALLS_PER_10_S.values()) / 10, "whatever key it is"),
+            in_flight=in_flight,
+            patience_s=patience_s,
+        )
         # a context of its own reads SSL_CERT_FILE now, and not when some library was imported
         connector = TCPConnector(limit=in_flight, ssl=ssl.create_default_context())
         session = ClientSession(
@@ -152,21 +152,17 @@ class KeyVault:
 
     @property
     def gate(self) -> Gate:
-        return self._gate
+        return self._service.gate
 
     @property
     def calls_per_s(self) -> float:
         """Calls a second that are made at most."""
-        return self._budget
+        return self._service.calls_per_s
 
     @property
     def budget(self) -> str:
         """The same in words, with where it comes from."""
-        return f"{self._budget:,.0f} calls/s: {self._of}"
-
-    def _set_budget(self, calls_per_s: float, of: str) -> None:
-        self._budget, self._of = calls_per_s, of
-        self._gate.cap("budget", Cap(calls_per_s, f"the pace of {calls_per_s:,.0f} calls/s ({of})"))
+        return self._service.budget
 
     async def close(self) -> None:
         await self._client.close()
@@ -182,12 +178,9 @@ class KeyVault:
                 )
             found = await self._call("get", version, "GET", f"keys/{quote(self._name)}/{version}")
             described = self._described[version] = _described(version, found, self.shown)
-            if self._given is None:
-                # one gate for all versions: the slowest kind sets the pace
-                slowest = min(self._described.values(), key=lambda one: one.calls_per_s)
-                self._set_budget(slowest.calls_per_s, f"the limit for {slowest.kind}")
-            elif len(self._described) == 1:
-                self._set_budget(self._given, "as the job says")
+            # one gate for all versions: the slowest kind sets the pace
+            slowest = min(self._described.values(), key=lambda one: one.calls_per_s)
+            self._service.limited(Cap(slowest.calls_per_s, f"the limit for {slowest.kind}"))
             return described
         return self._described[version]
 
@@ -232,7 +225,7 @@ class KeyVault:
                     return
 
         async with anyio.create_task_group() as group:
-            for _ in range(min(self._in_flight, len(wrapped))):
+            for _ in range(min(self._service.in_flight, len(wrapped))):
                 group.start_soon(work, group.cancel_scope)
         if refused:
             raise refused[0]
@@ -269,27 +262,22 @@ class KeyVault:
         body: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """The JSON of an answer; empty when the vault calls what it was sent bad."""
-        while True:
-            async with self._gate.passed() as passage:
-                self.calls[version or ""] += 1
-                status, headers, found = await self._attempt(method, path, body)
-                self._answered = self._answered or (status is not None and status < 500)
-                if status == 429:
-                    waited = passage.throttled(_retry_after(headers))
-                elif status is None or status >= 500 or status == 408:
-                    said = "does not answer" if status is None else f"answers {status}"
-                    waited = self._gate.failed(f"a vault that {said}", _retry_after(headers))
-                else:
-                    # whatever it says, it was not too much for it
-                    passage.accepted()
-                    if status == 200:
-                        return found
-                    if status == 400 and body is not None:
-                        return {}
-                    raise self._explained(operation, version, status, found)
-            patience_s = self._patience_s if self._answered else min(FIRST_S, self._patience_s)
-            if waited > patience_s:
-                raise self._away(operation, status, patience_s)
+
+        async def attempt() -> dict[str, Any]:
+            self.calls[version or ""] += 1
+            status, headers, found = await self._attempt(method, path, body)
+            if status == 429:
+                raise Throttled(_retry_after(headers))
+            if status is None or status >= 500 or status == 408:
+                said = "does not answer" if status is None else f"answers {status}"
+                raise Unanswered(said, _retry_after(headers))
+            if status == 200:
+                return found
+            if status == 400 and body is not None:
+                return {}
+            raise self._explained(operation, version, status, found)
+
+        return await self._service.call(operation, attempt)
 
     async def _attempt(
         self, method: str, path: str, body: Mapping[str, str] | None
@@ -372,17 +360,6 @@ class KeyVault:
             hint="sign in with az login, or set up workload identity (AZURE_CLIENT_ID, AZURE_TENANT_ID, "
             "AZURE_FEDERATED_TOKEN_FILE) or a managed identity; see docs/keys.md",
             code="key-no-identity",
-        )
-
-    def _away(self, operation: str, status: int | None, patience_s: float) -> KeyAccessError:
-        what = {429: "is throttled", None: "cannot be reached"}.get(
-            status, f"answers {status} to {operation}"
-        )
-        return KeyAccessError(
-            f"{self.shown} {what}, and {patience_s:.0f} s of patience are over",
-            hint="nothing was put aside; go on later with rewrap resume, with a lower keys.max_calls_per_s "
-            "if it was throttled",
-            code="key-away",
         )
 
 

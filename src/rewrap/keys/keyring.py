@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, runtime_checkable
 
+from rewrap.crypto.elsewhere import Opening, Sealing, is_descriptor, opening, sealing
 from rewrap.errors import KeyAccessError, UsageError
 from rewrap.keys.resolving import Source, resolved
 from rewrap.pace.gate import Gate
@@ -19,14 +20,7 @@ T = TypeVar("T")
 
 
 class RemoteKey(Protocol):
-    """A key whose private half never leaves where it is kept."""
-
-    async def unwrap(self, wrapped: Sequence[bytes]) -> Sequence[bytes | None]:
-        """What each was before it was wrapped; None for what this key does not open.
-
-        Waits where it is throttled. Raises KeyAccessError when the key is refused or its keeper away.
-        """
-        ...
+    """A key that never leaves where it is kept, or whose private half does not."""
 
     @property
     def waiting_for(self) -> str:
@@ -36,6 +30,43 @@ class RemoteKey(Protocol):
     @property
     def calls(self) -> int:
         """Calls made so far, repeated ones included."""
+        ...
+
+
+@runtime_checkable
+class UnwrappingKey(RemoteKey, Protocol):
+    """A key whose public half is here, and wraps: `Key.secret` is that."""
+
+    async def unwrap(self, wrapped: Sequence[bytes]) -> Sequence[bytes | None]:
+        """What each was before it was wrapped; None for what this key does not open.
+
+        Waits where it is throttled. Raises KeyAccessError when the key is refused or its keeper away.
+        """
+        ...
+
+
+@runtime_checkable
+class WrappingKey(RemoteKey, Protocol):
+    """A key no part of which is ever here: it is asked to wrap too. `Key.secret` is its descriptor."""
+
+    async def opened(self, items: Sequence[Opening]) -> Sequence[bytes | None]:
+        """What is wrapped in each (sealed bytes, associated data); None for what this key does not open.
+
+        A `Rewrapped` where that stays with the keeper. Raises as `unwrap`.
+        """
+        ...
+
+    async def sealed(self, items: Sequence[Sealing]) -> Sequence[bytes]:
+        """Each (plaintext, associated data, number of its use) wrapped. Raises as `unwrap`."""
+        ...
+
+
+@runtime_checkable
+class RewrappingKey(WrappingKey, Protocol):
+    """A key whose keeper takes what is wrapped under it to another of its keys, and gives nothing out."""
+
+    def aim(self, target: RewrappingKey | None) -> None:
+        """From now on opening gives a `Rewrapped`: wrapped anew under the target, or None: as it was."""
         ...
 
 
@@ -82,7 +113,7 @@ class Key:
     """One key version. `secret` is the key's bytes; only its fingerprint is ever shown or stored.
 
     `index` is the secret that blind indexes are computed with, where it is another. Of a `remote` key the
-    `secret` is its public half: DER, SubjectPublicKeyInfo.
+    `secret` is its public half (DER, SubjectPublicKeyInfo), or a descriptor (`rewrap.crypto.elsewhere`).
     """
 
     version: str
@@ -102,7 +133,11 @@ class Key:
     @property
     def fingerprint_of(self) -> str:
         """What the fingerprint is taken over, for a person who compares it."""
-        return "sha256 of " + ("the key's bytes" if self.remote is None else "the public key in DER")
+        if self.remote is None:
+            return "sha256 of the key's bytes"
+        return "sha256 of " + (
+            "what names the key where it is kept" if is_descriptor(self.secret) else "the public key in DER"
+        )
 
     @property
     def commitment(self) -> str:
@@ -153,9 +188,13 @@ class Keyring:
         self.known = tuple(dict.fromkeys((*known, *self._keys)))
         self.reopen = reopen
         self._keeper = keeper
-        self._sources: dict[Hashable, Source] = {
-            key.secret: key.remote.unwrap for key in self._keys.values() if key.remote
-        }
+        self._sources: dict[Hashable, Source] = {}
+        for key in self._keys.values():
+            if isinstance(key.remote, WrappingKey):
+                self._sources[opening(key.secret)] = key.remote.opened
+                self._sources[sealing(key.secret)] = key.remote.sealed
+            elif isinstance(key.remote, UnwrappingKey):
+                self._sources[key.secret] = key.remote.unwrap
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{key.version}={key.fingerprint}" for key in self)
@@ -190,6 +229,17 @@ class Keyring:
     def waiting_for(self) -> str:
         """What calls to remote keys wait for just now; empty when none waits."""
         return next((key.remote.waiting_for for key in self if key.remote and key.remote.waiting_for), "")
+
+    def rewrap_in_place(self, to_version: str | None) -> None:
+        """Has keepers that can take what is wrapped to the key of a version, and give nothing out.
+
+        Without a version it stays where it is: opening only says that it opens.
+        """
+        target = self.get(to_version).remote if to_version is not None else None
+        for key in self:
+            if isinstance(key.remote, RewrappingKey):
+                mine = isinstance(target, RewrappingKey) and key.version != to_version
+                key.remote.aim(target if mine else None)  # type: ignore[arg-type]  # mine says that it is one
 
     def spent(self) -> dict[str, float]:
         """Calls to remote keys so far."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
+from typing import Protocol, cast
 
 from rewrap.crypto.rsa import private_key
-from rewrap.errors import KeyAccessError
+from rewrap.errors import KeyAccessError, UsageError
 from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
 from rewrap.keys.local import load_key
@@ -29,11 +31,44 @@ async def open_keyring(
     besides, None being every enabled version it lists: each takes a call. `known` of the keyring are the
     versions that exist as far as anybody told.
     """
-    if not job.keys.remote:
+    if not job.keys.provided:
         return open_local(job, required, environ)
-    from rewrap.keys.vault import open_vault
+    keyring = await _provider(job.keys.provider).open_keys(job, required, wanted, environ)
+    if job.rewraps_in_place:
+        keyring.rewrap_in_place(None)
+    return keyring
 
-    return await open_vault(job, required, wanted)
+
+class Provider(Protocol):
+    """A module that has the keys of one kind of keeper."""
+
+    async def open_keys(
+        self, job: Job, required: Sequence[str], wanted: Sequence[str] | None, environ: Mapping[str, str]
+    ) -> Keyring:
+        """The versions required, and of those wanted what may be used; None wants every one there is.
+
+        A required version that is not there, or may not be used, raises KeyAccessError.
+        """
+        ...
+
+
+_PROVIDERS = {
+    "azure-key-vault": ("rewrap.keys.vault", ""),
+}
+"""The module of each provider, and the extra that it takes to install what it needs."""
+
+
+def _provider(name: str) -> Provider:
+    module, extra = _PROVIDERS[name]
+    try:
+        return cast("Provider", import_module(module))
+    except ModuleNotFoundError as exc:
+        if not extra or (exc.name or "").startswith("rewrap"):
+            raise
+        raise UsageError(
+            f'keys.provider "{name}" needs a package that is not installed: {exc.name}',
+            hint=f"pip install 'rewrap[{extra}]'",
+        ) from None
 
 
 def open_local(job: Job, required: Sequence[str], environ: Mapping[str, str]) -> Keyring:
