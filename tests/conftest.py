@@ -20,6 +20,7 @@ from tests.support.workbench import Workbench
 
 if TYPE_CHECKING:
     # imported where they are used: half a second for Microsoft's packages, which few tests need
+    from tests.support.aws import AwsServer
     from tests.support.proxy import FaultProxy
     from tests.support.vault import VaultEmulator, VaultServer
 
@@ -119,6 +120,25 @@ def cosmos_proxy(cosmos_emulator: CosmosServer) -> Iterator[FaultProxy]:
 
     with FaultProxy(cosmos_emulator.endpoint) as proxy:
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def aws_server() -> Iterator[AwsServer]:
+    """AWS's services, as moto has them, for all tests."""
+    from tests.support.aws import AwsServer
+
+    with AwsServer() as server:
+        yield server
+
+
+@pytest.fixture
+def aws(aws_server: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
+    """That server without a rule, and an identity in the environment."""
+    aws_server.proxy.clear()
+    aws_server.proxy.seen.clear()
+    for name, value in aws_server.environ.items():
+        monkeypatch.setenv(name, value)
+    return aws_server
 
 
 @pytest.fixture(scope="session")

@@ -54,6 +54,11 @@ class Provider(Protocol):
 
 _PROVIDERS = {
     "azure-key-vault": ("rewrap.keys.vault", ""),
+    "aws-secrets-manager": ("rewrap.keys.awssecret", "aws"),
+    "aws-kms": ("rewrap.keys.awskms", "aws"),
+    "files": ("rewrap.keys.files", ""),
+    "pkcs11": ("rewrap.keys.token", "pkcs11"),
+    "vault-transit": ("rewrap.keys.transit", ""),
 }
 """The module of each provider, and the extra that it takes to install what it needs."""
 
