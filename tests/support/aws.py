@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import secrets
 import socket
@@ -33,7 +34,7 @@ def aws_kind(method: str, path: str, headers: Mapping[str, str]) -> str:
 
 def aws_error(code: str, status: int = 400) -> Answer:
     """What AWS answers when it refuses."""
-    body = '{"__type":"%s","message":"refused on cue"}' % code
+    body = json.dumps({"__type": code, "message": "refused on cue"})
     return Answer(status, {"Content-Type": "application/x-amz-json-1.1", "x-amzn-errortype": code}, body)
 
 
