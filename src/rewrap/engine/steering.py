@@ -218,6 +218,9 @@ class Steering:
             self.cancelled_by = asked.state_by
             self._stop.set(f"{asked.state_by}, who cancelled the run")
             self._say("cancel", asked.state_by)
+        elif self.cancelled_by and asked.state != CANCEL:
+            # it ends, whatever was asked since: who waits for that must not read that it goes on
+            await self._ledger.control.ask(CANCEL, self.cancelled_by, self._run_id)
         await self._change_state()
         number, at = self._answered
         if asked.number != number or time.monotonic() - at >= BEAT_S:
