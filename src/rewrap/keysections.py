@@ -11,10 +11,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints
 
+from rewrap.crypto.aad import AadTemplate
 from rewrap.crypto.layout import Layout
 from rewrap.targets import Section
 
 _REFERENCE = re.compile(r"(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)")
+
+_KMS_KEY = re.compile(
+    r"(arn:[a-z0-9-]+:kms:[a-z0-9-]+:[0-9]{12}:)?alias/[A-Za-z0-9/_-]+"
+    r"|(arn:[a-z0-9-]+:kms:[a-z0-9-]+:[0-9]{12}:key/)?(mrk-[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})"
+)
+"""How KMS names a key: an alias or an id, as such or in an ARN."""
 
 Text = Annotated[str, StringConstraints(max_length=200)]
 
@@ -77,7 +84,18 @@ class AwsKms(Section):
     role: Text | None = None
 
     def refused(self) -> Refusal | None:
+        for version, key in self.keys.items():
+            if not _KMS_KEY.fullmatch(key):
+                hint = "it is a key's id, its ARN, or an alias: alias/orders-2026"
+                return f"keys.{version}", "names no key", hint
         return None
+
+    def key_of(self, version: str) -> str | None:
+        """What names a version's key to KMS; None where nothing does, or only an alias of no version."""
+        if version in self.keys:
+            return self.keys[version]
+        # an alias may move: it is no version, and has to be given a name
+        return version if _KMS_KEY.fullmatch(version) and "alias/" not in version else None
 
 
 class KeyFiles(Section):
@@ -258,13 +276,22 @@ class Keys(Section):
         return None
 
 
-_HOW_TO_ASK = {"region", "endpoint", "profile", "role", "fallback_role", "pin", "token", "module", "address"}
-"""Fields that say how a keeper is reached, and may change in the middle of a rotation."""
+_HOW_TO_ASK = {
+    "region", "endpoint", "profile", "role", "fallback_role", "pin", "token", "module", "address", "keys",
+}  # fmt: skip
+"""Fields that say how a keeper is reached, and may change in the middle of a rotation.
+
+So may `keys`, which may get further versions; that a version is still the same key, its commitment shows."""
 
 
 def refused_cipher(keys: Keys, layout: Layout, first: str) -> tuple[str, str] | None:
     """Why a layout cannot be used with these keys, and what to do; `first` is the job's first cipher."""
     cipher = layout.cipher.name
+    if cipher == "aws-kms" and isinstance(layout.aad, AadTemplate):
+        return (
+            f'layout "{layout.name}" is bound to a text, and KMS binds to an object of texts',
+            'write aad = { tenant = "{tenant_id}" }: its members are those of the encryption context',
+        )
     if not keys.remote:
         if cipher in _ELSEWHERE_ONLY:
             return f'layout "{layout.name}" is under {cipher}', f'it takes keys.provider = "{cipher}"'
