@@ -335,7 +335,7 @@ class Job(Section):
                 self._check_layouts(f"targets[{at}].fields[{place}]", target, entry)
                 self._check_forms(at, target, place, entry)
         refused = refused_untouched(self.targets, self.untouched, self.stores) or refused_shared(
-            self.pace.shared, self.stores, remote=self.keys.provided
+            self.pace.shared, self.stores, remote=self.keys.called
         )
         if refused is not None:
             raise self._error(*refused)

@@ -171,7 +171,7 @@ class Aws:
                 )
             except ClientError as exc:
                 code, status = _code(exc), exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-                if exc.operation_name == "AssumeRole" and code in _DENIED:
+                if exc.operation_name == "AssumeRole" and is_denied(code):
                     raise self._no_role(role or self._section.role or "") from None
                 if answers is not None and code in answers:
                     refusal = answers[code]()
