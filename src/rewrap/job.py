@@ -234,8 +234,8 @@ class Job(Section):
     @property
     def key_lengths(self) -> frozenset[int]:
         """The key lengths, in bytes, that the layouts in use take; none when all derive their keys."""
-        taken = {self.layout(name).key_bytes for entry in self.keyed for name in entry.layouts}
-        return frozenset(length for length in taken if length is not None)
+        used = (self.layout(name) for entry in self.keyed for name in entry.layouts)
+        return frozenset(length for layout in used for length in layout.key_lengths)
 
     @property
     def wraps_by_rsa(self) -> bool:
