@@ -62,7 +62,9 @@ class KmsKeys:
 
     def job(self, *, how: str = "", aad: str = "", change: str = "") -> Job:
         keys = ", ".join(f'{name} = "{key}"' for name, key in self.named.items())
-        return Job.parse(JOB.format(endpoint=self.aws.endpoint, keys=keys, how=how, aad=aad, change=change))
+        return Job.parse(
+            JOB.format(endpoint=self.aws.endpoint, keys=keys, how=how, aad=aad, change=change)
+        )
 
     def wrap(self, key: str, secret: bytes, **context: str) -> bytes:
         found = self.client.encrypt(KeyId=key, Plaintext=secret, EncryptionContext=context)
