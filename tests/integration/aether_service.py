@@ -1,7 +1,7 @@
 """Plays Aether's secrets service: it seals and opens with one key, and knows no other.
 
-A program of its own, with nothing of rewrap's: `python aether_service.py VERB …`, DATABASE_URL and the keys in
-its environment.
+A program of its own, with nothing of rewrap's: `python aether_service.py VERB …`, with DATABASE_URL and the
+keys in its environment.
 
     make COUNT     the tables, with so many rows each; prints what was sealed
     odd            rows of (a) that no key opens, or that were never sealed
@@ -30,7 +30,7 @@ TABLES = """
 CREATE TABLE secrets (id bigint PRIMARY KEY, account_id uuid NOT NULL, payload text, label text);
 CREATE TABLE secret_records (id uuid PRIMARY KEY, account_id uuid NOT NULL, encrypted_data_key text NOT NULL,
                              master_key_id text NOT NULL, ciphertext text NOT NULL, nonce text NOT NULL);
-CREATE TABLE integration_tokens (id bigint PRIMARY KEY, token text NOT NULL, created_at timestamptz DEFAULT now());
+CREATE TABLE integration_tokens (id bigint PRIMARY KEY, token text NOT NULL, made timestamptz DEFAULT now());
 """
 
 Opened = dict[str, dict[str, Any]]
