@@ -53,7 +53,7 @@ FLOORS = [
         "engine.proof",
     ],
     ["engine", "verify", "witness", "dekcount", "opening", "verdict", "report", "progresstable"],
-    ["rotations", "plan", "measure", "remaining", "queries", "check", "discover", "draft", "trial"],
+    ["rotations", "probed", "plan", "measure", "remaining", "queries", "check", "discover", "draft", "trial"],
     ["control"],
     ["api"],
     ["preflight", "keylist"],
