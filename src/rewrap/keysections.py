@@ -98,21 +98,40 @@ class AwsKms(Section):
         return version if _KMS_KEY.fullmatch(version) and "alias/" not in version else None
 
 
+class FileLabel(Section):
+    """`[keys.files.labels.NAME]`: a file whose name says what its key is for, and not which version it is."""
+
+    key: Text
+    version: Text
+
+
 class KeyFiles(Section):
     """`[keys.files]`: files that External Secrets or a CSI driver mounts.
 
-    `path` has `{version}` in it, one file for each; or it is one JSON object of all versions. `field` is the
-    member of a JSON object in each that holds the key.
+    `path` has `{version}` in it, one file for each; or it is one JSON object of all versions. Where files are
+    named by their role (`current`, `previous`), `labels` says where each one's key and version are. `field`
+    is the member of a JSON object in each that holds the key.
     """
 
     path: Text = ""
     field: Text | None = None
     encoding: Encoding = "hex"
+    labels: dict[str, FileLabel] = Field(default_factory=dict)
 
     def refused(self) -> Refusal | None:
+        if self.labels:
+            if self.path:
+                return "path", "and labels do not go together", "leave out the one that is not mounted"
+            return None
         if not self.path:
             return "path", "is missing", 'write path = "/run/keys/{version}", or a JSON file of all versions'
+        if self.path.count(VERSION) > 1:
+            return "path", f"has {VERSION} in it more than once", "one part of the path names the version"
         return None
+
+
+VERSION = "{version}"
+"""Stands for a version in a path."""
 
 
 class Pkcs11(Section):
@@ -167,6 +186,8 @@ CIPHERS = {
 }
 """The ciphers of keys that stay where they are, by who keeps them. Of all others the bytes come here."""
 
+_LISTING = {"azure-key-vault": "keys/list", "aws-secrets-manager": "secretsmanager:ListSecretVersionIds"}
+
 _ELSEWHERE_ONLY = {"aws-kms", "vault-transit"}
 """Ciphers that nobody but a keeper has."""
 
@@ -185,7 +206,8 @@ class Keys(Section):
 
     `local` names its versions here. In `azure-key-vault` they are those of the key `name` in `vault`; every
     other provider has a table of its own. `max_calls_per_s`, `in_flight` and `patience_s` are how hard a
-    service is asked, `reopen` the share of new values that it opens again before they are written.
+    service is asked, `reopen` the share of new values that it opens again before they are written. Keys whose
+    bytes came from a provider are looked at again every `recheck_s` seconds of a run.
     """
 
     provider: Annotated[Provider, BeforeValidator(_provider)] = "local"
@@ -201,11 +223,17 @@ class Keys(Section):
     in_flight: Annotated[int, Field(ge=1, le=256)] = 16
     patience_s: Annotated[float, Field(ge=1, le=3_600)] = 300.0
     reopen: Annotated[float, Field(gt=0, le=1)] = 1.0
+    recheck_s: Annotated[float, Field(ge=0.1, le=3_600)] = 30.0
 
     @property
     def provided(self) -> bool:
         """Whether the versions are those of a provider, and not named in the job file."""
         return self.provider != "local"
+
+    @property
+    def called(self) -> bool:
+        """Whether they are in a service that takes calls."""
+        return self.provider not in ("local", "files")
 
     @property
     def remote(self) -> bool:
@@ -216,6 +244,11 @@ class Keys(Section):
     def wraps_remotely(self) -> bool:
         """Whether wrapping takes a call too, since there is no public half to do it with here."""
         return self.remote and self.provider != "azure-key-vault"
+
+    @property
+    def listing(self) -> str:
+        """The permission that it takes to list versions, as the provider calls it."""
+        return _LISTING.get(self.provider, "the right to list versions")
 
     @property
     def section(self) -> AwsSecret | AwsKms | KeyFiles | Pkcs11 | Transit | None:
