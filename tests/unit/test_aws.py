@@ -260,16 +260,17 @@ def test_what_may_pass_is_for_another_try(
 
 
 def test_a_role_that_may_not_be_assumed_is_told_as_such(
-    answering: Callable[..., Answering],
+    answering: Callable[..., Answering], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is not the service's permission that is lacking."""
+    """It is not the service's permission that is lacking. botocore's log does not tell what AWS wrote."""
     body = (
         f"<ErrorResponse><Error><Code>AccessDenied</Code><Message>{CANARY}</Message></Error></ErrorResponse>"
     )
     section = AwsKms(endpoint=answering(403, body).endpoint, role="arn:aws:iam::123456789012:role/rotator")
     found = refused(made(section))
-    assert code_of(found) == "key-not-permitted"
+    assert code_of(found) == "key-no-role"
     assert "sts:AssumeRole" in found.message
+    assert CANARY not in caplog.text
     assert "trust policy" in str(found.hint)
 
 
