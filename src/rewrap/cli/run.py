@@ -43,6 +43,11 @@ MaxRateOption = Annotated[
 ]
 
 
+NoteOption = Annotated[
+    str, typer.Option("--note", metavar="TEXT", help="Why, in your words, for the rotation log.")
+]
+
+
 class Reason(StrEnum):
     """Why a key is rotated."""
 
@@ -96,6 +101,7 @@ def run(
     reason: Annotated[
         Reason, typer.Option(help="Why the key is rotated; compromise adds to the report.")
     ] = Reason.ROUTINE,
+    note: NoteOption = "",
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -108,6 +114,7 @@ def run(
         allow_unseen_target=allow_unseen_target,
         allow_unopenable_target=allow_unopenable_target,
         compromised=reason is Reason.COMPROMISE,
+        note=note,
     )
     with errors_shown(as_json=as_json, debug=debug):
         loaded = load_job(job).with_pace(batch_size=batch_size, max_rate=max_rate)
@@ -131,6 +138,7 @@ def resume(
     sample: SampleOption = None,
     batch_size: BatchSizeOption = None,
     max_rate: MaxRateOption = None,
+    note: NoteOption = "",
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -139,7 +147,7 @@ def resume(
         loaded = load_job(job).with_pace(batch_size=batch_size, max_rate=max_rate)
         if steer.let_go(loaded, as_json=as_json):
             return
-        options = RunOptions(resume=True, sample=sample)
+        options = RunOptions(resume=True, sample=sample, note=note)
         finish(
             loaded,
             lambda sink, stop: api.resume(loaded, options=options, sink=sink, stop=stop),
