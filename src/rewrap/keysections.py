@@ -149,6 +149,8 @@ CIPHERS = {
 }
 """The ciphers of keys that stay where they are, by who keeps them. Of all others the bytes come here."""
 
+_LISTING = {"azure-key-vault": "keys/list", "aws-secrets-manager": "secretsmanager:ListSecretVersionIds"}
+
 _ELSEWHERE_ONLY = {"aws-kms", "vault-transit"}
 """Ciphers that nobody but a keeper has."""
 
@@ -198,6 +200,11 @@ class Keys(Section):
     def wraps_remotely(self) -> bool:
         """Whether wrapping takes a call too, since there is no public half to do it with here."""
         return self.remote and self.provider != "azure-key-vault"
+
+    @property
+    def listing(self) -> str:
+        """The permission that it takes to list versions, as the provider calls it."""
+        return _LISTING.get(self.provider, "the right to list versions")
 
     @property
     def section(self) -> AwsSecret | AwsKms | KeyFiles | Pkcs11 | Transit | None:

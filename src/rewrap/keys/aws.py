@@ -6,6 +6,7 @@ through the gate. What an error says is read from its code alone, for its text m
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -67,7 +68,12 @@ _NO_IDENTITY = {
     "IncompleteSignature",
 }
 
+_DENIED = {"AccessDeniedException", "AccessDenied"}
+
 _LATER = {"KMSInternalException", "DependencyTimeoutException", "InternalServiceError", "ServiceUnavailable"}
+
+_TELLING = ("botocore.endpoint", "botocore.parsers", "botocore.auth")
+"""Loggers that write requests, answers and session tokens at DEBUG: secrets, whoever has asked for it."""
 
 _ANSWERS = Mapping[str, Callable[[], KeyAccessError | None]]
 
@@ -102,6 +108,8 @@ class Aws:
             read_timeout=READ_S,
             max_pool_connections=in_flight,
         )
+        for name in _TELLING:
+            logging.getLogger(name).addFilter(_above_debug)
         self._clients: dict[str | None, Any] = {}
         self.calls: Counter[str] = Counter()
 
@@ -138,6 +146,8 @@ class Aws:
                 )
             except ClientError as exc:
                 code, status = _code(exc), exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+                if exc.operation_name == "AssumeRole" and code in _DENIED:
+                    raise self._no_role(role or self._section.role or "") from None
                 if answers is not None and code in answers:
                     refusal = answers[code]()
                     if refusal is None:
@@ -186,7 +196,7 @@ class Aws:
         if code in _NO_IDENTITY:
             return self._no_identity()
         permission = f"{self._name}:{''.join(part.capitalize() for part in operation.split('_'))}"
-        if code in ("AccessDeniedException", "AccessDenied"):
+        if code in _DENIED:
             return KeyAccessError(
                 f"{self.shown}: this identity may not {permission}",
                 hint=f"allow it {permission} in its policy, and in the key's",
@@ -224,10 +234,21 @@ class Aws:
             code="key-no-identity",
         )
 
+    def _no_role(self, role: str) -> KeyAccessError:
+        return KeyAccessError(
+            f"{self.shown}: this identity may not sts:AssumeRole {role}",
+            hint="allow it sts:AssumeRole on that role, and name it in the role's trust policy",
+            code="key-no-role",
+        )
+
     def refused(self, what: str, code: str, hint: str | None = None) -> KeyRefused:
         return KeyRefused(
             f"{self.shown} {what}", hint=hint or "see what AWS's own log says of the call", code=code
         )
+
+
+def _above_debug(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.DEBUG
 
 
 class _Role(CredentialProvider):  # type: ignore[misc]  # botocore has no types

@@ -60,9 +60,22 @@ def load_key(
                 f'key version "{version}" is missing: {where}: {exc.strerror}',
                 hint="check the path and its permissions; a relative path starts at the job file",
             ) from None
+    return key_from(
+        version, stored, encoding, lengths, where=where, setting=f"keys.versions.{version}.encoding"
+    )
+
+
+def key_from(
+    version: str, stored: bytes, encoding: str, lengths: frozenset[int], *, where: str, setting: str
+) -> Key:
+    """The key in bytes that somebody keeps, written in one of ENCODINGS.
+
+    `where` they are kept and the field of the job that says how, `setting`, are for messages; `lengths` as in
+    `load_key`. Raises KeyAccessError.
+    """
     if encoding == "pem":
         return Key(version, _private(stored, version, where))
-    secret = _decode(stored, encoding, version, where)
+    secret = _decode(stored, encoding, version, where, setting)
     if not lengths:
         if len(secret) < LEAST_SECRET_BYTES:
             raise KeyAccessError(
@@ -79,7 +92,7 @@ def load_key(
     return Key(version, secret)
 
 
-def _decode(stored: bytes, encoding: str, version: str, where: str) -> bytes:
+def _decode(stored: bytes, encoding: str, version: str, where: str, setting: str) -> bytes:
     try:
         if encoding == "hex":
             return binascii.unhexlify(stored.strip())
@@ -94,8 +107,7 @@ def _decode(stored: bytes, encoding: str, version: str, where: str) -> bytes:
     except (ValueError, binascii.Error):
         raise KeyAccessError(
             f'key version "{version}" in {where} is not {encoding}',
-            hint=f"write it as {encoding}, or set keys.versions.{version}.encoding "
-            f"to one of {', '.join(ENCODINGS)}",
+            hint=f"write it as {encoding}, or set {setting} to one of {', '.join(ENCODINGS)}",
         ) from None
     return stored
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from rewrap.crypto.rsa import private_key
 from rewrap.errors import KeyAccessError, UsageError
@@ -39,6 +39,16 @@ async def open_keyring(
     return keyring
 
 
+async def versions_of(job: Job, names: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+    """The versions that those of these names that are labels point to now, by label.
+
+    A label may point to another version in a moment: whoever begins something asks once, and goes on with the
+    versions. Raises KeyAccessError where a name is neither a label nor a version.
+    """
+    provider = _provider(job.keys.provider) if job.keys.provided else None
+    return await provider.versions_of(job, names, environ) if isinstance(provider, LabelProvider) else {}
+
+
 class Provider(Protocol):
     """A module that has the keys of one kind of keeper."""
 
@@ -50,6 +60,15 @@ class Provider(Protocol):
         A required version that is not there, or may not be used, raises KeyAccessError.
         """
         ...
+
+
+@runtime_checkable
+class LabelProvider(Provider, Protocol):
+    """A provider whose versions have labels, which can be moved from one to another."""
+
+    async def versions_of(
+        self, job: Job, names: Sequence[str], environ: Mapping[str, str]
+    ) -> dict[str, str]: ...
 
 
 _PROVIDERS = {
