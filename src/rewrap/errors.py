@@ -16,7 +16,7 @@
     │   └── FenceError          exit 3   the fence cannot be added while old values remain
     ├── KeyAccessError          exit 10  a key is missing or cannot be read
     │   └── KeyRefused          exit 10  a key was read, and does not open what it must open
-    ├── GateClosed              exit 3   a new key version would strand values, or there is a candidate already
+    ├── GateClosed              exit 3   a new key version would strand values, or there is one already
     ├── LeaseHeld               exit 11  another run works on the same table
     │   └── LeaseLost           exit 11  another run took this one's place
     ├── AccountingError         exit 1   the classes do not add up: nothing may be concluded

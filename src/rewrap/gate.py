@@ -1,4 +1,4 @@
-"""The gate before a new key version: which versions stored values are under, against those that are in use."""
+"""The gate before a new key version: which versions stored values are under, and which are in use."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Gate:
         if self.stranded:
             told = ", ".join(f"{n:,} under {version}" for version, n in sorted(self.stranded.items()))
             raise GateClosed(
-                f"{sum(self.stranded.values()):,} values are under versions that are not in use any more: {told}",
+                f"{sum(self.stranded.values()):,} values are under versions that are not in use: {told}",
                 hint="rotate them to the current version first: rewrap run --from any",
             )
 

@@ -125,7 +125,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "nonce_bytes": "The length of the nonce, where it is not the cipher's usual one.",
         "kdf": "How the key is derived from the secret.",
         "framing": "A format that is more than a marker and a payload: JWE, a JSON document, and the like.",
-        "foreign": "What values sealed otherwise have before their version: `a[0-9]+[.]k`. Counted, never touched.",
+        "foreign": "What other values have before the version: `a[0-9]+[.]k`. Counted, never touched.",
         "plaintext": "What plaintexts look like: required for ciphers that cannot tell a wrong key.",
     },
     "TargetSection": {

@@ -1,4 +1,4 @@
-"""The public functions of a switch by labels: the gate, a new version, its proof, and the moving of a label."""
+"""The public functions of a switch by labels: the gate, a new version, its proof, a label that moves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from rewrap import preflight
+from rewrap.check import Findings
 from rewrap.crypto.ciphers import OPEN_FAILURES
 from rewrap.errors import KeyAccessError, KeyRefused
 from rewrap.events import Finding
@@ -18,6 +18,7 @@ from rewrap.keys.awssecret import CURRENT
 from rewrap.keys.awsstages import PREVIOUS, Move, Stages, Versions, at, planned
 from rewrap.keys.keyring import Key
 from rewrap.keys.open import open_keyring
+from rewrap.preflight import check
 
 _SAMPLE = b"a value that rewrap made to try a key"
 
@@ -96,7 +97,7 @@ async def move(
 
 async def canary(job: Job, name: str, environ: Mapping[str, str] = os.environ) -> list[Finding]:
     """What was proven of a candidate before anybody uses it, errors first; none is an error if it passes."""
-    out = preflight.Findings()
+    out = Findings()
     async with _opened(job) as stages:
         looked = await _looked(stages, job, environ)
         versions, held = looked.versions, looked.gate.held
@@ -112,7 +113,7 @@ async def canary(job: Job, name: str, environ: Mapping[str, str] = os.environ) -
     old = [one for one in others if held.get(one)] or [one for one in (current,) if one != version]
     if not old:
         return list(out.ordered())
-    found = await preflight.check(job, from_versions=",".join(old), to_version=version, environ=environ)
+    found = await check(job, from_versions=",".join(old), to_version=version, environ=environ)
     for one in found.findings:
         if one.subject.startswith(("key ", "keys ", "table ")) or one.severity == "error":
             out.add(one.severity, one.code, one.subject, one.reason, one.hint)
@@ -120,7 +121,7 @@ async def canary(job: Job, name: str, environ: Mapping[str, str] = os.environ) -
 
 
 async def _compare(
-    out: preflight.Findings, stages: Stages, versions: Versions, key: Key, current: str, others: list[str]
+    out: Findings, stages: Stages, versions: Versions, key: Key, current: str, others: list[str]
 ) -> None:
     subject, alike, unread = f"key {key.version}", [], 0
     for other in others:
@@ -147,7 +148,7 @@ async def _compare(
         out.add("info", "key-differs", subject, f"is none of {len(others) - unread} others{told}")
 
 
-def _round_trip(out: preflight.Findings, job: Job, key: Key) -> None:
+def _round_trip(out: Findings, job: Job, key: Key) -> None:
     """Seals and opens a value in every layout of the job, as it would be in that field."""
     for target, entry in [(one, entry) for one in job.targets if one.dek is None for entry in one.fields]:
         layout = job.new_layout(entry)

@@ -55,16 +55,24 @@ def test_rotation_gets_one_row_whoever_completes_it(bench: Workbench) -> None:
     # somebody writes under the table, and a write was cut short
     with log.open("a") as out:
         out.write("\nSigned off by two.\n| 20")
-    back = bench.rewrap("run", "--from", "v2", "--to", "v1", "--allow-unseen-target", "--reason", "compromise")
+    back = bench.rewrap(
+        "run", "--from", "v2", "--to", "v1", "--allow-unseen-target", "--reason", "compromise"
+    )
     assert back.code == 0, back.err
     assert bench.run().code == 0
     text = log.read_text().splitlines()
     assert text.count(HEAD) == 2
-    assert [row[3:5] for row in rows(bench.folder) if len(row) > 1] == [["v1", "v2"], ["v2", "v1"], ["v1", "v2"]]
+    assert [row[3:5] for row in rows(bench.folder) if len(row) > 1] == [
+        ["v1", "v2"],
+        ["v2", "v1"],
+        ["v1", "v2"],
+    ]
     assert rows(bench.folder)[2][-1].startswith("compromise <!-- rewrap ")
 
 
-def test_row_is_made_up_for_after_a_crash_before_it(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_is_made_up_for_after_a_crash_before_it(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Verified complete, and killed before the row: the same run again finds nothing to do, and writes it."""
     bench.notes([box(f"note {i}", "v1") for i in range(5)])
     bench.environ["PARTITION"] = "dev"

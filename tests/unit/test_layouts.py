@@ -317,7 +317,12 @@ def test_another_algorithm_is_another_version_and_no_plaintext(value: str, versi
 @pytest.mark.parametrize("foreign", ["", "a(b)", "a|b", "[a-", "x*", "a{2}"])
 def test_foreign_beginnings_that_are_no_plain_expression_are_refused(foreign: str) -> None:
     """They are for Python and Postgres alike."""
-    declared = {"marker": "a1.k{version}:", "version": "[a-z]+", "encoding": "base64", "cipher": "aes-256-gcm"}
+    declared = {
+        "marker": "a1.k{version}:",
+        "version": "[a-z]+",
+        "encoding": "base64",
+        "cipher": "aes-256-gcm",
+    }
     if not foreign:
         assert compiled("one", declared).version_of("a2.kx:AAAA") is None
         return

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import anyio
@@ -25,6 +27,7 @@ from rewrap.cli.terminal import (
 )
 from rewrap.errors import UsageError
 from rewrap.events import SCHEMA
+from rewrap.job import Job
 from rewrap.report import JsonLines
 
 _CANDIDATE = "rewrap-candidate"
@@ -32,10 +35,10 @@ _CANDIDATE = "rewrap-candidate"
 
 def gate(job: JobArgument = DEFAULT_JOB, as_json: JsonOption = False, debug: DebugOption = False) -> None:
     """Say what is stored under each version. Exit 3 while a new version would strand values."""
-    from rewrap import stages
-
     with errors_shown(as_json=as_json, debug=debug):
-        loaded = load_job(job)
+        loaded = _loaded(job)
+        from rewrap import stages
+
         found = anyio.run(stages.look, loaded)
         stranded = found.gate.stranded
         if as_json:
@@ -68,10 +71,10 @@ def mint(
     debug: DebugOption = False,
 ) -> None:
     """Make a new version that nobody uses yet. Exit 3 while it would strand values."""
-    from rewrap import stages
-
     with errors_shown(as_json=as_json, debug=debug):
-        loaded = load_job(job)
+        loaded = _loaded(job)
+        from rewrap import stages
+
         made = anyio.run(stages.mint, loaded, stage)
         if as_json:
             _print(
@@ -94,10 +97,10 @@ def canary(
     debug: DebugOption = False,
 ) -> None:
     """Prove a new version before the switch, and the old ones on stored values. Exit 10 if it fails."""
-    from rewrap import stages
-
     with errors_shown(as_json=as_json, debug=debug):
-        loaded = load_job(job)
+        loaded = _loaded(job)
+        from rewrap import stages
+
         found = anyio.run(stages.canary, loaded, to)
         wrong = sum(one.severity == "error" for one in found)
         code = 10 if wrong else 0
@@ -118,22 +121,24 @@ def canary(
 
 def move(
     job: JobArgument = DEFAULT_JOB,
-    label: Annotated[str, typer.Option("--label", metavar="LABEL", help="The label that moves.")] = "AWSCURRENT",
-    source: Annotated[
-        str, typer.Option("--from", metavar="ID", help="The version that has it now.")
-    ] = ...,  # type: ignore[assignment]  # typer's mark of a required option
+    label: Annotated[
+        str, typer.Option("--label", metavar="LABEL", help="The label that moves.")
+    ] = "AWSCURRENT",
+    source: Annotated[str, typer.Option("--from", metavar="ID", help="The version that has it now.")] = ...,  # type: ignore[assignment]  # typer's mark of a required option
     target: Annotated[
         str | None, typer.Option("--to", metavar="ID", help="The version that gets it; none to take it off.")
     ] = None,
-    confirm: Annotated[bool, typer.Option("--confirm", help="Do it; without it, only say what it does.")] = False,
+    confirm: Annotated[
+        bool, typer.Option("--confirm", help="Do it; without it, only say what it does.")
+    ] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Move a label from one version to another, and keep what stored values need."""
-    from rewrap import stages
-
     with errors_shown(as_json=as_json, debug=debug):
-        loaded = load_job(job)
+        loaded = _loaded(job)
+        from rewrap import stages
+
         if label == "AWSCURRENT" and target is None:
             raise UsageError("AWSCURRENT is taken off no version", hint="name the one that gets it: --to ID")
 
@@ -164,7 +169,21 @@ def move(
                 console.print(f"{label} would move from {source} to {where}")
             console.print(f"AWSCURRENT is {done.current}, AWSPREVIOUS is {done.previous or 'no version'}")
         if not confirm:
-            raise UsageError("nothing was moved: --confirm is missing", hint="read the above, and add --confirm")
+            raise UsageError(
+                "nothing was moved: --confirm is missing", hint="read the above, and add --confirm"
+            )
+
+
+def _loaded(path: Path) -> Job:
+    """The job. Raises UsageError where what it takes to speak to AWS is not installed."""
+    loaded = load_job(path)
+    try:
+        import_module("boto3")
+    except ModuleNotFoundError:
+        raise UsageError(
+            "rewrap keys needs a package that is not installed: boto3", hint="pip install 'rewrap[aws]'"
+        ) from None
+    return loaded
 
 
 def _print(kind: str, **told: Any) -> None:

@@ -72,7 +72,8 @@ class Layout:
     cipher's own order if it is empty. `nonce_bytes` is for GCM with nonces of another length than 12 bytes.
     `plaintext` says what plaintexts look like, where the cipher does not authenticate. `framing` is for what
     is no text or bytes behind a marker, one of FRAMINGS. `foreign` is what other values than this layout's
-    begin with, in place of what stands before the version in its marker. `apart` and `lead` come from `joined`.
+    begin with, in place of what stands before the version in its marker. `apart` and `lead` come from
+    `joined`.
     """
 
     name: str

@@ -170,7 +170,9 @@ def text_marker(
 def _check_foreign(foreign: str, before: str) -> None:
     """Raises LayoutError for beginnings that Python and Postgres may read otherwise, or that say nothing."""
     if re.search(r"[(){}|^$]", foreign):
-        raise LayoutError(f'foreign beginnings "{shown(foreign)}" are without groups, braces and alternatives')
+        raise LayoutError(
+            f'foreign beginnings "{shown(foreign)}" are without groups, braces and alternatives'
+        )
     try:
         found = re.compile(foreign, re.ASCII)
     except re.error as exc:

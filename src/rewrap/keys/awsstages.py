@@ -15,6 +15,7 @@ import string
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rewrap.errors import GateClosed, KeyAccessError, KeyRefused, UsageError
 from rewrap.job import Job
@@ -130,8 +131,7 @@ class Stages:
             raise GateClosed(
                 f"{self.shown} has a candidate already: "
                 + ", ".join(f"{one} ({', '.join(versions[one].labels)})" for one in there),
-                hint="go on with it (rewrap keys canary), or take its label off: a third version would strand "
-                "values",
+                hint="go on with it (rewrap keys canary), or take its label off (rewrap keys move without --to)",
             )
         current = self.current(versions)
         stored = await self._stored(current, None)
@@ -155,7 +155,9 @@ class Stages:
 
     async def by_every_path(self, version: str) -> list[str]:
         """The ways by which a version could be fetched, all alike; KeyAccessError when one fails."""
-        paths = [("this identity" if self._section.role is None else self._section.role, None)]
+        paths: list[tuple[str, str | None]] = [
+            ("this identity" if self._section.role is None else self._section.role, None)
+        ]
         if self._section.fallback_role is not None:
             paths.append((self._section.fallback_role, self._section.fallback_role))
         texts = [await self._stored(version, role) for _, role in paths]
@@ -189,7 +191,7 @@ class Stages:
         return now
 
     async def _relabel(self, label: str, source: str | None, target: str | None) -> None:
-        ends = {"RemoveFromVersionId": source, "MoveToVersionId": target}
+        ends: dict[str, Any] = {"RemoveFromVersionId": source, "MoveToVersionId": target}
         await self._aws.call(
             "update_secret_version_stage",
             # an answer that was lost makes the next attempt one that finds it done: whoever asked looks
