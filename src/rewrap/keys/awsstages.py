@@ -131,7 +131,7 @@ class Stages:
             raise GateClosed(
                 f"{self.shown} has a candidate already: "
                 + ", ".join(f"{one} ({', '.join(versions[one].labels)})" for one in there),
-                hint="go on with it (rewrap keys canary), or take its label off (rewrap keys move without --to)",
+                hint="go on with it: rewrap keys canary; or take its label off: rewrap keys move without --to",
             )
         current = self.current(versions)
         stored = await self._stored(current, None)
