@@ -26,6 +26,7 @@ from rewrap.crypto.aead import AesGcm
 from rewrap.crypto.bound import BoundLayout
 from rewrap.crypto.ciphers import CIPHERS, Cipher
 from rewrap.crypto.documents import RAILS_CARRY_BYTES, laravel, rails
+from rewrap.crypto.elsewhere import is_descriptor
 from rewrap.crypto.encodings import ENCODINGS, RAW
 from rewrap.crypto.failures import LayoutError, Malformed, Unopenable
 from rewrap.crypto.heads import HEADS, HeadMarker, headed
@@ -203,6 +204,15 @@ class Layout:
     def key_bytes(self) -> int | None:
         """The length in bytes of the secrets it takes; None when they have no one length, or are derived."""
         return None if self.kdf else self.cipher.key_bytes or None
+
+    @property
+    def key_lengths(self) -> frozenset[int]:
+        """The lengths in bytes that its secrets may have; empty when any is taken, or none is a length."""
+        return frozenset() if self.kdf else frozenset(self.cipher.key_lengths)
+
+    def takes(self, secret: bytes) -> bool:
+        """Whether a secret has a length that it takes; that of a key kept elsewhere is not known."""
+        return not self.key_lengths or len(secret) in self.key_lengths or is_descriptor(secret)
 
     @property
     def carry_bytes(self) -> int:

@@ -69,9 +69,7 @@ class Rotation:
             assert section.wrapped is not None
             layout = self.job.new_layout(section.wrapped)
             for version in (*self.from_versions, self.to_version):
-                if not fits(layout, version) or layout.key_bytes not in (
-                    None, len(self.keyring.get(version).secret),
-                ):  # fmt: skip
+                if not fits(layout, version) or not layout.takes(self.keyring.get(version).secret):
                     raise KeyRefused(
                         f'the key of {version} does not fit the layout "{section.wrapped.layout}" of deks '
                         f'"{name}"',
@@ -240,7 +238,7 @@ class _Binder:
     def __call__(self, layout: Layout, version: str, *, new: bool) -> Form | None:
         """The form; None when the layout cannot name the version, or cannot take its key."""
         key = self.keyring.get(version)
-        if not fits(layout, version) or layout.key_bytes not in (None, len(key.secret)):
+        if not fits(layout, version) or not layout.takes(key.secret):
             return None
         place = self.table.target, self.entry.name
         return Form(layout.bind(version, key.secret, *place, index_key=key.index), new)

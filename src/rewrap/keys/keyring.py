@@ -209,6 +209,11 @@ class Keyring:
         shown = ", ".join(f"{key.version}={key.fingerprint}" for key in self)
         return f"Keyring({shown})"
 
+    @property
+    def watched(self) -> WatchedKeeper | None:
+        """Who says whether keys whose bytes are here are still what they were; None where nobody does."""
+        return self._keeper if isinstance(self._keeper, WatchedKeeper) else None
+
     async def close(self) -> None:
         """Ends the connection to whoever keeps the keys."""
         if self._keeper is not None:

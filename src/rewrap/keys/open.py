@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib import import_module
 from typing import Protocol, cast, runtime_checkable
 
-from rewrap.crypto.rsa import private_key
 from rewrap.errors import KeyAccessError, UsageError
 from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
-from rewrap.keys.local import load_key
+from rewrap.keys.local import local_key
 
 
 async def open_keyring(
@@ -98,18 +96,9 @@ def _provider(name: str) -> Provider:
 def open_local(job: Job, required: Sequence[str], environ: Mapping[str, str]) -> Keyring:
     """Keys from environment variables and files: those required, and whatever others are there."""
     keys = []
-    for version, section in job.keys.versions.items():
+    for version in job.keys.versions:
         try:
-            key = load_key(version, section.material, section.encoding, job.key_lengths, environ, job.folder)
-            if job.wraps_by_rsa and private_key(key.secret) is None:
-                raise KeyAccessError(
-                    f'key version "{version}" is no RSA key, and its layouts wrap with RSA',
-                    hint=f'set keys.versions.{version}.encoding = "pem" for a key in PEM',
-                )
-            if section.index is not None:
-                apart = load_key(version, section.index, section.encoding, frozenset(), environ, job.folder)
-                key = replace(key, index=apart.secret)
-            keys.append(key)
+            keys.append(local_key(job, version, environ))
         except KeyAccessError:
             if version in required:
                 raise
