@@ -103,7 +103,7 @@ async def run(
         listener = Listener(
             job.name, job.digest, asked, to_version, compromised=options.compromised, sink=sink
         )
-        ended = await Auditor(job, environ).audited(listener, work, lambda: stop.requested)
+        ended = await Auditor(job, environ, note=options.note).audited(listener, work, lambda: stop.requested)
     sink(ended)
     return ended
 

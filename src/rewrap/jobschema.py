@@ -131,6 +131,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "nonce_bytes": "The length of the nonce, where it is not the cipher's usual one.",
         "kdf": "How the key is derived from the secret.",
         "framing": "A format that is more than a marker and a payload: JWE, a JSON document, and the like.",
+        "foreign": "What other values have before the version: `a[0-9]+[.]k`. Counted, never touched.",
         "plaintext": "What plaintexts look like: required for ciphers that cannot tell a wrong key.",
     },
     "TargetSection": {
@@ -262,6 +263,11 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "secret": "`env:NAME` or `file:PATH`: what records are signed with.",
         "timeout_s": "Seconds that one attempt to deliver may take.",
         "attempts": "How often a delivery is tried.",
+        "rows": "Tables in Markdown that get a row for each rotation that completed.",
+    },
+    "RowSection": {
+        "file": "The table's file; a relative path starts at the job file.",
+        "columns": "Its columns in order: each a text with `{date}`, `{to_version}` and the like.",
     },
 }
 """By section and field: one sentence. A field without one is shown by its name alone."""

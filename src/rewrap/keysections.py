@@ -25,6 +25,9 @@ _KMS_KEY = re.compile(
 
 Text = Annotated[str, StringConstraints(max_length=200)]
 
+MaybeText = Annotated[Text | None, BeforeValidator(lambda value: None if value == "" else value)]
+"""An empty text is none, so that a variable may leave it open: `"${AWS_PROFILE:-}"`."""
+
 Encoding = Literal["hex", "base64", "raw", "utf8", "pem"]
 
 
@@ -59,11 +62,11 @@ class AwsSecret(Section):
     secret: Text = ""
     field: Text | None = None
     encoding: Encoding = "utf8"
-    region: Text | None = None
-    endpoint: Text | None = None
-    profile: Text | None = None
-    role: Text | None = None
-    fallback_role: Text | None = None
+    region: MaybeText = None
+    endpoint: MaybeText = None
+    profile: MaybeText = None
+    role: MaybeText = None
+    fallback_role: MaybeText = None
 
     def refused(self) -> Refusal | None:
         if not self.secret:
