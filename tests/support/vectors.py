@@ -210,4 +210,3 @@ def alike(found: tuple[Vector, ...]) -> list[list[Vector]]:
     for vector in found:
         groups.setdefault(json.dumps([vector.made.get(name) for name in names]), []).append(vector)
     return list(groups.values())
-
