@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from tests.support.aws import AwsServer
-from tests.support.workbench import Result, Workbench
+from tests.support.aws import AwsServer, aws_error
+from tests.support.workbench import TIMEOUT_S, Result, Workbench, wait_while
 
 JOB = """
 name = "test"
@@ -152,3 +152,30 @@ def test_a_rotation_goes_to_the_version_that_a_label_stood_for(cards: Cards) -> 
     assert unknown.code == 1
     assert 'no label "AWSPENDING"' in unknown.out
     assert b"canary-" not in cards.bench.ledger.read_bytes()
+
+
+def test_a_secret_marked_in_mid_run_stops_it_and_puts_nothing_aside(cards: Cards) -> None:
+    """A look at the keys that is throttled stops nothing; a mark for deletion does, and a resume finishes."""
+    old = cards.put()
+    cards.fill(old)
+    new, admin = cards.put(), cards.aws.client("secretsmanager")
+    cards.job(keys="recheck_s = 0.1")
+    run = ("run", "--from", "any", "--to", "AWSCURRENT", "--allow-unseen-target", "--max-rate", "4", "--json")
+    with cards.bench.started(*run, **cards.aws.environ) as process:
+        wait_while(process, lambda: cards.bench.swept() > 0)
+        cards.aws.proxy.add(aws_error("ThrottlingException"), "ListSecretVersionIds", times=1)
+        wait_while(process, lambda: cards.aws.proxy.faults())
+        admin.delete_secret(SecretId=cards.name)
+        out, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 10, err
+    assert f'secret "{cards.name}" in aws secrets manager is marked for deletion' in err
+    assert f"restore-secret --secret-id {cards.name}; then rewrap resume" in err
+    assert "canary-" not in out + err
+    assert set(cards.under) == {old, new}
+    assert cards.rewrap("quarantine", "list", "--json").events == []
+
+    assert cards.rewrap("resume").code == 10
+    admin.restore_secret(SecretId=cards.name)
+    resumed = cards.rewrap("resume", "--json")
+    assert resumed.code == 0, resumed.err
+    assert cards.under == {new: ROWS}
