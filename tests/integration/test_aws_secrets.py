@@ -123,8 +123,8 @@ def test_a_rotation_goes_to_the_version_that_a_label_stood_for(cards: Cards) -> 
     begun = cards.rewrap("run", *labels, "--allow-unseen-target", "--sample", "8", "--json")
     assert begun.code == 4, begun.err
     assert notices(begun)[:2] == [
-        f'label "AWSPREVIOUS" stands for version {old} from here on',
-        f'label "AWSCURRENT" stands for version {new} from here on',
+        f'label "AWSPREVIOUS" is taken for version {old}',
+        f'label "AWSCURRENT" is taken for version {new}',
     ]
     assert cards.under == {old: ROWS - 8, new: 8}
 
@@ -140,7 +140,7 @@ def test_a_rotation_goes_to_the_version_that_a_label_stood_for(cards: Cards) -> 
     assert cards.rewrap("verify", "--deep").code == 0
     previous = cards.rewrap("verify", "--to", "AWSPREVIOUS", "--json")
     assert previous.code == 0, previous.err
-    assert notices(previous)[0] == f'label "AWSPREVIOUS" stands for version {new} from here on'
+    assert notices(previous)[0] == f'label "AWSPREVIOUS" is taken for version {new}'
     assert new in cards.rewrap("verify", "--to", "AWSPREVIOUS", "--print-queries").out
     current = cards.rewrap("verify", "--to", "AWSCURRENT", "--json")
     assert (current.code, current.event("verdict")["stale"]) == (3, ROWS)
