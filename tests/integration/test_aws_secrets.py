@@ -132,6 +132,9 @@ def test_a_rotation_goes_to_the_version_that_a_label_stood_for(cards: Cards) -> 
     shown = cards.rewrap("status", "--json")
     assert old in shown.out
     assert "AWSPREVIOUS" not in shown.out
+    other = cards.rewrap("run", *labels, "--allow-unseen-target")
+    assert other.code == 2, other.err
+    assert old in other.err
     resumed = cards.rewrap("resume", "--json")
     assert resumed.code == 0, resumed.err
     assert f"key {old} has no label: AWS may delete it" in " ".join(notices(resumed))
