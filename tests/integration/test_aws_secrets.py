@@ -31,6 +31,7 @@ field = "key"
 endpoint = "{endpoint}"
 [layouts.token]
 like = "two-axis-token"
+version = "[0-9a-f-]+"
 kdf = {{ kind = "hkdf", hash = "sha256", info = "card numbers" }}
 [pace]
 batch_size = 8
@@ -151,9 +152,14 @@ def test_a_rotation_goes_to_the_version_that_a_label_stood_for(cards: Cards) -> 
     both = cards.rewrap("run", "--from", third, "--to", "AWSCURRENT")
     assert both.code == 2
     assert f"--from and --to both stand for version {third}: AWSCURRENT" in both.err
+    assert cards.rewrap("check", "--from", ",", "--to", "AWSCURRENT").code == 2
     unknown = cards.rewrap("check", "--from", "AWSPENDING", "--to", "AWSCURRENT")
     assert unknown.code == 1
     assert 'no label "AWSPENDING"' in unknown.out
+    listed = cards.rewrap("keys", "list", "--json")
+    assert listed.code == 0, listed.err
+    told = {one["version"]: one["labels"] for one in listed.events if "labels" in one}
+    assert told == {old: [], new: ["AWSPREVIOUS"], third: ["AWSCURRENT"]}
     assert b"canary-" not in cards.bench.ledger.read_bytes()
 
 
