@@ -8,7 +8,7 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -23,8 +23,8 @@ from rewrap.errors import KeyAccessError, UsageError
 from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
 from rewrap.keys.open import open_keyring
-from tests.conftest import lacking, require
-from tests.support.token import PIN, SoftToken, library
+from tests.conftest import require
+from tests.support.token import PIN, SoftToken
 from tests.support.workbench import Result, Workbench, wait_while
 
 T = TypeVar("T")
@@ -66,22 +66,6 @@ IN_PLACE = 'layout = "wrapped", version = { column = "kek" }'
 IN_THE_CLEAR = 'layout = "marked", to_layout = "in-hex"'
 
 _NUMBERS = count(1)
-
-
-@pytest.fixture(scope="session")
-def soft(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SoftToken]:
-    """A token for all tests of this process: its library is initialised once."""
-    require("SoftHSM", "softhsm2-util")
-    if library() is None:
-        lacking("SoftHSM is missing: its library is in none of the usual places")
-    with pytest.MonkeyPatch.context() as patch:
-        token = SoftToken(tmp_path_factory.mktemp("softhsm"))
-        for label in ("twin", "twin"):
-            token.initialise(label)
-        for name, value in token.environ.items():
-            patch.setenv(name, value)
-        yield token
-        token.close()
 
 
 @dataclass
