@@ -308,6 +308,10 @@ def test_run_ends_when_its_key_is_gone_or_another_and_goes_on_when_it_is_back(sl
     assert {unbox(str(body)).partition(b" ")[0] for body in slow.bodies().values()} == {b"note"}
 
     mounted(folder, HEX)
+    (folder / "v2").chmod(0o644)
+    found = slow.rewrap("check", "--from", "v1", "--to", "v2", "--json").events
+    wide = [one["subject"] for one in found if one.get("code") == "key-mode"]
+    assert wide == ["key v2"]
     finished = slow.rewrap("resume", "--json")
     assert finished.code == 0, finished.err
     assert finished.event("run_ended")["outcomes"]["notes"]["body"] == {"resealed": ROWS}

@@ -38,14 +38,18 @@ class KeyWatch:
             ) from None
 
     async def run(self) -> None:
-        """Looks again and again, until it is cancelled or has found something."""
+        """Looks again and again, until it is cancelled or has found something.
+
+        A keeper that is away has not withdrawn a key: the run has its bytes, and goes on.
+        """
         while self._keeper is not None and self._found is None:
             await anyio.sleep(self._every_s)
             try:
                 await self.look()
             except KeyAccessError as exc:
-                self._found = exc
-                self._stop.set("a look at its keys")
+                if exc.code != "key-away":
+                    self._found = exc
+                    self._stop.set("a look at its keys")
 
     async def over(self, work: Awaitable[T]) -> T:
         """The result of the run's work; raises what was found of its keys, which has ended it."""
