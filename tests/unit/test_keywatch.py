@@ -67,7 +67,7 @@ def test_a_keeper_that_is_away_ends_no_run_and_a_key_that_is_gone_does() -> None
     # a refused key would take back what the run has put aside, and its progress
     assert not isinstance(caught.value, KeyRefused)
     assert (caught.value.message, caught.value.code) == ("it is disabled", "key-disabled")
-    assert str(caught.value.hint).startswith("enable it; then rewrap resume")
+    assert str(caught.value.hint).startswith("enable it; when it is back, rewrap resume")
 
 
 def test_what_ends_a_run_is_told_and_not_what_it_led_to() -> None:

@@ -33,7 +33,7 @@ class KeyWatch:
             # never KeyRefused: the key was right while it was there, and what was done with it stands
             raise KeyAccessError(
                 exc.message,
-                hint=f"{exc.hint or 'restore the key'}; then rewrap resume: nothing was put aside for it",
+                hint=f"{exc.hint or 'restore the key'}; when it is back, rewrap resume goes on: nothing was put aside",
                 code=exc.code,
             ) from None
 
