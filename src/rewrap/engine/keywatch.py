@@ -31,11 +31,8 @@ class KeyWatch:
             await self._keeper.still_there()
         except KeyAccessError as exc:
             # never KeyRefused: the key was right while it was there, and what was done with it stands
-            raise KeyAccessError(
-                exc.message,
-                hint=f"{exc.hint or 'restore the key'}; when it is back, rewrap resume goes on: nothing was put aside",
-                code=exc.code,
-            ) from None
+            hint = f"{exc.hint or 'restore the key'}; when it is back, rewrap resume goes on"
+            raise KeyAccessError(exc.message, hint=f"{hint}: nothing was put aside", code=exc.code) from None
 
     async def run(self) -> None:
         """Looks again and again, until it is cancelled or has found something.
