@@ -25,7 +25,11 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted(Event):
-    """A run begins, or goes on. `fingerprints` are of the keys by version; `targets` the tables."""
+    """A run begins, or goes on. `fingerprints` are of the keys by version; `targets` the tables.
+
+    `text_fingerprints` are of the texts that keys are kept as, `quiesced` the tables that nobody else is said
+    to work in.
+    """
 
     type: ClassVar[str] = "run_started"
     run_id: str
@@ -36,6 +40,8 @@ class RunStarted(Event):
     fingerprints: dict[str, str]
     resumed: bool
     dry_run: bool
+    text_fingerprints: dict[str, str] = field(default_factory=dict)
+    quiesced: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -131,6 +131,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "nonce_bytes": "The length of the nonce, where it is not the cipher's usual one.",
         "kdf": "How the key is derived from the secret.",
         "framing": "A format that is more than a marker and a payload: JWE, a JSON document, and the like.",
+        "foreign": "What other values have before the version: `a[0-9]+[.]k`. Counted, never touched.",
         "plaintext": "What plaintexts look like: required for ciphers that cannot tell a wrong key.",
     },
     "TargetSection": {
@@ -141,6 +142,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "store": "The store's name, where the job has more than one.",
         "unmarked": "What becomes of values without a marker that open under a known key.",
         "acknowledge": "Hazards that were looked into and are harmless.",
+        "quiesced": "Its readers know one key only: a run wants --acknowledge-quiesced.",
         "untouched": "What of it must stay as it is: columns and paths, or `*` for every other column.",
         "dek": "The `[deks.NAME]` with the records of the DEKs that the values are under.",
         "plaintext": "What becomes of plaintext in a target with a dek.",
@@ -261,6 +263,11 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "secret": "`env:NAME` or `file:PATH`: what records are signed with.",
         "timeout_s": "Seconds that one attempt to deliver may take.",
         "attempts": "How often a delivery is tried.",
+        "rows": "Tables in Markdown that get a row for each rotation that completed.",
+    },
+    "RowSection": {
+        "file": "The table's file; a relative path starts at the job file.",
+        "columns": "Its columns in order: each a text with `{date}`, `{to_version}` and the like.",
     },
 }
 """By section and field: one sentence. A field without one is shown by its name alone."""

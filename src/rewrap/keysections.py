@@ -19,11 +19,14 @@ _REFERENCE = re.compile(r"(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)")
 
 _KMS_KEY = re.compile(
     r"(arn:[a-z0-9-]+:kms:[a-z0-9-]+:[0-9]{12}:)?alias/[A-Za-z0-9/_-]+"
-    r"|(arn:[a-z0-9-]+:kms:[a-z0-9-]+:[0-9]{12}:key/)?(mrk-[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})"
+    r"|(arn:[a-z0-9-]+:kms:[a-z0-9-]+:[0-9]{12}:key/)?(mrk-[0-9a-f-]{32,36}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})"
 )
 """How KMS names a key: an alias or an id, as such or in an ARN."""
 
 Text = Annotated[str, StringConstraints(max_length=200)]
+
+MaybeText = Annotated[Text | None, BeforeValidator(lambda value: None if value == "" else value)]
+"""An empty text is none, so that a variable may leave it open: `"${AWS_PROFILE:-}"`."""
 
 Encoding = Literal["hex", "base64", "raw", "utf8", "pem"]
 
@@ -59,11 +62,11 @@ class AwsSecret(Section):
     secret: Text = ""
     field: Text | None = None
     encoding: Encoding = "utf8"
-    region: Text | None = None
-    endpoint: Text | None = None
-    profile: Text | None = None
-    role: Text | None = None
-    fallback_role: Text | None = None
+    region: MaybeText = None
+    endpoint: MaybeText = None
+    profile: MaybeText = None
+    role: MaybeText = None
+    fallback_role: MaybeText = None
 
     def refused(self) -> Refusal | None:
         if not self.secret:

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from rewrap import errors, events
 from rewrap.audit.record import Listener
-from rewrap.audit.section import AuditSection
+from rewrap.audit.section import AuditSection, RowSection
 from rewrap.cli import app
 from rewrap.envelopes import DekSection, ReferenceSection
 from rewrap.formats import IndexKind, LayoutSection
@@ -202,6 +202,7 @@ SECTIONS: dict[str, list[type[BaseModel]]] = {
     "`[limits]`": [Limits],
     "`[[probe]]`": [ProbeSection],
     "`[audit]`": [AuditSection],
+    "`[[audit.rows]]`": [RowSection],
 }
 
 
