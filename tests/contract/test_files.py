@@ -345,6 +345,9 @@ def test_run_ends_when_its_key_is_gone_or_another_and_goes_on_when_it_is_back(sl
     found = slow.rewrap("check", "--from", "v1", "--to", "v2", "--json").events
     wide = [one["subject"] for one in found if one.get("code") == "key-mode"]
     assert wide == ["key v2"]
+    unnamed = slow.rewrap("check").out
+    assert "is there; --from and --to have it tried" in unnamed
+    assert "vault" not in unnamed
     finished = slow.rewrap("resume", "--json")
     assert finished.code == 0, finished.err
     assert finished.event("run_ended")["outcomes"]["notes"]["body"] == {"resealed": ROWS}
