@@ -1,4 +1,4 @@
-"""What has to be true of vectors, wherever their values are opened; for those in git and for new ones alike."""
+"""What has to be true of vectors, wherever they are opened; of those in git and of new ones alike."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def check_packed(group: Sequence[Vector], reseal: Reseal) -> None:
 
 
 def check_verify(found: Sequence[Vector]) -> None:
-    """Each vector as verify would open it, under the key that values leave, and resealed under the new one."""
+    """Each vector as verify would open it, with both keys of a rotation at hand."""
     for group in alike(tuple(found)):
         rotation, table = group[0].rotation
         entry = rotation.target(table).fields[0]
@@ -167,7 +167,7 @@ def check_resealing(found: Sequence[Vector]) -> None:
             with_old = resealed
         else:
             with_old = old.prefix + resealed[len(new.prefix) :]
-        if not vector.made.get("liberal") and not vector.layout.framing == "jwe":
+        if not vector.made.get("liberal") and vector.layout.framing != "jwe":
             assert len(resealed) - len(new.prefix) == len(value) - len(old.prefix), vector.told
         if new.layout.cipher.authenticated and vector.layout.framing not in ("tink", "cloak"):
             with pytest.raises(Unopenable):
