@@ -324,6 +324,14 @@ class Breaker:
             yield self.with_pieces("unknown-key", "under a version without a key", head=head) | {
                 "named": named
             }
+            if "tink" in self.name:
+                near = {"named": str(int(version) ^ 1)}
+                # in base64 its marker is the same
+                near |= {"run": "malformed"} if self.name == "tink-base64" else {}
+                head = flipped(self.pieces["head"], -1)
+                yield (
+                    self.with_pieces("unknown-key", "under a version that differs in a bit", head=head) | near
+                )
         elif self.name == "jwe":
             header = json.loads(decode("base64url", self.shape.marker.removesuffix("..")))
             for changed, kid in (({**header, "kid": "v9"}, "v9"), ({"kid": version, **header}, version)):
