@@ -5,6 +5,7 @@ By the layout itself, by the engine of a run, and by verify's own opener. Their 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
@@ -15,7 +16,7 @@ from rewrap.crypto.layout import Malformed, Unopenable, builtin_descriptors
 from rewrap.opening import opened
 from rewrap.packed import PART
 from tests.support.vectorchecks import check_engine, check_layout, check_resealing, check_verify
-from tests.support.vectors import CAUSES, FILES, RUNS, Vector, vectors
+from tests.support.vectors import CAUSES, FILES, FOLDER, RUNS, Vector, vectors
 
 EVERY = tuple(vector for name in FILES for vector in vectors(name))
 
@@ -81,6 +82,16 @@ def test_cipher_has_vectors_of_every_class(cipher: str) -> None:
     binds = CIPHERS[cipher].binds_aad and not documents
     assert classes(own) == set(CAUSES) - (set() if binds else {"bad-aad"})
     assert len([vector for vector in own if vector.opens]) >= 3
+
+
+def test_documentation_says_whose_values_were_tried() -> None:
+    """Each built-in layout stands in its table once, and each cipher that has vectors of its own."""
+    text = (FOLDER.parent.parent / "docs" / "layouts.md").read_text()
+    section = text.partition("### Which program's values were tried")[2].partition("## Changing")[0]
+    first = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    named = Counter(name for cell in first for name in re.findall("`([^`]+)`", cell))
+    own = {v.layout.cipher_name for v in EVERY if "like" not in v.made["layout"]}
+    assert named == Counter([*builtin_descriptors(), *own])
 
 
 def test_every_cause_and_every_end_is_there() -> None:
