@@ -16,6 +16,7 @@
     │   └── FenceError          exit 3   the fence cannot be added while old values remain
     ├── KeyAccessError          exit 10  a key is missing or cannot be read
     │   └── KeyRefused          exit 10  a key was read, and does not open what it must open
+    ├── GateClosed              exit 3   a new key version would strand values, or there is one already
     ├── LeaseHeld               exit 11  another run works on the same table
     │   └── LeaseLost           exit 11  another run took this one's place
     ├── NotQuiesced             exit 1   somebody writes where nobody was to write
@@ -108,6 +109,10 @@ class KeyAccessError(RewrapError):
 
 class KeyRefused(KeyAccessError):
     pass
+
+
+class GateClosed(RewrapError):
+    exit_code = 3
 
 
 class LeaseHeld(RewrapError):

@@ -239,8 +239,8 @@ class Job(Section):
     @property
     def key_lengths(self) -> frozenset[int]:
         """The key lengths, in bytes, that the layouts in use take; none when all derive their keys."""
-        taken = {self.layout(name).key_bytes for entry in self.keyed for name in entry.layouts}
-        return frozenset(length for length in taken if length is not None)
+        used = (self.layout(name) for entry in self.keyed for name in entry.layouts)
+        return frozenset(length for layout in used for length in layout.key_lengths)
 
     @property
     def wraps_by_rsa(self) -> bool:
@@ -340,7 +340,7 @@ class Job(Section):
                 self._check_layouts(f"targets[{at}].fields[{place}]", target, entry)
                 self._check_forms(at, target, place, entry)
         refused = refused_untouched(self.targets, self.untouched, self.stores) or refused_shared(
-            self.pace.shared, self.stores, remote=self.keys.provided
+            self.pace.shared, self.stores, remote=self.keys.called
         )
         if refused is not None:
             raise self._error(*refused)

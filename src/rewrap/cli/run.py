@@ -52,6 +52,10 @@ QuiescedOption = Annotated[
     ),
 ]
 
+NoteOption = Annotated[
+    str, typer.Option("--note", metavar="TEXT", help="Why, in your words, for the rotation log.")
+]
+
 
 class Reason(StrEnum):
     """Why a key is rotated."""
@@ -107,6 +111,7 @@ def run(
         Reason, typer.Option(help="Why the key is rotated; compromise adds to the report.")
     ] = Reason.ROUTINE,
     acknowledge_quiesced: QuiescedOption = False,
+    note: NoteOption = "",
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -120,6 +125,7 @@ def run(
         allow_unopenable_target=allow_unopenable_target,
         compromised=reason is Reason.COMPROMISE,
         quiesced=acknowledge_quiesced,
+        note=note,
     )
     with errors_shown(as_json=as_json, debug=debug):
         loaded = load_job(job).with_pace(batch_size=batch_size, max_rate=max_rate)
@@ -144,6 +150,7 @@ def resume(
     batch_size: BatchSizeOption = None,
     max_rate: MaxRateOption = None,
     acknowledge_quiesced: QuiescedOption = False,
+    note: NoteOption = "",
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -154,7 +161,7 @@ def resume(
         quiescence.require(loaded, acknowledge_quiesced)
         if steer.let_go(loaded, as_json=as_json):
             return
-        options = RunOptions(resume=True, sample=sample, quiesced=acknowledge_quiesced)
+        options = RunOptions(resume=True, sample=sample, note=note, quiesced=acknowledge_quiesced)
         finish(
             loaded,
             lambda sink, stop: api.resume(loaded, options=options, sink=sink, stop=stop),

@@ -108,6 +108,13 @@ class Keeper(Protocol):
     async def close(self) -> None: ...
 
 
+@runtime_checkable
+class WatchedKeeper(Keeper, Protocol):
+    async def still_there(self) -> None:
+        """Raises KeyAccessError when a key in use is gone, disabled or another."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """One key version. `secret` is the key's bytes; only its fingerprint is ever shown or stored.
@@ -174,7 +181,7 @@ class Keyring:
 
     `known` are versions that exist, at hand or not; there may be others where their keeper does not list
     them (`unlisted`). `reopen` is the share of new values under remote keys that are opened again before they
-    are written.
+    are written. `doubts` are what there is to say of keys before they are used, by version.
     """
 
     def __init__(
@@ -185,8 +192,10 @@ class Keyring:
         keeper: Keeper | None = None,
         reopen: float = 1.0,
         unlisted: bool = False,
+        doubts: Mapping[str, Sequence[Doubt]] | None = None,
     ) -> None:
         self.unlisted = unlisted
+        self.doubts = doubts or {}
         self._keys = {key.version: key for key in keys}
         self.known = tuple(dict.fromkeys((*known, *self._keys)))
         self.reopen = reopen
@@ -202,6 +211,11 @@ class Keyring:
     def __repr__(self) -> str:
         shown = ", ".join(f"{key.version}={key.fingerprint}" for key in self)
         return f"Keyring({shown})"
+
+    @property
+    def watched(self) -> WatchedKeeper | None:
+        """Who says whether keys whose bytes are here are still what they were; None where nobody does."""
+        return self._keeper if isinstance(self._keeper, WatchedKeeper) else None
 
     async def close(self) -> None:
         """Ends the connection to whoever keeps the keys."""
