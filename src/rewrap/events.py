@@ -306,3 +306,41 @@ class Discovered(Event):
     doubtful: int
     skipped: int
     written: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyListed(Event):
+    """A key version, as its keeper tells of it; `fingerprint` is None where the key cannot be had.
+
+    `holds` says of the stored values what share is under it, as the newest run left them: all, some or none,
+    None where no run tells; `values` how many, if they were counted. `permissions` have `verb`, `permission`
+    and `allowed`, None for what only doing it would tell.
+    """
+
+    type: ClassVar[str] = "key_listed"
+    version: str
+    current: bool | None
+    labels: list[str]
+    usable: bool
+    state: str
+    created: str | None
+    fingerprint: str | None
+    fingerprint_of: str
+    permissions: list[dict[str, Any]]
+    holds: str | None
+    values: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeysListed(Event):
+    """The end of a list of key versions; `run_id` and `run_state` are of the newest run, if there was one."""
+
+    type: ClassVar[str] = "keys_listed"
+    job: str
+    provider: str
+    versions: int
+    usable: int
+    run_id: str | None
+    run_state: str | None
+    run_at: str | None
+    counted: bool

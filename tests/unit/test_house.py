@@ -56,7 +56,8 @@ FLOORS = [
     ["rotations", "probed", "plan", "measure", "remaining", "queries", "check", "discover", "draft", "trial"],
     ["control"],
     ["api"],
-    ["preflight"],
+    ["preflight", "keylist", "gate"],
+    ["stages"],
     ["__init__", "__main__", "cli", "demo"],
 ]
 """From the ground up. A module may import from its own floor and from those below."""

@@ -161,7 +161,7 @@ def resume(
         quiescence.require(loaded, acknowledge_quiesced)
         if steer.let_go(loaded, as_json=as_json):
             return
-        options = RunOptions(resume=True, sample=sample, note=note, quiesced=acknowledge_quiesced)
+        options = RunOptions(resume=True, sample=sample, quiesced=acknowledge_quiesced, note=note)
         finish(
             loaded,
             lambda sink, stop: api.resume(loaded, options=options, sink=sink, stop=stop),

@@ -128,8 +128,7 @@ async def list_keys(job: Job, environ: Mapping[str, str]) -> list[Listed]:
     found = []
     for version, section in job.keys.versions.items():
         scheme, _, place = section.material.partition(":")
-        where = f"environment variable {place}" if scheme == "env" else f"read file {place}"
-        key, state = None, "at hand"
+        key, state = None, f"in {place}" if scheme == "env" else f"in file {place}"
         try:
             key = local_key(job, version, environ)
         except KeyAccessError as exc:
@@ -141,7 +140,7 @@ async def list_keys(job: Job, environ: Mapping[str, str]) -> list[Listed]:
                 state=state,
                 fingerprint=None if key is None else key.fingerprint,
                 fingerprint_of="" if key is None else key.fingerprint_of,
-                permissions=(Permission("open", where, not state.startswith("is missing")),),
+                permissions=(Permission("open", "read", not state.startswith("is missing")),),
             )
         )
     return found
