@@ -6,7 +6,7 @@ import json
 import secrets
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import anyio
 import pytest
@@ -62,9 +62,7 @@ class KmsKeys:
 
     def job(self, *, how: str = "", aad: str = "", change: str = "") -> Job:
         keys = ", ".join(f'{name} = "{key}"' for name, key in self.named.items())
-        return Job.parse(
-            JOB.format(endpoint=self.aws.endpoint, keys=keys, how=how, aad=aad, change=change)
-        )
+        return Job.parse(JOB.format(endpoint=self.aws.endpoint, keys=keys, how=how, aad=aad, change=change))
 
     def wrap(self, key: str, secret: bytes, **context: str) -> bytes:
         found = self.client.encrypt(KeyId=key, Plaintext=secret, EncryptionContext=context)
