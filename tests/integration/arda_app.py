@@ -5,8 +5,8 @@
     arda_app.py mop ROWS         the coroutine's work, once, on so many rows
     arda_app.py live             reads, writes, mops up until stdin ends; then what it last wrote, and counts
 
-It seals under AWSCURRENT, opens under the version that a value names, and re-encrypts by compare-and-swap what
-it reads under another version: lazily, and in a coroutine over the whole table.
+It seals under AWSCURRENT, opens under the version that a value names, and re-encrypts by compare-and-swap
+what it reads under another version: lazily, and in a coroutine over the whole table.
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ def test_lost_answers_make_no_second_version(arda: Arda) -> None:
 
 
 def test_other_algorithms_are_counted_and_left(arda: Arda) -> None:
-    """a2.k… is under a version of its own: not plaintext, not touched, and no rotation is complete with it."""
+    """a2.k… is under a version of its own: not plaintext, not touched, and nothing is complete with it."""
     arda.application("make", "11")
     value = f"a2.k{arda.old}:c2VhbGVkIG90aGVyd2lzZSBhbmQgbG9uZyBlbm91Z2g"
     arda.bench.sql("UPDATE tenant_email SET server_token = $1 WHERE tenant_id = 1", value)
@@ -210,7 +210,7 @@ def test_mounted_versions_rotate_without_aws(arda: Arda) -> None:
 def test_row_that_the_application_took_first_has_converged(
     arda: Arda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between read and swap the coroutine re-encrypted it: the lost swap is no failure, and the row is current."""
+    """Between read and swap the coroutine re-encrypted it: the lost swap is no failure."""
     arda.application("make", "20")
     arda.client.put_secret_value(SecretId=arda.secret, SecretString=payload())
     new, mopped = arda.labels["AWSCURRENT"], []
