@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import anyio
 
 from rewrap.audit.auditor import Auditor, Delivery
 from rewrap.audit.record import Listener
 from rewrap.control import Answer, cancel, let_go, pause, to_go_on_with, tune
+from rewrap.engine import quiescence
 from rewrap.engine.compile import Rotation
 from rewrap.engine.conductor import Conductor, Examined
 from rewrap.engine.dryrun import dry_run
@@ -35,7 +36,7 @@ from rewrap.ledgers.sql import ExceptionRecord, Ledger, RunRecord, TableProgress
 from rewrap.model import RunState, Table
 from rewrap.plan import Plan, quotas_of
 from rewrap.plan import plan as _plan
-from rewrap.probes.ask import ask
+from rewrap.probed import probed
 from rewrap.queries import queries_of
 from rewrap.remaining import Left, left_of
 from rewrap.rotations import (
@@ -85,6 +86,8 @@ async def run(
     options, stop = options or RunOptions(), stop or StopFlag()
 
     async def work(sink: Sink) -> RunEnded:
+        if not dry:
+            quiescence.require(job, options.quiesced)
         rotation = await rotation_of(job, from_versions, to_version, environ)
         try:
             for notice in notices_of(rotation):
@@ -130,7 +133,7 @@ async def _rotated(
         if dry:
             return await dry_run(rotation, store, sink, stop, options, lambda: _checked(stores, store))
         ended = await _run(rotation, stores, store, sink, stop, options)
-        return await _probed(rotation.job, ended, sink, environ)
+        return await probed(rotation.job, ended, sink, environ)
     finally:
         await close_all(store, *rotation.deks.values())
 
@@ -145,27 +148,6 @@ async def _checked(stores: Stores, store: Store) -> None:
         finally:
             with anyio.CancelScope(shield=True):
                 await census.close()
-
-
-async def _probed(job: Job, ended: RunEnded, sink: Sink, environ: Mapping[str, str]) -> RunEnded:
-    """The end of a run that finished, once the job's probes were asked: what fails, values remain or not, is
-    for the operator to see before anybody retires a key."""
-    if not job.probe or ended.exit_code not in (0, 3):
-        return ended
-    asked = Stores(job, environ).asked
-    failed = [answer for answer in await ask(job.probe, asked, job.folder) if not answer.passed]
-    for answer in failed:
-        sink(
-            Notice(
-                level="warning",
-                message=f'probe "{answer.name}" fails after the run: {answer.said}',
-                hint="see whether the application can read; both keys still open what they opened before",
-            )
-        )
-    if not failed:
-        return ended
-    reasons = [f'probe "{answer.name}" fails: {answer.said}' for answer in failed]
-    return replace(ended, exit_code=3, reasons=[*ended.reasons, *reasons])
 
 
 async def _run(
@@ -387,11 +369,13 @@ async def retry(
     job: Job,
     entries: Sequence[ExceptionRecord],
     *,
+    quiesced: bool = False,
     sink: Sink = ignore,
     stop: StopFlag | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> RunEnded:
     """Tries these values again, in one more sweep of the newest run, and verifies."""
+    quiescence.require(job, quiesced)
     await _mark(job, entries, "retry", "", environ)
     latest = await latest_run(job, environ)
     assert latest is not None
@@ -399,7 +383,7 @@ async def retry(
         job,
         from_versions=",".join(latest.from_versions),
         to_version=latest.to_version,
-        options=RunOptions(sweeps_only=latest.state.finished),
+        options=RunOptions(sweeps_only=latest.state.finished, quiesced=quiesced),
         sink=sink,
         stop=stop,
         environ=environ,

@@ -19,6 +19,7 @@
     ├── GateClosed              exit 3   a new key version would strand values, or there is one already
     ├── LeaseHeld               exit 11  another run works on the same table
     │   └── LeaseLost           exit 11  another run took this one's place
+    ├── NotQuiesced             exit 1   somebody writes where nobody was to write
     ├── AccountingError         exit 1   the classes do not add up: nothing may be concluded
     └── ResealMismatch          exit 1   a new value did not open to the same plaintext
 
@@ -120,6 +121,10 @@ class LeaseHeld(RewrapError):
 
 class LeaseLost(LeaseHeld):
     pass
+
+
+class NotQuiesced(RewrapError):
+    """A table that was acknowledged as quiesced is not: whoever writes it may not read what was rewritten."""
 
 
 class AccountingError(RewrapError):

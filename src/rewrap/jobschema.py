@@ -142,6 +142,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "store": "The store's name, where the job has more than one.",
         "unmarked": "What becomes of values without a marker that open under a known key.",
         "acknowledge": "Hazards that were looked into and are harmless.",
+        "quiesced": "Its readers know one key only: a run wants --acknowledge-quiesced.",
         "untouched": "What of it must stay as it is: columns and paths, or `*` for every other column.",
         "dek": "The `[deks.NAME]` with the records of the DEKs that the values are under.",
         "plaintext": "What becomes of plaintext in a target with a dek.",

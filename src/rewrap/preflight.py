@@ -11,6 +11,7 @@ from typing import Any
 from rewrap.check import Check, Findings, check_keys, check_writes, report_probes, try_remote
 from rewrap.deks import DekStore
 from rewrap.discover import Discovery, discover
+from rewrap.engine import quiescence
 from rewrap.engine.compile import Rotation
 from rewrap.errors import KeyAccessError, LedgerError, SchemaMismatch, StoreError, UnsafeTarget, UsageError
 from rewrap.interfaces import Row, SwapBatch
@@ -91,6 +92,11 @@ async def check(
         for name, mine in stores.jobs.items():
             look = _check_postgres if name in stores.postgres else _check_cosmos
             await look(out, mine, rotation, known, environ, deks)
+        for said in quiescence.needed(job):
+            out.add(
+                "warning", "quiesced", quiescence.tables_said(job.quiesced), said,
+                "stop the application before the run, and start it with the new key once it is complete",
+            )  # fmt: skip
         await _check_references(out, stores)
         await _check_budgets(out, job, environ)
         report_probes(out, await ask(job.probe, stores.asked, job.folder))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from rewrap.cli import stages
+from rewrap.cli import keylist, stages
 
 app = typer.Typer(help="Key versions, where they are kept.", no_args_is_help=True)
 
@@ -14,6 +14,7 @@ def group() -> None:
     """Key versions, where they are kept."""
 
 
+app.command("list")(keylist.list_)
 app.command("gate")(stages.gate)
 app.command("mint")(stages.mint)
 app.command("canary")(stages.canary)

@@ -9,9 +9,11 @@ from typing import TypeVar
 
 import anyio
 
+from rewrap.engine import quiescence
 from rewrap.engine.accounting import Account
 from rewrap.engine.admission import Admission, Admitted
 from rewrap.engine.compile import Rotation
+from rewrap.engine.compromise import warning_of_compromise
 from rewrap.engine.course import Course
 from rewrap.engine.health import KeyHealth
 from rewrap.engine.keywatch import KeyWatch
@@ -202,6 +204,8 @@ class Conductor:
         # verify's count decides whether another sweep is needed: it reads the table once for both
         while (examined := await self._examined()) is not None:
             left = [course for course in self._courses if examined.left.get(course.table.relation)]
+            if sweeps > 1 or not admitted.resumed:
+                quiescence.judge(self.rotation, left, examined.left)
             if not left or sweeps >= self.limits.max_sweeps:
                 return await self._conclude(started, sweeps, examined, left)
             sweeps += 1
@@ -306,26 +310,8 @@ class Conductor:
         state = RunState.COMPLETE if complete else RunState.INCOMPLETE
         ended = self._ended(state, 0 if complete else 3, started, sweeps, reasons)
         if self.options.compromised:
-            self._warn_of_compromise(ended)
+            self.sink(warning_of_compromise(ended, self.rotation.from_versions))
         return ended
-
-    def _warn_of_compromise(self, ended: RunEnded) -> None:
-        counts = [one for fields in ended.outcomes.values() for one in fields.values()]
-        if ended.resealed_late or any(one.get("resealed") for one in counts):
-            self._notice(
-                "warning",
-                "whoever had the old key could write values that were resealed here as genuine, and can read "
-                "any copy of the old ones: authenticity since the compromise is not established",
-            )
-            return
-        versions = ", ".join(self.rotation.from_versions)
-        tried = any(one.get("quarantined") or one.get("deferred") for one in counts)
-        why = "what was in scope could not be resealed" if tried else f"nothing was in scope of {versions}"
-        self._notice(
-            "warning",
-            f"{why}, and therefore nothing was re-encrypted: what the compromise disclosed is as it was",
-            hint=None if tried else "name the version that values, or their DEKs' records, are under",
-        )
 
     async def _altered(self) -> list[str]:
         """What a run would be refused for now, and was not when this one began.

@@ -95,7 +95,7 @@ def _listed(mount: Mount, version: str, found: Mapping[str, Found]) -> Listed:
     named = any(label.lower() in CURRENT for each in found.values() for label in each.labels)
     key, state = None, one.wrong
     try:
-        key, state = mount.key(version, found) if one.named else None, one.wrong or "mounted"
+        key, state = mount.key(version, found) if one.named else None, one.wrong or f"in {one.where}"
     except KeyAccessError as exc:
         state = exc.message.removeprefix(f'key version "{version}" ')
     return Listed(
@@ -106,7 +106,7 @@ def _listed(mount: Mount, version: str, found: Mapping[str, Found]) -> Listed:
         state=state,
         fingerprint=None if key is None else key.fingerprint,
         fingerprint_of="" if key is None else key.fingerprint_of,
-        permissions=(Permission("open", f"read {one.where}", not one.wrong.startswith(_MISSING)),),
+        permissions=(Permission("open", "read", not one.wrong.startswith(_MISSING)),),
     )
 
 

@@ -121,12 +121,15 @@ class Key:
 
     `index` is the secret that blind indexes are computed with, where it is another. Of a `remote` key the
     `secret` is its public half (DER, SubjectPublicKeyInfo), or a descriptor (`rewrap.crypto.elsewhere`).
+    `text_fingerprint` is the SHA-256 of the text that the key is kept as, without white space around it, in
+    64 hex digits: what `printf %s "$KEY" | sha256sum` prints. Empty where it is not kept as hex or base64.
     """
 
     version: str
     secret: bytes = field(repr=False)
     index: bytes | None = field(default=None, repr=False)
     remote: RemoteKey | None = field(default=None, repr=False, compare=False)
+    text_fingerprint: str = field(default="", compare=False)
 
     @property
     def fingerprint(self) -> str:
@@ -224,6 +227,11 @@ class Keyring:
 
     def __contains__(self, version: str) -> bool:
         return version in self._keys
+
+    def text_fingerprints(self, versions: Iterable[str]) -> dict[str, str]:
+        """The fingerprints of the texts that some versions' keys are kept as, where they are."""
+        texts = {version: self.get(version).text_fingerprint for version in versions}
+        return {version: text for version, text in texts.items() if text}
 
     @property
     def sources(self) -> Mapping[Hashable, Source]:

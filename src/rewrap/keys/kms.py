@@ -240,7 +240,10 @@ class Kms:
     def _check(self, found: Mapping[str, Any], member: str, version: KmsVersion) -> None:
         if found.get(member) != version.arn:
             # another key's answer: what it says is not what this one would
-            what = f"{version.shown} is answered for by another key"
+            wrong = (
+                "is answered for by another key" if found.get(member) else "answers without naming its key"
+            )
+            what = f"{version.shown} {wrong}"
             raise KeyRefused(what, hint=_STRANGE, code="key-refused")
 
     def _taken(self, found: Mapping[str, Any], member: str, version: KmsVersion) -> bytes:

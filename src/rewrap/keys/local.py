@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -93,7 +94,13 @@ def key_from(
             f'key version "{version}" in {where} has {len(secret)} bytes, its layout takes {wanted}',
             hint=_length_hint(stored, secret, encoding, lengths),
         )
-    return Key(version, secret)
+    kept_as = text_fingerprint(stored) if encoding in ("hex", "base64") else ""
+    return Key(version, secret, text_fingerprint=kept_as)
+
+
+def text_fingerprint(stored: bytes) -> str:
+    """The SHA-256 of the text that a key is kept as, in hex: a file's last newline is not part of it."""
+    return hashlib.sha256(stored.strip()).hexdigest()
 
 
 def local_key(job: Job, version: str, environ: Mapping[str, str]) -> Key:
@@ -121,8 +128,7 @@ async def list_keys(job: Job, environ: Mapping[str, str]) -> list[Listed]:
     found = []
     for version, section in job.keys.versions.items():
         scheme, _, place = section.material.partition(":")
-        where = f"environment variable {place}" if scheme == "env" else f"read file {place}"
-        key, state = None, "at hand"
+        key, state = None, f"in {place}" if scheme == "env" else f"in file {place}"
         try:
             key = local_key(job, version, environ)
         except KeyAccessError as exc:
@@ -134,7 +140,7 @@ async def list_keys(job: Job, environ: Mapping[str, str]) -> list[Listed]:
                 state=state,
                 fingerprint=None if key is None else key.fingerprint,
                 fingerprint_of="" if key is None else key.fingerprint_of,
-                permissions=(Permission("open", where, not state.startswith("is missing")),),
+                permissions=(Permission("open", "read", not state.startswith("is missing")),),
             )
         )
     return found

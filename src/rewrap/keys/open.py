@@ -13,7 +13,8 @@ from typing import Protocol, cast, runtime_checkable
 from rewrap.errors import KeyAccessError, UsageError
 from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
-from rewrap.keys.local import local_key
+from rewrap.keys.listed import Listed
+from rewrap.keys.local import list_keys, local_key
 
 
 async def open_keyring(
@@ -47,6 +48,33 @@ async def versions_of(job: Job, names: Sequence[str], environ: Mapping[str, str]
     return await provider.versions_of(job, names, environ) if isinstance(provider, LabelProvider) else {}
 
 
+async def listed_keys(job: Job, environ: Mapping[str, str] = os.environ) -> list[Listed]:
+    """What the job's keeper tells of every version that there is; of a key that cannot be had, why.
+
+    Raises KeyAccessError only where the keeper itself cannot be asked.
+    """
+    if not job.keys.provided:
+        return await list_keys(job, environ)
+    provider = _provider(job.keys.provider)
+    if isinstance(provider, ListingProvider):
+        return await provider.list_keys(job, environ)
+    keyring = await provider.open_keys(job, [], None, environ)
+    try:
+        shown = {key.version: (key.fingerprint, key.fingerprint_of) for key in keyring}
+        return [
+            Listed(
+                version,
+                usable=version in shown,
+                state="at hand" if version in shown else "not at hand",
+                fingerprint=shown.get(version, (None,))[0],
+                fingerprint_of=shown.get(version, ("", ""))[1],
+            )
+            for version in keyring.known
+        ]
+    finally:
+        await keyring.close()
+
+
 class Provider(Protocol):
     """A module that has the keys of one kind of keeper."""
 
@@ -67,6 +95,13 @@ class LabelProvider(Provider, Protocol):
     async def versions_of(
         self, job: Job, names: Sequence[str], environ: Mapping[str, str]
     ) -> dict[str, str]: ...
+
+
+@runtime_checkable
+class ListingProvider(Protocol):
+    """A provider that tells of a key's versions without using them."""
+
+    async def list_keys(self, job: Job, environ: Mapping[str, str]) -> list[Listed]: ...
 
 
 _PROVIDERS = {
