@@ -1,4 +1,4 @@
-"""A Vault server with its transit engine for tests, built by scripts/components, and a proxy in front of it."""
+"""A Vault server with its transit engine for tests, as scripts/components builds it; a proxy is before it."""
 
 from __future__ import annotations
 
