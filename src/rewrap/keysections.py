@@ -16,6 +16,11 @@ from rewrap.targets import Section
 
 _REFERENCE = re.compile(r"(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)")
 
+_ADDRESS = re.compile(r"(https://[A-Za-z0-9.-]+|http://(localhost|127\.[0-9.]+|\[::1\]))(:[0-9]+)?/?")
+
+_PATH = re.compile(r"\w([\w./-]*\w)?/?", re.ASCII)
+"""Of a transit engine's mount and keys. Nothing in it changes which path a request goes to."""
+
 Text = Annotated[str, StringConstraints(max_length=200)]
 
 Encoding = Literal["hex", "base64", "raw", "utf8", "pem"]
@@ -128,6 +133,16 @@ class Transit(Section):
     namespace: Text | None = None
 
     def refused(self) -> Refusal | None:
+        if self.address and not _ADDRESS.fullmatch(self.address):
+            return (
+                "address",
+                "is no address that a token may be sent to",
+                "it is https:// and a host; http:// would send it in clear, and is for this machine alone",
+            )
+        for name in ("name", "mount"):
+            given = getattr(self, name)
+            if given and not _PATH.fullmatch(given):
+                return name, "is no name of one", "it is made of letters, digits, '.', '_' and '-'"
         for name, hint in (
             ("address", 'write address = "${VAULT_ADDR}"'),
             ("name", "it is the key's name in the transit engine"),
