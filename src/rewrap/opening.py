@@ -62,7 +62,7 @@ class Opening:
         return [
             layout.bind(key.version, key.secret, self.table, self.column, index_key=key.index)
             for key in self._keys
-            if fits(layout, key.version) and layout.key_bytes in (None, len(key.secret))
+            if fits(layout, key.version) and layout.takes(key.secret)
         ]
 
     @cached_property

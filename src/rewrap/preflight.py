@@ -11,13 +11,14 @@ from typing import Any
 from rewrap.check import Check, Findings, check_keys, check_writes, report_probes, try_remote
 from rewrap.deks import DekStore
 from rewrap.discover import Discovery, discover
+from rewrap.engine import quiescence
 from rewrap.engine.compile import Rotation
 from rewrap.errors import KeyAccessError, LedgerError, SchemaMismatch, StoreError, UnsafeTarget, UsageError
 from rewrap.interfaces import Row, SwapBatch
 from rewrap.job import Job, split_versions
 from rewrap.keys.keyring import Keyring
 from rewrap.keys.local import load_key
-from rewrap.keys.open import open_keyring
+from rewrap.keys.open import open_keyring, versions_of
 from rewrap.ledgers.buckets import of_one_job
 from rewrap.ledgers.opened import opened_ledger
 from rewrap.ledgers.place import LEDGER_VARIABLE, ledger_path
@@ -78,8 +79,10 @@ async def check(
             "warning", "key-no-list", "keys",
             "this identity may not list the versions that there are: without a ledger, verify cannot tell "
             "what else values may be under",
-            "grant it keys/list; or keep the ledger, and verify where it is",
+            f"grant it {job.keys.listing}; or keep the ledger, and verify where it is",
         )  # fmt: skip
+    if rotation is not None:
+        _say_of_keys(out, rotation)
     deks = Stores(job, environ).deks()
     try:
         # where a vault refuses a key, stored values could say nothing more of it
@@ -89,6 +92,11 @@ async def check(
         for name, mine in stores.jobs.items():
             look = _check_postgres if name in stores.postgres else _check_cosmos
             await look(out, mine, rotation, known, environ, deks)
+        for said in quiescence.needed(job):
+            out.add(
+                "warning", "quiesced", quiescence.tables_said(job.quiesced), said,
+                "stop the application before the run, and start it with the new key once it is complete",
+            )  # fmt: skip
         await _check_references(out, stores)
         await _check_budgets(out, job, environ)
         report_probes(out, await ask(job.probe, stores.asked, job.folder))
@@ -235,12 +243,22 @@ async def _keys(
     return None, keyring
 
 
+def _say_of_keys(out: Findings, rotation: Rotation) -> None:
+    """What labels were taken for, and what there is to say of the keys as they were found."""
+    for label, version in rotation.labels.items():
+        out.add("info", "label", f"key {version}", f'is what the label "{label}" stands for now')
+    for version in (*rotation.from_versions, rotation.to_version):
+        for doubt in rotation.keyring.doubts.get(version, ()):
+            out.add(doubt.severity, doubt.code, f"key {version}", doubt.reason, doubt.hint)
+
+
 async def _missing(out: Findings, job: Job, wanted: Sequence[str], environ: Mapping[str, str]) -> bool:
     """Says of each version that is not at hand why; whether there is one."""
     missing = False
     for version in wanted:
         try:
-            await (await open_keyring(job, [version], environ, wanted=[])).close()
+            named = (await versions_of(job, [version], environ)).get(version, version)
+            await (await open_keyring(job, [named], environ, wanted=[])).close()
         except KeyAccessError as exc:
             out.refused(exc, exc.code, f"key {version}")
             missing = True

@@ -122,7 +122,7 @@ def _reads(layout: Layout, value: Sampled) -> bool:
     if layout.versioned and version is None:
         return False
     try:
-        bare = replace(layout, kdf=None).bind(version or "", bytes(layout.cipher.key_bytes))
+        bare = replace(layout, kdf=None).bind(version or "", bytes(layout.cipher.key_bytes or 32))
     except ValueError:
         return False
     return _parses(bare, value)
@@ -234,7 +234,7 @@ def _bound(layout: Layout, key: Key, place: Place, values: Sequence[Tried]) -> B
     try:
         if layout.kdf is not None:
             # deriving a key may be slow: first see whether anything is in this format at all
-            bare = replace(layout, kdf=None).bind(key.version, bytes(layout.cipher.key_bytes))
+            bare = replace(layout, kdf=None).bind(key.version, bytes(layout.cipher.key_bytes or 32))
             if not any(_parses(bare, value) for value, _ in values[:TRIED_FIRST]):
                 return None
         return layout.bind(key.version, key.secret, place.table.name, place.name)

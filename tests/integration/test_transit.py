@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -127,35 +129,40 @@ def test_a_run_stops_where_the_engine_refuses_and_goes_on_later(
     put aside, and a resume ends what was begun."""
     notes = notes_of(bench, transit)
 
-    def disable(path: str) -> None:
-        transit.configure(notes.name, min_decryption_version=2)
+    def once_written(act: Callable[[], object]) -> None:
+        """Has it done before the first call that comes after another batch was written."""
+        before, done = notes.under["v1"], Event()
 
-    transit.proxy.add(Meanwhile(disable), "rewrap", skip=9, times=1)
+        def meanwhile(path: str) -> None:
+            if not done.is_set() and notes.under["v1"] < before:
+                done.set()
+                act()
+
+        transit.proxy.clear()
+        transit.proxy.add(Meanwhile(meanwhile), "rewrap")
+
+    once_written(lambda: transit.configure(notes.name, min_decryption_version=2))
     stopped = notes.run()
     assert stopped.code == 10, stopped.out
     assert "min_decryption_version" in stopped.err
-    assert 0 < notes.under["v1"] < ROWS
     notes.nothing_is_put_aside()
     transit.configure(notes.name, min_decryption_version=1)
 
-    transit.proxy.clear()
-    transit.proxy.add(Meanwhile(lambda path: transit.revoke(notes.token)), "rewrap", skip=6, times=1)
+    once_written(lambda: transit.revoke(notes.token))
     stopped = notes.rewrap("resume")
     assert stopped.code == 10, stopped.out
     assert "takes no such token" in stopped.err
     notes.nothing_is_put_aside()
-    left = notes.under["v1"]
     notes.token = transit.token(RULES.format(name=notes.name))
     (bench.folder / "token").write_text(notes.token)
 
-    transit.proxy.clear()
-    transit.proxy.add(Meanwhile(lambda path: transit.seal()), "rewrap", skip=6, times=1)
+    once_written(transit.seal)
     stopped = notes.rewrap("resume")
     transit.unseal()
     assert stopped.code == 10, stopped.out
     assert "for it is sealed" in stopped.err
     notes.nothing_is_put_aside()
-    assert 0 < notes.under["v1"] < left
+    assert 0 < notes.under["v1"] < ROWS
 
     transit.proxy.clear()
     done = notes.rewrap("resume")

@@ -29,7 +29,8 @@ class Cipher(Protocol):
     """A cipher with a random nonce beside what it seals.
 
     `key_bytes`, `nonce_bytes` and `tag_bytes` are lengths in bytes (`key_bytes` is 0 where keys have no one
-    length), `least_bytes` that of a sealed empty plaintext. `seal_limit` is how many messages one key may
+    length). `key_lengths` are all that a key may have, none where it is no string of random bytes;
+    `least_bytes` that of a sealed empty plaintext. `seal_limit` is how many messages one key may
     seal with random nonces before a repeat becomes likely enough to matter; None is no limit in practice.
     `binds_aad` says whether associated data can be authenticated at all, `authenticated` whether anything
     is. `order` is how nonce, tag and ciphertext follow each other in what is sealed. A plaintext begins
@@ -41,6 +42,9 @@ class Cipher(Protocol):
 
     @property
     def key_bytes(self) -> int: ...
+
+    @property
+    def key_lengths(self) -> tuple[int, ...]: ...
 
     @property
     def nonce_bytes(self) -> int: ...
@@ -82,6 +86,11 @@ class Carried:
 
     authenticated = True
     carry_bytes = 0
+    key_bytes: int
+
+    @property
+    def key_lengths(self) -> tuple[int, ...]:
+        return (self.key_bytes,) if self.key_bytes else ()
 
     def fresh_carry(self) -> bytes:
         return b""

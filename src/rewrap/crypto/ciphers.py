@@ -9,6 +9,7 @@ from rewrap.crypto.blocks import LaravelCbc, aes_cbc, aes_ctr
 from rewrap.crypto.cipher import OPEN_FAILURES, Aads, Batch, Cipher, OpenBatch, SealBatch
 from rewrap.crypto.elsewhere import Elsewhere
 from rewrap.crypto.fernet import Fernet
+from rewrap.crypto.keywrap import AesKeyWrap
 from rewrap.crypto.rsa import RsaOaep
 
 __all__ = ["CIPHERS", "OPEN_FAILURES", "Aads", "Batch", "Cipher", "OpenBatch", "SealBatch"]
@@ -29,6 +30,8 @@ CIPHERS: dict[str, Cipher] = {
         aes_cbc("aes-256-cbc", 32),
         aes_cbc("aes-128-cbc", 16),
         aes_ctr("aes-256-ctr", 32),
+        AesKeyWrap("aes-key-wrap", pads=False),
+        AesKeyWrap("aes-key-wrap-pad", pads=True),
         RsaOaep("rsa-oaep-256", SHA256),
         # the hash of RFC 8017's default, as services offer it; OAEP does not need it to resist collisions
         RsaOaep("rsa-oaep", SHA1),

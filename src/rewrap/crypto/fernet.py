@@ -37,6 +37,10 @@ class Fernet:
     order: tuple[str, ...] = ("nonce", "ciphertext", "tag")
     carry_bytes: int = 8
 
+    @property
+    def key_lengths(self) -> tuple[int, ...]:
+        return (self.key_bytes,)
+
     def fresh_carry(self) -> bytes:
         return int(time.time()).to_bytes(8, "big")
 

@@ -26,6 +26,7 @@ from rewrap.crypto.aead import AesGcm
 from rewrap.crypto.bound import BoundLayout
 from rewrap.crypto.ciphers import CIPHERS, Cipher
 from rewrap.crypto.documents import RAILS_CARRY_BYTES, laravel, rails
+from rewrap.crypto.elsewhere import is_descriptor
 from rewrap.crypto.encodings import ENCODINGS, RAW
 from rewrap.crypto.failures import LayoutError, Malformed, Unopenable
 from rewrap.crypto.heads import HEADS, HeadMarker, headed
@@ -71,7 +72,9 @@ class Layout:
     is how nonce, ciphertext and tag are stored, with `|` where `separator` stands between them; the
     cipher's own order if it is empty. `nonce_bytes` is for GCM with nonces of another length than 12 bytes.
     `plaintext` says what plaintexts look like, where the cipher does not authenticate. `framing` is for what
-    is no text or bytes behind a marker, one of FRAMINGS. `apart` and `lead` come from `joined`.
+    is no text or bytes behind a marker, one of FRAMINGS. `foreign` is what other values than this layout's
+    begin with, in place of what stands before the version in its marker. `apart` and `lead` come from
+    `joined`.
     """
 
     name: str
@@ -88,6 +91,7 @@ class Layout:
     kdf: Kdf | None = None
     plaintext: str = ""
     framing: str = ""
+    foreign: str = ""
     indexes: tuple[BlindIndex, ...] = ()
 
     def joined(
@@ -202,6 +206,15 @@ class Layout:
         return None if self.kdf else self.cipher.key_bytes or None
 
     @property
+    def key_lengths(self) -> frozenset[int]:
+        """The lengths in bytes that its secrets may have; empty when any is taken, or none is a length."""
+        return frozenset() if self.kdf else frozenset(self.cipher.key_lengths)
+
+    def takes(self, secret: bytes) -> bool:
+        """Whether a secret has a length that it takes; that of a key kept elsewhere is not known."""
+        return not self.key_lengths or len(secret) in self.key_lengths or is_descriptor(secret)
+
+    @property
     def carry_bytes(self) -> int:
         """How many bytes of a plaintext, at its beginning, belong to the stored form and not to the value."""
         return self.frame_bytes + self.cipher.carry_bytes
@@ -249,6 +262,7 @@ class Layout:
             self.version_pattern,
             binary=self.binary,
             apart="version" in self.apart,
+            foreign=self.foreign,
         )
 
     @cached_property
@@ -350,4 +364,5 @@ def compiled(name: str, declared: Mapping[str, Any]) -> Layout:
         kdf=Kdf.parse(declared["kdf"]) if declared.get("kdf") else None,
         plaintext=declared.get("plaintext", ""),
         framing=declared.get("framing", ""),
+        foreign=declared.get("foreign", ""),
     )

@@ -31,7 +31,8 @@ T = TypeVar("T")
 class Rotation:
     """One rotation of a job: from some versions to one, with the keys at hand.
 
-    `deks` are who keeps the records of DEKs, by the name of their section.
+    `deks` are who keeps the records of DEKs, by the name of their section; `labels` the versions that labels
+    stood for when it began, by label.
     """
 
     job: Job
@@ -39,6 +40,7 @@ class Rotation:
     from_versions: tuple[str, ...]
     to_version: str
     deks: Mapping[str, DekStore] = field(default_factory=dict, repr=False, compare=False)
+    labels: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     _made: dict[str, tuple[FieldReseal, ...]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -67,9 +69,7 @@ class Rotation:
             assert section.wrapped is not None
             layout = self.job.new_layout(section.wrapped)
             for version in (*self.from_versions, self.to_version):
-                if not fits(layout, version) or layout.key_bytes not in (
-                    None, len(self.keyring.get(version).secret),
-                ):  # fmt: skip
+                if not fits(layout, version) or not layout.takes(self.keyring.get(version).secret):
                     raise KeyRefused(
                         f'the key of {version} does not fit the layout "{section.wrapped.layout}" of deks '
                         f'"{name}"',
@@ -238,7 +238,7 @@ class _Binder:
     def __call__(self, layout: Layout, version: str, *, new: bool) -> Form | None:
         """The form; None when the layout cannot name the version, or cannot take its key."""
         key = self.keyring.get(version)
-        if not fits(layout, version) or layout.key_bytes not in (None, len(key.secret)):
+        if not fits(layout, version) or not layout.takes(key.secret):
             return None
         place = self.table.target, self.entry.name
         return Form(layout.bind(version, key.secret, *place, index_key=key.index), new)

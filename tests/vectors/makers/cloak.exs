@@ -1,9 +1,9 @@
 # What Elixir's Cloak stores, by its own code (the hex package cloak).
-#   elixir -pa PATH/TO/cloak/ebin cloak.exs > ../cloak.json
+#   elixir -pa PATH/TO/cloak/ebin cloak.exs | python broken.py > ../cloak.json
 key = :crypto.strong_rand_bytes(32)
 hex = &Base.encode16(&1, case: :lower)
 
-seal = fn text, tag, length ->
+seal = fn text, tag, length, key ->
   {:ok, sealed} = Cloak.Ciphers.AES.GCM.encrypt(text, key: key, tag: tag, iv_length: length)
   sealed
 end
@@ -20,7 +20,7 @@ layouts = [
   {"elixir-cloak-base64", 12, ~s({"like": "elixir-cloak-base64"})}
 ]
 
-vectors =
+sets =
   for {like, length, layout} <- layouts do
     tag = "AES.GCM.V1"
 
@@ -31,23 +31,28 @@ vectors =
       end
     end
 
-    as = [{"layout", layout}, {"key", text.(hex.(key))}, {"version", text.(tag)}]
-    wrong = :crypto.strong_rand_bytes(32)
-    other = [{"layout", layout}, {"key", text.(hex.(wrong))}, {"version", text.(tag)}]
-    value = seal.("a value", tag, length)
-
     good =
       for plain <- ["", "a", "Grüße, Zürich ✓", String.duplicate("x", 300)] do
-        vector.(as ++ [{"plain", text.(hex.(plain))}, stored.(seal.(plain, tag, length))])
+        value = stored.(seal.(plain, tag, length, key))
+        vector.([{"expect", text.("ok")}, {"plain", text.(hex.(plain))}, value])
       end
 
-    good ++
-      [
-        vector.(other ++ [stored.(value), {"fails", text.("unopenable")}]),
-        vector.(as ++ [stored.(binary_part(value, 0, 33)), {"fails", text.("malformed")}]),
-        vector.(as ++ [stored.(seal.("a value", "AES.GCM.V2", length)), {"fails", text.("malformed")}])
-      ]
+    wrong = stored.(seal.("a value", tag, length, :crypto.strong_rand_bytes(32)))
+    other = stored.(seal.("a value", "AES.GCM.V2", length, key))
+
+    bad = [
+      vector.([{"expect", text.("unknown-key")}, {"why", text.("sealed under another key")}, wrong]),
+      vector.([
+        {"expect", text.("unknown-key")},
+        {"why", text.("under a version without a key")},
+        {"named", text.("AES.GCM.V2")},
+        other
+      ])
+    ]
+
+    vectors = {"vectors", "[\n" <> Enum.join(good ++ bad, ",\n") <> "\n]"}
+    vector.([{"layout", layout}, {"key", text.(hex.(key))}, {"version", text.(tag)}, vectors])
   end
 
 maker = "elixir #{System.version()}, otp #{System.otp_release()}, cloak's GCM cipher"
-IO.puts(~s({\n  "maker": "#{maker}",\n  "vectors": [\n) <> Enum.join(List.flatten(vectors), ",\n") <> "\n  ]\n}")
+IO.puts(~s({\n  "maker": "#{maker}",\n  "sets": [\n) <> Enum.join(sets, ",\n") <> "\n  ]\n}")

@@ -1,6 +1,6 @@
 # What Ruby libraries store, by their own code.
 # Debian: ruby-lockbox, ruby-attr-encrypted, ruby-activesupport.
-#   ruby ruby.rb make > ../ruby.json
+#   ruby ruby.rb make | python broken.py > ../ruby.json
 #   ruby ruby.rb open < [{"layout", "key", "value", "table", "column"}, …] > ["plaintext in hex", …]
 require "stringio"
 require "json"
@@ -79,25 +79,26 @@ layouts = [
   { "like" => "message-encryptor", "kdf" => DERIVED },
   { "like" => "attr-encrypted" },
 ]
-vectors = []
-layouts.each do |layout|
+sets = layouts.map do |layout|
   key = SecureRandom.bytes(32)
   place = { "table" => "users", "column" => "email_ciphertext" }
-  as = { "layout" => layout, "key" => key.unpack1("H*"), **place }
-  as["apart"] = ["nonce"] if layout["like"] == "attr-encrypted"
   name = layout["like"] == "lockbox-bytes" ? "bytes" : "value"
-  seal = ->(text) { sealed(layout, key, text, "users", "email_ciphertext") }
-  ["a", "Grüße, Zürich ✓", "x" * 300].each do |text|
-    vectors << { **as, "plain" => text.b.unpack1("H*"), name => seal.(text) }
+  seal = ->(text, with = key, column = "email_ciphertext") { sealed(layout, with, text, "users", column) }
+  texts = ["", "a", "Grüße, Zürich ✓", "x" * 300]
+  # this Ruby's OpenSSL refuses to seal nothing, which Lockbox knows, and the others do not
+  texts.shift unless layout["like"].start_with?("lockbox")
+  vectors = texts.map do |text|
+    { "expect" => "ok", "plain" => text.b.unpack1("H*"), name => seal.(text) }
   end
-  value = seal.("a value")
-  vectors << { **as, "key" => SecureRandom.hex(32), name => value, "fails" => "unopenable" }
+  other = seal.("a value", SecureRandom.bytes(32))
+  vectors << { "expect" => "unknown-key", "why" => "sealed under another key", name => other }
   if layout["like"].start_with?("lockbox")
-    vectors << { **as, "column" => "phone", name => value, "fails" => "unopenable" }
+    elsewhere = seal.("a value", key, "phone_ciphertext")
+    vectors << { "expect" => "unknown-key", "why" => "another column's, and so its key", name => elsewhere }
   end
-  vectors << { **as, name => value[0, 20], "fails" => "malformed" }
-  vectors << { **as, name => value + "*", "fails" => "malformed" } unless name == "bytes"
+  apart = layout["like"] == "attr-encrypted" ? { "apart" => ["nonce"] } : {}
+  { "layout" => layout, "key" => key.unpack1("H*"), **place, **apart, "vectors" => vectors }
 end
 versions = [Lockbox::VERSION, AttrEncrypted::Version.string, ActiveSupport::VERSION::STRING]
 maker = format("ruby #{RUBY_VERSION} with lockbox %s, attr_encrypted %s, activesupport %s", *versions)
-puts JSON.pretty_generate("maker" => maker, "vectors" => vectors)
+puts JSON.generate("maker" => maker, "sets" => sets)
