@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import sys
+import threading
 from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -24,8 +25,8 @@ from rewrap.keys.open import open_keyring
 from tests.support.aws import AwsServer, aws_error
 from tests.support.documents import BODY
 from tests.support.inprocess import load, run_here
-from tests.support.proxy import Answer, Delay, Meanwhile
-from tests.support.workbench import Result, Workbench, wait_while
+from tests.support.proxy import Answer, Meanwhile
+from tests.support.workbench import WAIT_S, Result, Workbench, wait_while
 
 T = TypeVar("T")
 
@@ -512,7 +513,7 @@ version = "v[0-9]"
 encoding = "base64url"
 cipher = "aws-kms"
 [pace]
-batch_size = 8
+batch_size = 4
 [[targets]]
 table = "org_deks"
 fields = [{{ column = "wrapped_dek", layout = "wrapped", version = {{ column = "key_id" }}{change} }}]
@@ -585,7 +586,7 @@ def test_a_rotation_is_throttled_disabled_killed_resumed_and_verified(org_deks: 
     key_id = keys.old.rpartition("/")[2]
     proxy.seen.clear()
     proxy.add(aws_error("ThrottlingException"), "ReEncrypt", skip=35, times=1)
-    proxy.add(Meanwhile(lambda _: keys.client.disable_key(KeyId=key_id)), "ReEncrypt", skip=52, times=1)
+    proxy.add(Meanwhile(lambda _: keys.client.disable_key(KeyId=key_id)), "ReEncrypt", skip=56, times=1)
     stopped = org_deks.run()
     assert stopped.code == 10, stopped.err
     assert f"aws kms enable-key --key-id {keys.old}" in stopped.err
@@ -598,11 +599,18 @@ def test_a_rotation_is_throttled_disabled_killed_resumed_and_verified(org_deks: 
 
     keys.client.enable_key(KeyId=key_id)
     org_deks.opens()
-    proxy.add(Delay(0.15), "ReEncrypt")
-    before = org_deks.under[keys.old]
+    before, killed = org_deks.under[keys.old], threading.Event()
+
+    def hold(_: str) -> None:
+        # what comes after the first batch is not answered before the process is gone
+        if org_deks.under[keys.old] < before:
+            killed.wait(WAIT_S)
+
+    proxy.add(Meanwhile(hold), "ReEncrypt")
     with bench.started("resume") as process:
         wait_while(process, lambda: org_deks.under[keys.old] < before)
         process.kill()
+    killed.set()
     proxy.clear()
     org_deks.opens()
     assert keys.old in org_deks.under
