@@ -75,11 +75,15 @@ async def check(
     rotation, keyring = await _keys(out, job, from_versions, to_version, environ)
     shown = {key.version: key.fingerprint for key in keyring}
     if keyring.unlisted:
+        # nobody lists the keys of an account: which of them are the job's, only the job can say
+        named = job.keys.provider == "aws-kms"
+        who = "the job does not name" if named else "this identity may not list"
+        mend = "name them in keys.aws-kms.keys" if named else f"grant it {job.keys.listing}"
         out.add(
             "warning", "key-no-list", "keys",
-            "this identity may not list the versions that there are: without a ledger, verify cannot tell "
-            "what else values may be under",
-            f"grant it {job.keys.listing}; or keep the ledger, and verify where it is",
+            f"{who} the versions that there are: without a ledger, verify cannot tell what else values may "
+            "be under",
+            f"{mend}; or keep the ledger, and verify where it is",
         )  # fmt: skip
     if rotation is not None:
         _say_of_keys(out, rotation)
@@ -231,7 +235,8 @@ async def _keys(
         return None, Keyring([])
     for version in keyring.known if from_versions is None else ():
         if job.keys.provided:
-            out.add("info", "key-listed", f"key {version}", "is in the vault; --from and --to have it tried")
+            said = f"is {job.keys.where}; --from and --to have it tried"
+            out.add("info", "key-listed", f"key {version}", said)
         elif version not in keyring:
             out.add(
                 "info", "key-not-at-hand", f"key {version}",
