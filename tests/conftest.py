@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tests.support.aws import AwsServer
     from tests.support.proxy import FaultProxy
     from tests.support.token import SoftToken
+    from tests.support.transit import TransitEngine
     from tests.support.vault import VaultEmulator, VaultServer
 
 _NUMBERS = itertools.count(1)
@@ -140,6 +141,24 @@ def aws(aws_server: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
     for name, value in aws_server.environ.items():
         monkeypatch.setenv(name, value)
     return aws_server
+
+
+@pytest.fixture(scope="session")
+def transit_engine() -> Iterator[TransitEngine]:
+    """A Vault server with its transit engine, for all tests."""
+    from tests.support.transit import TransitEngine, missing_server
+
+    if missing := missing_server():
+        lacking(f"the Vault server is missing: {missing}")
+    with TransitEngine() as engine:
+        yield engine
+
+
+@pytest.fixture
+def transit(transit_engine: TransitEngine) -> TransitEngine:
+    """That server without a rule."""
+    transit_engine.proxy.reset()
+    return transit_engine
 
 
 @pytest.fixture(scope="session")
