@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -25,10 +26,9 @@ def arda(bench: Workbench, aws: AwsServer) -> Arda:
     return Arda(bench, aws, note="kept")
 
 
-def test_label_moves_when_the_new_version_is_proven(arda: Arda) -> None:
-    """Mint, canary, move, run, retire, back: AWSCURRENT moves when told, and what rows need is kept."""
+def test_label_moves_when_told_and_what_rows_need_is_kept(arda: Arda) -> None:
+    """What the page does not show: refusals, the key that is never printed, commands that are repeated."""
     arda.application("make", "41")
-    bare = arda.client.list_secret_version_ids(SecretId=arda.secret)["Versions"]
     made = arda.rewrap("keys mint", "--json")
     assert made.code == 0, made.err
     told = made.event("keys_minted")
@@ -40,73 +40,33 @@ def test_label_moves_when_the_new_version_is_proven(arda: Arda) -> None:
     assert len(stored["key"]) == 64
     assert set(stored["key"]) <= set(PLAIN)
     assert stored["key"] not in made.out + made.err
-    assert len(bare) == 2
-
-    again = arda.rewrap("keys mint")
-    assert again.code == 3
-    assert f"has a candidate already: {new} (rewrap-candidate)" in again.err
-
-    proven = arda.rewrap("keys canary", "--to", "rewrap-candidate")
-    assert proven.code == 0, proven.out + proven.err
-    for said in (
-        f"key {new}: is fetched by its id as this identity",
-        f"key {new}: is none of 2 others",
-        f"key {new}: seals and opens a value for tenant_email.server_token (arda-token)",
-        f"key {arda.old}: opens 20 of 20 stored values that were tried",
-        f"key {arda.older}: opens 4 of 4 stored values that were tried",
-        "canary: passed",
-    ):
-        assert said in proven.out
-
-    ends = ("--from", arda.old, "--to", new)
-    unsaid = arda.rewrap("keys move", *ends)
-    assert unsaid.code == 2
-    assert f"AWSCURRENT would move from {arda.old} to {new}" in unsaid.out
-    assert (
-        f"{arda.older} would get the label rewrap-keep-{arda.older[:8]}: 4 values are under it" in unsaid.out
-    )
-    assert arda.labels["AWSCURRENT"] == arda.old
+    assert told["fingerprint"] == "sha256:" + hashlib.sha256(stored["key"].encode()).hexdigest()[:16]
     wrong = arda.rewrap("keys move", "--from", arda.older, "--to", new, "--confirm")
     assert wrong.code == 10
     assert f'label "AWSCURRENT" is at {arda.old}, and not at {arda.older}' in wrong.err
-    moved = arda.rewrap("keys move", *ends, "--confirm")
+
+    ends = ("--from", arda.old, "--to", new, "--confirm")
+    moved = arda.rewrap("keys move", *ends)
     assert moved.code == 0, moved.err
     keep = f"rewrap-keep-{arda.older[:8]}"
     assert arda.labels == {"AWSCURRENT": new, "AWSPREVIOUS": arda.old, keep: arda.older}
-    assert f"AWSCURRENT is {new}, AWSPREVIOUS is {arda.old}" in moved.out
-    assert "was at" in arda.rewrap("keys move", *ends, "--confirm").out
+    assert f"AWSCURRENT was at {new} already" in arda.rewrap("keys move", *ends).out
 
-    # rows under a version that is neither: no other version may be made
+    # rows under a version that is neither: no other version may be made, and its label stays
     shut = arda.rewrap("keys mint")
     assert shut.code == 3
     assert f"4 values are under versions that are not in use: 4 under {arda.older}" in shut.err
     gate = arda.rewrap("keys gate", "--json")
     assert gate.code == 3
     assert gate.event("keys_gate")["stranded"] == {arda.older: 4}
-
-    # back, and forth again: both ends named
-    back = arda.rewrap("keys move", "--from", new, "--to", arda.old, "--confirm")
-    assert back.code == 0, back.err
-    assert arda.labels == {"AWSCURRENT": arda.old, "AWSPREVIOUS": new, keep: arda.older}
-    assert arda.rewrap("keys move", *ends, "--confirm").code == 0
-
     needed = arda.rewrap("keys move", "--label", keep, "--from", arda.older, "--confirm")
     assert needed.code == 3
     assert f"4 values are under {arda.older}, and {keep} is its last label" in needed.err
-    ran = arda.rewrap(
-        "run", "--from", "any", "--to", "AWSCURRENT", "--allow-unseen-target", "--note", "90 days"
-    )
-    assert ran.code == 0, ran.err
-    assert arda.count(new) == 40
-    log = (arda.bench.folder / "rotations.md").read_text().splitlines()
-    assert log[0] == "| Date | Partition | Operator | Previous VersionId | New VersionId | Reason |"
-    assert len(log) == 3
-    assert f"{new} | 90 days <!-- rewrap" in log[2]
-    assert arda.old in log[2]
-    freed = arda.rewrap("keys move", "--label", keep, "--from", arda.older, "--confirm")
-    assert freed.code == 0, freed.err
-    assert f"{arda.older} has lost its last label: AWS may delete it; no value is under it" in freed.out
-    assert arda.rewrap("keys gate").code == 0
+
+    # back, with both ends named, in the middle of it all
+    back = arda.rewrap("keys move", "--from", new, "--to", arda.old, "--confirm")
+    assert back.code == 0, back.err
+    assert arda.labels == {"AWSCURRENT": arda.old, "AWSPREVIOUS": new, keep: arda.older}
     assert arda.application("audit") == {str(at): f"token of {at}" for at in range(1, 41)} | {"41": None}
 
 
