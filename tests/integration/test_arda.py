@@ -105,20 +105,6 @@ def test_candidate_that_is_no_key_is_found_before_the_switch(arda: Arda) -> None
     assert arda.labels["AWSCURRENT"] == arda.old
 
 
-def test_lost_answers_make_no_second_version(arda: Arda) -> None:
-    """What is asked again because nobody answered was done once."""
-    arda.application("make", "3")
-    before = len(arda.client.list_secret_version_ids(SecretId=arda.secret)["Versions"])
-    arda.aws.proxy.add(aws_error("InternalServiceError", 500), "PutSecretValue", times=1)
-    arda.aws.proxy.add(aws_error("ThrottlingException"), "UpdateSecretVersionStage", times=1)
-    made = arda.rewrap("keys mint", "--json")
-    assert made.code == 0, made.err
-    new = made.event("keys_minted")["version"]
-    assert len(arda.client.list_secret_version_ids(SecretId=arda.secret)["Versions"]) == before + 1
-    assert arda.rewrap("keys move", "--from", arda.old, "--to", new, "--confirm").code == 0
-    assert arda.labels["AWSCURRENT"] == new
-
-
 def test_other_algorithms_are_counted_and_left(arda: Arda) -> None:
     """a2.k… is under a version of its own: not plaintext, not touched, and nothing is complete with it."""
     arda.application("make", "11")
