@@ -324,6 +324,14 @@ def test_the_fallback_role_fetches_what_the_identity_may_not(stored: Stored) -> 
     assert f"role {ROLE} may not read it" in exc.message
 
 
+def test_an_object_that_is_taken_whole_is_doubted(stored: Stored) -> None:
+    """It may be meant, and it looks like a field that was forgotten."""
+    version = stored.put()
+    (doubt,) = opened(stored.job(""), version).doubts[version]
+    assert (doubt.severity, doubt.code) == ("warning", "key-is-json")
+    assert "canary-" not in doubt.reason
+
+
 def test_every_version_is_listed_with_what_may_be_done(stored: Stored) -> None:
     """Ids, labels, which is current, fingerprints where they are readable, and permissions as tried."""
     odd = stored.put("canary-not-json-at-all")

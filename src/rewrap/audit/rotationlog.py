@@ -110,7 +110,7 @@ def _values(record: Mapping[str, Any], note: str) -> dict[str, str]:
         "to_version": to_version,
         "from_fingerprints": ", ".join(prints.get(one, "") for one in record["from_versions"]),
         "to_fingerprint": prints.get(to_version, ""),
-        "to_text_fingerprint": record.get("text_fingerprints", {}).get(to_version, ""),
+        "to_text_fingerprint": record["text_fingerprints"].get(to_version, ""),
         "reason": note or record["reason"],
         "resealed": str(sum(one.get("resealed", 0) for one in counts) + (record["resealed_late"] or 0)),
     }
