@@ -127,6 +127,33 @@ def test_other_algorithms_are_counted_and_left(arda: Arda) -> None:
     assert arda.rewrap("keys gate").code == 3
 
 
+def test_algorithm_changes_when_the_job_says_so(arda: Arda) -> None:
+    """From a1 to a2 in one rotation: what is foreign to one layout is known to the other."""
+    arda.application("make", "12")
+    job = arda.bench.folder / "arda.toml"
+    text = job.read_text()
+    to_a2 = text.replace('layout = "arda-token" }', 'layout = "arda-token", to_layout = "arda-token-2" }')
+    assert to_a2 != text
+    [kdf] = [line for line in text.splitlines() if line.startswith("kdf")]
+    job.write_text(
+        f'{to_a2}\n[layouts.arda-token-2]\nlike = "two-axis-token"\nmarker = "a2.k{{version}}:"\n{kdf}\n'
+    )
+    arda.client.put_secret_value(SecretId=arda.secret, SecretString=payload())
+    new, damaged = arda.labels["AWSCURRENT"], f"a1.k{arda.old}:{'A' * 60}"
+    arda.bench.sql("UPDATE tenant_email SET server_token = $1 WHERE tenant_id = 2", damaged)
+    arguments = ("run", "--from", f"{arda.old},{arda.older}", "--to", new, "--allow-unseen-target", "--json")
+    ran = arda.rewrap(*arguments)
+    assert ran.code == 3, ran.err
+    assert ran.event("field_verdict")["versions"] == {new: 10, arda.old: 1}
+    assert ran.event("verdict")["other_version"] == 0
+    [put_aside] = arda.rewrap("quarantine list", "--json").events
+    assert put_aside["version"] == arda.old
+    arda.bench.sql("DELETE FROM tenant_email WHERE tenant_id = 2")
+    assert arda.rewrap(*arguments).code == 0
+    begins = "SELECT count(*) FROM tenant_email WHERE starts_with(server_token, $1)"
+    assert arda.bench.value(begins, f"a2.k{new}:") == 10
+
+
 def test_mounted_versions_rotate_without_aws(arda: Arda) -> None:
     """A pod with both versions mounted: the same rotation, and not one call to AWS."""
     arda.application("make", "12")
