@@ -102,10 +102,10 @@ class FieldReseal:
 
     def version_of(self, value: Value) -> str | None:
         """The version that a value's marker names, in the new layout or in the old one."""
-        version = self.new.version_of(value)
-        if version is None and self.old is not self.new:
-            version = self.old.version_of(value)
-        return version
+        layouts = (self.new,) if self.old is self.new else (self.new, self.old)
+        named = [version for layout in layouts if (version := layout.version_of(value)) is not None]
+        # what is foreign to one may be the other's own, which names it without its beginning
+        return min(named, key=len, default=None)
 
     def _judge_whole(self, values: Column, aads: AadPair) -> Judged | None:
         """A column that is wholly under one source and opens; None for any other."""
