@@ -8,25 +8,25 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import anyio
 
 from rewrap.audit.auditor import Auditor, Delivery
 from rewrap.audit.record import Listener
 from rewrap.control import Answer, cancel, let_go, pause, to_go_on_with, tune
+from rewrap.engine import quiescence
 from rewrap.engine.compile import Rotation
 from rewrap.engine.conductor import Conductor, Examined
 from rewrap.engine.dryrun import dry_run
 from rewrap.engine.options import RunOptions
 from rewrap.engine.pipeline import StopFlag
-from rewrap.errors import KeyAccessError, LedgerError, UsageError
+from rewrap.errors import LedgerError, UsageError
 from rewrap.events import Event, Notice, RunEnded
 from rewrap.forecast import Server, TableShape
 from rewrap.interfaces import Sink, Store
 from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
-from rewrap.keys.open import open_keyring
 from rewrap.learned import Learned, Quota
 from rewrap.ledgers.control import ControlRecord
 from rewrap.ledgers.naming import of_table
@@ -36,10 +36,18 @@ from rewrap.ledgers.sql import ExceptionRecord, Ledger, RunRecord, TableProgress
 from rewrap.model import RunState, Table
 from rewrap.plan import Plan, quotas_of
 from rewrap.plan import plan as _plan
-from rewrap.probes.ask import ask
+from rewrap.probed import probed
 from rewrap.queries import queries_of
 from rewrap.remaining import Left, left_of
-from rewrap.rotations import close_all, rotation_of, with_deks
+from rewrap.rotations import (
+    close_all,
+    keys_to_verify,
+    label_notices,
+    notices_of,
+    rotation_of,
+    version_to_verify,
+    with_deks,
+)
 from rewrap.stores.cosmos.store import CosmosContainers
 from rewrap.stores.fleet import FleetStore
 from rewrap.stores.open import Stores
@@ -78,8 +86,12 @@ async def run(
     options, stop = options or RunOptions(), stop or StopFlag()
 
     async def work(sink: Sink) -> RunEnded:
+        if not dry:
+            quiescence.require(job, options.quiesced)
         rotation = await rotation_of(job, from_versions, to_version, environ)
         try:
+            for notice in notices_of(rotation):
+                sink(notice)
             return await _rotated(rotation, environ, sink, stop, options, dry=dry)
         finally:
             await rotation.keyring.close()
@@ -91,7 +103,7 @@ async def run(
         listener = Listener(
             job.name, job.digest, asked, to_version, compromised=options.compromised, sink=sink
         )
-        ended = await Auditor(job, environ).audited(listener, work, lambda: stop.requested)
+        ended = await Auditor(job, environ, note=options.note).audited(listener, work, lambda: stop.requested)
     sink(ended)
     return ended
 
@@ -121,7 +133,7 @@ async def _rotated(
         if dry:
             return await dry_run(rotation, store, sink, stop, options, lambda: _checked(stores, store))
         ended = await _run(rotation, stores, store, sink, stop, options)
-        return await _probed(rotation.job, ended, sink, environ)
+        return await probed(rotation.job, ended, sink, environ)
     finally:
         await close_all(store, *rotation.deks.values())
 
@@ -136,27 +148,6 @@ async def _checked(stores: Stores, store: Store) -> None:
         finally:
             with anyio.CancelScope(shield=True):
                 await census.close()
-
-
-async def _probed(job: Job, ended: RunEnded, sink: Sink, environ: Mapping[str, str]) -> RunEnded:
-    """The end of a run that finished, once the job's probes were asked: what fails, values remain or not, is
-    for the operator to see before anybody retires a key."""
-    if not job.probe or ended.exit_code not in (0, 3):
-        return ended
-    asked = Stores(job, environ).asked
-    failed = [answer for answer in await ask(job.probe, asked, job.folder) if not answer.passed]
-    for answer in failed:
-        sink(
-            Notice(
-                level="warning",
-                message=f'probe "{answer.name}" fails after the run: {answer.said}',
-                hint="see whether the application can read; both keys still open what they opened before",
-            )
-        )
-    if not failed:
-        return ended
-    reasons = [f'probe "{answer.name}" fails: {answer.said}' for answer in failed]
-    return replace(ended, exit_code=3, reasons=[*ended.reasons, *reasons])
 
 
 async def _run(
@@ -233,45 +224,18 @@ async def verify(
     `to_version` defaults to the last run's. Only the new key must be at hand; others help to tell unmarked
     values from plaintext.
     """
-    to_version = await _target_version(job, to_version, environ)
+    to_version, labels = await version_to_verify(job, to_version, environ)
+    for notice in label_notices(labels):
+        sink(notice)
     latest = await latest_run(job, environ)
     left = latest.from_versions if latest and latest.to_version == to_version else ()
-    keyring = await _keys_to_verify(job, to_version, left, environ)
+    keyring = await keys_to_verify(job, to_version, left, environ)
     job = job.with_versions(keyring.known)
     try:
         async with opened_ledger(job, environ, create=False) as ledger:
             return await _verified(job, keyring, to_version, ledger, sink, environ, deep=deep, fence=fence)
     finally:
         await keyring.close()
-
-
-async def _keys_to_verify(
-    job: Job, to_version: str, left: Sequence[str], environ: Mapping[str, str]
-) -> Keyring:
-    """The new key, and those that values may have come from: whatever there is, if no ledger tells."""
-    try:
-        return await open_keyring(job, [to_version], environ, wanted=left or None)
-    except KeyAccessError as exc:
-        if left or exc.code != "key-not-permitted":
-            raise
-    # what may not be listed cannot be looked at: verify says so where it matters
-    return await open_keyring(job, [to_version], environ, wanted=[])
-
-
-async def _target_version(job: Job, version: str | None, environ: Mapping[str, str]) -> str:
-    """The version named, or else the last run's; refuses one that the job does not have."""
-    if version is None:
-        latest = await latest_run(job, environ)
-        if latest is None:
-            raise UsageError(f'job "{job.name}" has no run to verify', hint="name the version: --to v2")
-        version = latest.to_version
-    # what versions a vault has, only the vault can say
-    if version not in job.versions and not job.keys.provided:
-        raise UsageError(
-            f'job "{job.name}" has no key version "{version}"',
-            hint=f"versions in the job are {', '.join(job.versions)}",
-        )
-    return version
 
 
 async def plan(
@@ -322,7 +286,7 @@ async def queries(
 
     Defaults as `verify`.
     """
-    to_version = await _target_version(job, to_version, environ)
+    to_version, _ = await version_to_verify(job, to_version, environ)
     if job.keys.provided:
         latest = await latest_run(job, environ)
         job = job.with_versions((to_version, *(latest.from_versions if latest else ())))
@@ -405,11 +369,13 @@ async def retry(
     job: Job,
     entries: Sequence[ExceptionRecord],
     *,
+    quiesced: bool = False,
     sink: Sink = ignore,
     stop: StopFlag | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> RunEnded:
     """Tries these values again, in one more sweep of the newest run, and verifies."""
+    quiescence.require(job, quiesced)
     await _mark(job, entries, "retry", "", environ)
     latest = await latest_run(job, environ)
     assert latest is not None
@@ -417,7 +383,7 @@ async def retry(
         job,
         from_versions=",".join(latest.from_versions),
         to_version=latest.to_version,
-        options=RunOptions(sweeps_only=latest.state.finished),
+        options=RunOptions(sweeps_only=latest.state.finished, quiesced=quiesced),
         sink=sink,
         stop=stop,
         environ=environ,

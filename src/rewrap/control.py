@@ -157,8 +157,9 @@ async def cancel(
 ) -> Answer:
     """Ends the job's unfinished run for good, at the edge of the batch in hand; nothing is written back.
 
-    Where no process has it, its leases are taken and given back here. Raises LeaseHeld when one has it that
-    does not answer.
+    Where no process has it, its leases are taken and given back here. Answered and unfinished, the run goes
+    on: somebody asked for that before its process had read this. Raises LeaseHeld when one has it that does
+    not answer.
     """
     async with opened_ledger(job, environ, create=False) as ledger:
         latest = await ledger.latest() if ledger is not None else None
@@ -166,8 +167,13 @@ async def cancel(
             raise no_unfinished_run(job)
         number = await ledger.control.ask(CANCEL, operator(), latest.run_id)
         asker = _Asker("cancel", ledger, number, waiting)
-        answer = await asker.answer(lambda found: found.run is not None and found.run.state.finished)
-        if answer.run is not None and answer.run.state.finished:
+
+        def overruled(found: Answer) -> bool:
+            return found.control.state != CANCEL and found.control.seen == found.control.number > number
+
+        answer = await asker.answer(overruled)
+        goes_on = answer.answered and answer.control.state != CANCEL
+        if answer.run is not None and (answer.run.state.finished or (answer.run.state.live and goes_on)):
             return answer
         await _audited(job, latest, environ, sink, lambda: _take_and_end(job, latest, ledger, environ))
         await ledger.control.forget()

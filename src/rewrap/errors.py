@@ -16,8 +16,10 @@
     │   └── FenceError          exit 3   the fence cannot be added while old values remain
     ├── KeyAccessError          exit 10  a key is missing or cannot be read
     │   └── KeyRefused          exit 10  a key was read, and does not open what it must open
+    ├── GateClosed              exit 3   a new key version would strand values, or there is one already
     ├── LeaseHeld               exit 11  another run works on the same table
     │   └── LeaseLost           exit 11  another run took this one's place
+    ├── NotQuiesced             exit 1   somebody writes where nobody was to write
     ├── AccountingError         exit 1   the classes do not add up: nothing may be concluded
     └── ResealMismatch          exit 1   a new value did not open to the same plaintext
 
@@ -109,12 +111,20 @@ class KeyRefused(KeyAccessError):
     pass
 
 
+class GateClosed(RewrapError):
+    exit_code = 3
+
+
 class LeaseHeld(RewrapError):
     exit_code = 11
 
 
 class LeaseLost(LeaseHeld):
     pass
+
+
+class NotQuiesced(RewrapError):
+    """A table that was acknowledged as quiesced is not: whoever writes it may not read what was rewritten."""
 
 
 class AccountingError(RewrapError):

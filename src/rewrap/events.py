@@ -25,7 +25,11 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted(Event):
-    """A run begins, or goes on. `fingerprints` are of the keys by version; `targets` the tables."""
+    """A run begins, or goes on. `fingerprints` are of the keys by version; `targets` the tables.
+
+    `text_fingerprints` are of the texts that keys are kept as, `quiesced` the tables that nobody else is said
+    to work in.
+    """
 
     type: ClassVar[str] = "run_started"
     run_id: str
@@ -36,6 +40,8 @@ class RunStarted(Event):
     fingerprints: dict[str, str]
     resumed: bool
     dry_run: bool
+    text_fingerprints: dict[str, str] = field(default_factory=dict)
+    quiesced: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,3 +299,41 @@ class Discovered(Event):
     doubtful: int
     skipped: int
     written: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyListed(Event):
+    """A key version, as its keeper tells of it; `fingerprint` is None where the key cannot be had.
+
+    `holds` says of the stored values what share is under it, as the newest run left them: all, some or none,
+    None where no run tells; `values` how many, if they were counted. `permissions` have `verb`, `permission`
+    and `allowed`, None for what only doing it would tell.
+    """
+
+    type: ClassVar[str] = "key_listed"
+    version: str
+    current: bool | None
+    labels: list[str]
+    usable: bool
+    state: str
+    created: str | None
+    fingerprint: str | None
+    fingerprint_of: str
+    permissions: list[dict[str, Any]]
+    holds: str | None
+    values: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeysListed(Event):
+    """The end of a list of key versions; `run_id` and `run_state` are of the newest run, if there was one."""
+
+    type: ClassVar[str] = "keys_listed"
+    job: str
+    provider: str
+    versions: int
+    usable: int
+    run_id: str | None
+    run_state: str | None
+    run_at: str | None
+    counted: bool

@@ -31,6 +31,7 @@ class LayoutSection(Section):
     kdf: dict[str, str | int] | None = None
     plaintext: Text | None = None
     framing: Text | None = None
+    foreign: Text | None = None
 
 
 class IndexKind(Section):

@@ -321,6 +321,23 @@ class Monitored(Protocol):
     def monitor(self, tables: Sequence[Table]) -> Monitor: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Bystanders:
+    """Who else is in a database, in words: `writing` to some tables, or with `sessions` of whatever kind."""
+
+    writing: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Attended(Protocol):
+    """A store that can say who else is there."""
+
+    async def bystanders(self, tables: Sequence[Table]) -> Bystanders:
+        """Everybody but rewrap itself. `writing` are open transactions that wrote one of the tables."""
+        ...
+
+
 class Guard(Protocol):
     """The lock and the checkpoints of a run, kept in the store itself."""
 

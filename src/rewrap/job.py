@@ -226,6 +226,11 @@ class Job(Section):
         return witnessed(self.targets, self.untouched, self.stores)
 
     @property
+    def quiesced(self) -> list[str]:
+        """The tables whose readers know one key only."""
+        return [target.table for target in self.targets if target.quiesced]
+
+    @property
     def keyed(self) -> list[FieldSection]:
         """The fields that the job's keys themselves seal: those of targets, or their DEKs' in records."""
         own = [entry for target in self.targets if target.dek is None for entry in target.fields]
@@ -335,7 +340,7 @@ class Job(Section):
                 self._check_layouts(f"targets[{at}].fields[{place}]", target, entry)
                 self._check_forms(at, target, place, entry)
         refused = refused_untouched(self.targets, self.untouched, self.stores) or refused_shared(
-            self.pace.shared, self.stores, remote=self.keys.provided
+            self.pace.shared, self.stores, remote=self.keys.called
         )
         if refused is not None:
             raise self._error(*refused)

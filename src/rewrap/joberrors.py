@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from rewrap.audit.section import AuditSection
+from rewrap.audit.section import AuditSection, RowSection
 from rewrap.envelopes import DekSection, ReferenceSection
 from rewrap.errors import JobError
 from rewrap.formats import IndexKind, LayoutSection
@@ -86,6 +86,8 @@ def _allowed_hint(loc: tuple[int | str, ...], job: type[BaseModel]) -> str:
         model = _PROVIDERS.get(str(loc[1]), model)
     if loc[:2] == ("pace", "shared"):
         model = SharedSection
+    if loc[:2] == ("audit", "rows"):
+        model = RowSection
     if len(loc) > 3 and loc[0] == "targets":
         model = FieldSection
     if len(loc) > 3 and loc[0] == "deks":

@@ -58,6 +58,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "max_calls_per_s": "Calls to the vault a second at most; without it, the service's limit.",
         "in_flight": "Calls to the vault under way at once.",
         "patience_s": "Seconds that the vault may throttle or not answer.",
+        "recheck_s": "Seconds between two looks, during a run, at whether its keys are still there.",
         "reopen": "The share of new values that the vault opens again before they are written.",
     },
     "AwsSecret": {
@@ -81,6 +82,11 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "path": "A file for each version, with `{version}` in its path; or a JSON file of all versions.",
         "field": "The member of a JSON object in each that holds the key.",
         "encoding": "How keys are written there.",
+        "labels": "Where files are named by what they are for: each one's key and version, by its name.",
+    },
+    "FileLabel": {
+        "key": "The file with the key.",
+        "version": "The file with the key's version, or `env:NAME`.",
     },
     "Pkcs11": {
         "module": "The path of the token's PKCS#11 library.",
@@ -125,6 +131,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "nonce_bytes": "The length of the nonce, where it is not the cipher's usual one.",
         "kdf": "How the key is derived from the secret.",
         "framing": "A format that is more than a marker and a payload: JWE, a JSON document, and the like.",
+        "foreign": "What other values have before the version: `a[0-9]+[.]k`. Counted, never touched.",
         "plaintext": "What plaintexts look like: required for ciphers that cannot tell a wrong key.",
     },
     "TargetSection": {
@@ -135,6 +142,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "store": "The store's name, where the job has more than one.",
         "unmarked": "What becomes of values without a marker that open under a known key.",
         "acknowledge": "Hazards that were looked into and are harmless.",
+        "quiesced": "Its readers know one key only: a run wants --acknowledge-quiesced.",
         "untouched": "What of it must stay as it is: columns and paths, or `*` for every other column.",
         "dek": "The `[deks.NAME]` with the records of the DEKs that the values are under.",
         "plaintext": "What becomes of plaintext in a target with a dek.",
@@ -255,6 +263,11 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "secret": "`env:NAME` or `file:PATH`: what records are signed with.",
         "timeout_s": "Seconds that one attempt to deliver may take.",
         "attempts": "How often a delivery is tried.",
+        "rows": "Tables in Markdown that get a row for each rotation that completed.",
+    },
+    "RowSection": {
+        "file": "The table's file; a relative path starts at the job file.",
+        "columns": "Its columns in order: each a text with `{date}`, `{to_version}` and the like.",
     },
 }
 """By section and field: one sentence. A field without one is shown by its name alone."""

@@ -11,12 +11,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints
 
+from rewrap.crypto.aad import AadTemplate
 from rewrap.crypto.layout import Layout
 from rewrap.targets import Section
 
 _REFERENCE = re.compile(r"(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)")
 
+_KMS_KEY = re.compile(
+    r"(arn:[a-z0-9-]+:kms:[a-z0-9-]+:[0-9]{12}:)?alias/[A-Za-z0-9/_-]+"
+    r"|(arn:[a-z0-9-]+:kms:[a-z0-9-]+:[0-9]{12}:key/)?(mrk-[0-9a-f-]{32,36}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})"
+)
+"""How KMS names a key: an alias or an id, as such or in an ARN."""
+
 Text = Annotated[str, StringConstraints(max_length=200)]
+
+MaybeText = Annotated[Text | None, BeforeValidator(lambda value: None if value == "" else value)]
+"""An empty text is none, so that a variable may leave it open: `"${AWS_PROFILE:-}"`."""
 
 Encoding = Literal["hex", "base64", "raw", "utf8", "pem"]
 
@@ -52,11 +62,11 @@ class AwsSecret(Section):
     secret: Text = ""
     field: Text | None = None
     encoding: Encoding = "utf8"
-    region: Text | None = None
-    endpoint: Text | None = None
-    profile: Text | None = None
-    role: Text | None = None
-    fallback_role: Text | None = None
+    region: MaybeText = None
+    endpoint: MaybeText = None
+    profile: MaybeText = None
+    role: MaybeText = None
+    fallback_role: MaybeText = None
 
     def refused(self) -> Refusal | None:
         if not self.secret:
@@ -77,24 +87,54 @@ class AwsKms(Section):
     role: Text | None = None
 
     def refused(self) -> Refusal | None:
+        for version, key in self.keys.items():
+            if not _KMS_KEY.fullmatch(key):
+                hint = "it is a key's id, its ARN, or an alias: alias/orders-2026"
+                return f"keys.{version}", "names no key", hint
         return None
+
+    def key_of(self, version: str) -> str | None:
+        """What names a version's key to KMS; None where nothing does, or only an alias of no version."""
+        if version in self.keys:
+            return self.keys[version]
+        # an alias may move: it is no version, and has to be given a name
+        return version if _KMS_KEY.fullmatch(version) and "alias/" not in version else None
+
+
+class FileLabel(Section):
+    """`[keys.files.labels.NAME]`: a file whose name says what its key is for, and not which version it is."""
+
+    key: Text
+    version: Text
 
 
 class KeyFiles(Section):
     """`[keys.files]`: files that External Secrets or a CSI driver mounts.
 
-    `path` has `{version}` in it, one file for each; or it is one JSON object of all versions. `field` is the
-    member of a JSON object in each that holds the key.
+    `path` has `{version}` in it, one file for each; or it is one JSON object of all versions. Where files are
+    named by their role (`current`, `previous`), `labels` says where each one's key and version are. `field`
+    is the member of a JSON object in each that holds the key.
     """
 
     path: Text = ""
     field: Text | None = None
     encoding: Encoding = "hex"
+    labels: dict[str, FileLabel] = Field(default_factory=dict)
 
     def refused(self) -> Refusal | None:
+        if self.labels:
+            if self.path:
+                return "path", "and labels do not go together", "leave out the one that is not mounted"
+            return None
         if not self.path:
             return "path", "is missing", 'write path = "/run/keys/{version}", or a JSON file of all versions'
+        if self.path.count(VERSION) > 1:
+            return "path", f"has {VERSION} in it more than once", "one part of the path names the version"
         return None
+
+
+VERSION = "{version}"
+"""Stands for a version in a path."""
 
 
 class Pkcs11(Section):
@@ -149,6 +189,8 @@ CIPHERS = {
 }
 """The ciphers of keys that stay where they are, by who keeps them. Of all others the bytes come here."""
 
+_LISTING = {"azure-key-vault": "keys/list", "aws-secrets-manager": "secretsmanager:ListSecretVersionIds"}
+
 _ELSEWHERE_ONLY = {"aws-kms", "vault-transit"}
 """Ciphers that nobody but a keeper has."""
 
@@ -167,7 +209,8 @@ class Keys(Section):
 
     `local` names its versions here. In `azure-key-vault` they are those of the key `name` in `vault`; every
     other provider has a table of its own. `max_calls_per_s`, `in_flight` and `patience_s` are how hard a
-    service is asked, `reopen` the share of new values that it opens again before they are written.
+    service is asked, `reopen` the share of new values that it opens again before they are written. Keys whose
+    bytes came from a provider are looked at again every `recheck_s` seconds of a run.
     """
 
     provider: Annotated[Provider, BeforeValidator(_provider)] = "local"
@@ -183,11 +226,17 @@ class Keys(Section):
     in_flight: Annotated[int, Field(ge=1, le=256)] = 16
     patience_s: Annotated[float, Field(ge=1, le=3_600)] = 300.0
     reopen: Annotated[float, Field(gt=0, le=1)] = 1.0
+    recheck_s: Annotated[float, Field(ge=0.1, le=3_600)] = 30.0
 
     @property
     def provided(self) -> bool:
         """Whether the versions are those of a provider, and not named in the job file."""
         return self.provider != "local"
+
+    @property
+    def called(self) -> bool:
+        """Whether they are in a service that takes calls."""
+        return self.provider not in ("local", "files")
 
     @property
     def remote(self) -> bool:
@@ -198,6 +247,11 @@ class Keys(Section):
     def wraps_remotely(self) -> bool:
         """Whether wrapping takes a call too, since there is no public half to do it with here."""
         return self.remote and self.provider != "azure-key-vault"
+
+    @property
+    def listing(self) -> str:
+        """The permission that it takes to list versions, as the provider calls it."""
+        return _LISTING.get(self.provider, "the right to list versions")
 
     @property
     def section(self) -> AwsSecret | AwsKms | KeyFiles | Pkcs11 | Transit | None:
@@ -251,13 +305,22 @@ class Keys(Section):
         return None
 
 
-_HOW_TO_ASK = {"region", "endpoint", "profile", "role", "fallback_role", "pin", "token", "module", "address"}
-"""Fields that say how a keeper is reached, and may change in the middle of a rotation."""
+_HOW_TO_ASK = {
+    "region", "endpoint", "profile", "role", "fallback_role", "pin", "token", "module", "address", "keys",
+}  # fmt: skip
+"""Fields that say how a keeper is reached, and may change in the middle of a rotation.
+
+So may `keys`, which may get further versions; that a version is still the same key, its commitment shows."""
 
 
 def refused_cipher(keys: Keys, layout: Layout, first: str) -> tuple[str, str] | None:
     """Why a layout cannot be used with these keys, and what to do; `first` is the job's first cipher."""
     cipher = layout.cipher.name
+    if cipher == "aws-kms" and isinstance(layout.aad, AadTemplate):
+        return (
+            f'layout "{layout.name}" is bound to a text, and KMS binds to an object of texts',
+            'write aad = { tenant = "{tenant_id}" }: its members are those of the encryption context',
+        )
     if not keys.remote:
         if cipher in _ELSEWHERE_ONLY:
             return f'layout "{layout.name}" is under {cipher}', f'it takes keys.provider = "{cipher}"'

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from rewrap.derived import Derivation, derivations
+from rewrap.engine import quiescence
 from rewrap.engine.compile import Rotation
 from rewrap.engine.proof import SAMPLE_VALUES
 from rewrap.engine.rehearsal import REHEARSED_ROWS
@@ -96,7 +97,7 @@ async def plan(
     `learned` is what earlier runs of the job have measured; `bounds_of` tells what a table's store keeps to.
     """
     tables = await store.tables()
-    notices = list(store.notices)
+    notices = [*store.notices, *quiescence.needed(rotation.job)]
     for table in tables:
         await store.refuse_fenced(table, rotation.target_markers(table))
         if table.estimated_rows == 0:

@@ -11,13 +11,14 @@ from typing import Any
 from rewrap.check import Check, Findings, check_keys, check_writes, report_probes, try_remote
 from rewrap.deks import DekStore
 from rewrap.discover import Discovery, discover
+from rewrap.engine import quiescence
 from rewrap.engine.compile import Rotation
 from rewrap.errors import KeyAccessError, LedgerError, SchemaMismatch, StoreError, UnsafeTarget, UsageError
 from rewrap.interfaces import Row, SwapBatch
 from rewrap.job import Job, split_versions
 from rewrap.keys.keyring import Keyring
 from rewrap.keys.local import load_key
-from rewrap.keys.open import open_keyring
+from rewrap.keys.open import open_keyring, versions_of
 from rewrap.ledgers.buckets import of_one_job
 from rewrap.ledgers.opened import opened_ledger
 from rewrap.ledgers.place import LEDGER_VARIABLE, ledger_path
@@ -74,12 +75,18 @@ async def check(
     rotation, keyring = await _keys(out, job, from_versions, to_version, environ)
     shown = {key.version: key.fingerprint for key in keyring}
     if keyring.unlisted:
+        # nobody lists the keys of an account: which of them are the job's, only the job can say
+        named = job.keys.provider == "aws-kms"
+        who = "the job does not name" if named else "this identity may not list"
+        mend = "name them in keys.aws-kms.keys" if named else f"grant it {job.keys.listing}"
         out.add(
             "warning", "key-no-list", "keys",
-            "this identity may not list the versions that there are: without a ledger, verify cannot tell "
-            "what else values may be under",
-            "grant it keys/list; or keep the ledger, and verify where it is",
+            f"{who} the versions that there are: without a ledger, verify cannot tell what else values may "
+            "be under",
+            f"{mend}; or keep the ledger, and verify where it is",
         )  # fmt: skip
+    if rotation is not None:
+        _say_of_keys(out, rotation)
     deks = Stores(job, environ).deks()
     try:
         # where a vault refuses a key, stored values could say nothing more of it
@@ -89,6 +96,11 @@ async def check(
         for name, mine in stores.jobs.items():
             look = _check_postgres if name in stores.postgres else _check_cosmos
             await look(out, mine, rotation, known, environ, deks)
+        for said in quiescence.needed(job):
+            out.add(
+                "warning", "quiesced", quiescence.tables_said(job.quiesced), said,
+                "stop the application before the run, and start it with the new key once it is complete",
+            )  # fmt: skip
         await _check_references(out, stores)
         await _check_budgets(out, job, environ)
         report_probes(out, await ask(job.probe, stores.asked, job.folder))
@@ -207,17 +219,14 @@ async def _keys(
     """The rotation asked for, if its keys are at hand; each key that is not becomes a finding."""
     if from_versions is not None and to_version is not None:
         wanted = [] if from_versions == "any" else [*split_versions(from_versions), to_version]
-        if wanted:
-            # what the command line gets wrong is no finding
-            job.with_versions(wanted if job.keys.provided else ()).resolve_from(from_versions, to_version)
         try:
-            rotation = await rotation_of(job, from_versions, to_version, environ)
-            return rotation, rotation.keyring
-        except UsageError as exc:
-            out.refused(exc, "same-key", f"key {to_version}")
+            rotation = await _rotation(out, job, from_versions, to_version, environ)
         except KeyAccessError as exc:
             if not await _missing(out, job, wanted, environ):
                 out.refused(exc, exc.code, "keys")
+        else:
+            if rotation is not None:
+                return rotation, rotation.keyring
     try:
         keyring = await open_keyring(job, [], environ, wanted=[])
     except KeyAccessError as exc:
@@ -235,12 +244,42 @@ async def _keys(
     return None, keyring
 
 
+async def _rotation(
+    out: Findings, job: Job, from_versions: str, to_version: str, environ: Mapping[str, str]
+) -> Rotation | None:
+    """The rotation asked for, once labels are versions; None where its keys are one and the same."""
+    every = from_versions == "any"
+    named = [] if every else split_versions(from_versions)
+    labels = await versions_of(job, [*named, to_version], environ)
+    versions, target = [labels.get(name, name) for name in named], labels.get(to_version, to_version)
+    if not every:
+        # what the command line gets wrong is no finding
+        known = job.with_versions((*versions, target)) if job.keys.provided else job
+        known.resolve_from(",".join(versions), target)
+    try:
+        rotation = await rotation_of(job, "any" if every else ",".join(versions), target, environ)
+    except UsageError as exc:
+        out.refused(exc, "same-key", f"key {target}")
+        return None
+    return replace(rotation, labels=labels)
+
+
+def _say_of_keys(out: Findings, rotation: Rotation) -> None:
+    """What labels were taken for, and what there is to say of the keys as they were found."""
+    for label, version in rotation.labels.items():
+        out.add("info", "label", f"key {version}", f'is what the label "{label}" stands for now')
+    for version in (*rotation.from_versions, rotation.to_version):
+        for doubt in rotation.keyring.doubts.get(version, ()):
+            out.add(doubt.severity, doubt.code, f"key {version}", doubt.reason, doubt.hint)
+
+
 async def _missing(out: Findings, job: Job, wanted: Sequence[str], environ: Mapping[str, str]) -> bool:
     """Says of each version that is not at hand why; whether there is one."""
     missing = False
     for version in wanted:
         try:
-            await (await open_keyring(job, [version], environ, wanted=[])).close()
+            named = (await versions_of(job, [version], environ)).get(version, version)
+            await (await open_keyring(job, [named], environ, wanted=[])).close()
         except KeyAccessError as exc:
             out.refused(exc, exc.code, f"key {version}")
             missing = True

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from rewrap.engine.compile import Rotation
-from rewrap.errors import KeyAccessError
+from rewrap.errors import KeyAccessError, UsageError
+from rewrap.events import Notice
 from rewrap.job import Job, split_versions
-from rewrap.keys.open import open_keyring, open_local
+from rewrap.keys.keyring import Keyring
+from rewrap.keys.open import open_keyring, open_local, versions_of
 from rewrap.ledgers.opened import latest_run
 from rewrap.stores.open import Stores
 
@@ -52,6 +54,15 @@ async def _provided_rotation(
 ) -> Rotation:
     every = from_versions == "any"
     named = [] if every else split_versions(from_versions)
+    # once, and before anything else: a label that moves from now on changes nothing
+    labels = await versions_of(job, [*named, to_version], environ)
+    named, to_version = [labels.get(name, name) for name in named], labels.get(to_version, to_version)
+    if labels and to_version in named:
+        raise UsageError(
+            f"--from and --to both stand for version {to_version}: "
+            + ", ".join(label for label, version in labels.items() if version == to_version),
+            hint="--from is the version that values leave; rewrap keys list shows where labels point",
+        )
     latest = await latest_run(job, environ)
     keyring = await open_keyring(job, [*named, to_version], environ, wanted=None if every else [])
     try:
@@ -68,7 +79,60 @@ async def _provided_rotation(
     except BaseException:
         await keyring.close()
         raise
-    return Rotation(job, keyring, versions, to_version)
+    return Rotation(job, keyring, versions, to_version, labels=labels)
+
+
+def notices_of(rotation: Rotation) -> list[Notice]:
+    """What there is to say of a rotation's versions before it begins."""
+    versions = (*rotation.from_versions, rotation.to_version)
+    doubts = [(version, doubt) for version in versions for doubt in rotation.keyring.doubts.get(version, ())]
+    return label_notices(rotation.labels) + [
+        Notice(level=doubt.severity, message=f"key {version} {doubt.reason}", hint=doubt.hint)
+        for version, doubt in doubts
+    ]
+
+
+def label_notices(labels: Mapping[str, str]) -> list[Notice]:
+    """What labels were taken for."""
+    return [
+        Notice(level="info", message=f'label "{label}" is taken for version {version}')
+        for label, version in labels.items()
+    ]
+
+
+async def version_to_verify(
+    job: Job, version: str | None, environ: Mapping[str, str]
+) -> tuple[str, Mapping[str, str]]:
+    """The version named, or else the last run's, and what labels were taken for.
+
+    Raises UsageError for one that the job does not have.
+    """
+    if version is None:
+        latest = await latest_run(job, environ)
+        if latest is None:
+            raise UsageError(f'job "{job.name}" has no run to verify', hint="name the version: --to v2")
+        version = latest.to_version
+    # what versions a vault has, only the vault can say
+    if version not in job.versions and not job.keys.provided:
+        raise UsageError(
+            f'job "{job.name}" has no key version "{version}"',
+            hint=f"versions in the job are {', '.join(job.versions)}",
+        )
+    labels = await versions_of(job, [version], environ)
+    return labels.get(version, version), labels
+
+
+async def keys_to_verify(
+    job: Job, to_version: str, left: Sequence[str], environ: Mapping[str, str]
+) -> Keyring:
+    """The new key, and those that values may have come from: whatever there is, if no ledger tells."""
+    try:
+        return await open_keyring(job, [to_version], environ, wanted=left or None)
+    except KeyAccessError as exc:
+        if left or exc.code != "key-not-permitted":
+            raise
+    # what may not be listed cannot be looked at: verify says so where it matters
+    return await open_keyring(job, [to_version], environ, wanted=[])
 
 
 def _nothing_at_hand(job: Job, to_version: str, what_to_do: str) -> KeyAccessError:

@@ -205,7 +205,8 @@ def table_named(told: Any) -> Any:
 class TargetSection(Section):
     """`[[targets]]`: one table of a Postgres store, or one container of a Cosmos store.
 
-    `table` is the name of either, however the file calls it.
+    `table` is the name of either, however the file calls it. `quiesced` says that whoever reads it knows one
+    key only, so that nobody may be at work there while it is rotated.
     """
 
     table: Name
@@ -217,6 +218,7 @@ class TargetSection(Section):
     dek: Name | None = None
     plaintext: Literal["count", "seal"] = "count"
     acknowledge: list[Literal["triggers"]] = []
+    quiesced: bool = False
     untouched: list[PlaceText] = []
 
     @model_validator(mode="before")
@@ -232,8 +234,9 @@ class TargetSection(Section):
     @property
     def identity(self) -> dict[str, Any]:
         """What of it is part of a job's identity."""
-        # what the operator has acknowledged changes no cursor, and may be needed to go on
-        told = self.model_dump(exclude={"acknowledge"}, exclude_defaults=True)
+        # what the operator has acknowledged changes no cursor, and may be needed to go on; nor does it matter
+        # to a cursor who else is at work
+        told = self.model_dump(exclude={"acknowledge", "quiesced"}, exclude_defaults=True)
         if told.get("key") == "id":
             # the default once, and left out then: an old file must not become another job
             del told["key"]

@@ -17,12 +17,12 @@ from pydantic import BaseModel
 
 from rewrap import errors, events
 from rewrap.audit.record import Listener
-from rewrap.audit.section import AuditSection
+from rewrap.audit.section import AuditSection, RowSection
 from rewrap.cli import app
 from rewrap.envelopes import DekSection, ReferenceSection
 from rewrap.formats import IndexKind, LayoutSection
 from rewrap.job import Job
-from rewrap.keysections import AwsKms, AwsSecret, KeyFiles, Keys, KeyVersion, Pkcs11, Transit
+from rewrap.keysections import AwsKms, AwsSecret, FileLabel, KeyFiles, Keys, KeyVersion, Pkcs11, Transit
 from rewrap.limits import Limits
 from rewrap.pace.section import Pace, SharedSection
 from rewrap.pace.thresholds import Health, LoadProbe
@@ -187,6 +187,7 @@ SECTIONS: dict[str, list[type[BaseModel]]] = {
     "`[keys.aws-secrets-manager]`": [AwsSecret],
     "`[keys.aws-kms]`": [AwsKms],
     "`[keys.files]`": [KeyFiles],
+    "`[keys.files.labels.NAME]`": [FileLabel],
     "`[keys.pkcs11]`": [Pkcs11],
     "`[keys.vault-transit]`": [Transit],
     "`[layouts.NAME]`": [LayoutSection],
@@ -201,6 +202,7 @@ SECTIONS: dict[str, list[type[BaseModel]]] = {
     "`[limits]`": [Limits],
     "`[[probe]]`": [ProbeSection],
     "`[audit]`": [AuditSection],
+    "`[[audit.rows]]`": [RowSection],
 }
 
 
@@ -216,7 +218,7 @@ def test_job_page_has_every_field_with_its_default(heading: str) -> None:
         default = documented[name][2].strip("`")
         if default == "required" and heading.startswith("`[keys."):
             # required of the provider in use alone, and checked when that is known
-            assert field.default in ("", None), name
+            assert field.is_required() or field.default in ("", None), name
         elif field.is_required() or heading == "`[layouts.NAME]`":
             assert default in ("required", "none"), name
         elif default not in ("none", "see below"):

@@ -733,7 +733,7 @@ def test_nothing_is_sent_once_the_lease_is_lost(notes: CosmosDatabase, cosmos_pr
                 raise LeaseLost("another run took over")
             held()
 
-        run.guard.still_held = lose  # type: ignore[method-assign]
+        run.guard.still_held = lose  # type: ignore[method-assign]  # stands in for a lease lost
         with pytest.raises(LeaseLost):
             await run.swap(batch)
 

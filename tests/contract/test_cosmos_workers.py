@@ -227,7 +227,7 @@ def test_nothing_is_handed_over_once_the_lease_is_lost(
                 raise LeaseLost("another run took over")
             held()
 
-        run.guard.still_held = lose  # type: ignore[method-assign]
+        run.guard.still_held = lose  # type: ignore[method-assign]  # stands in for a lease lost
         with pytest.raises(LeaseLost):
             await run.swap(batch)
 

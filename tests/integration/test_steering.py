@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -365,8 +366,42 @@ def test_two_operators_at_once(notes: Workbench) -> None:
                 assert ended(running)[0] == 5
                 return
         # resume was the later one
-        assert "cancel" in err
+        assert "goes on" in err
         assert status(notes)["run"]["state"] == "running"
+
+
+def test_a_cancel_that_was_overruled_says_so(notes: Workbench) -> None:
+    """Resumed before the process had read of it: the run goes on, and whoever cancelled it is told."""
+    with notes.started(*RUN) as running:
+        at_work(notes)
+        running.send_signal(signal.SIGSTOP)
+        try:
+            with notes.started("cancel") as cancelling:
+                wait_for(lambda: read(notes, "rewrap_control")["state"] == "cancel", 60)
+                with closing(sqlite3.connect(notes.ledger, timeout=30)) as ledger, ledger:
+                    ledger.execute("UPDATE rewrap_control SET state = 'run', number = number + 1")
+                running.send_signal(signal.SIGCONT)
+                code, _, err = ended(cancelling)
+        finally:
+            running.send_signal(signal.SIGCONT)
+        assert (code, "goes on" in err) == (1, True)
+        assert status(notes)["run"]["state"] == "running"
+
+
+def test_what_was_cancelled_ends_whatever_is_asked_later(notes: Workbench) -> None:
+    """A process that has read of it takes nothing else up: nobody is told that the run goes on."""
+    with notes.started(*RUN) as running:
+        at_work(notes)
+        with notes.started("cancel") as cancelling:
+            with closing(sqlite3.connect(notes.ledger, timeout=30)) as ledger:
+                while running.poll() is None:
+                    with ledger:
+                        ledger.execute(
+                            "UPDATE rewrap_control SET state = 'run', number = number + 1"
+                            " WHERE state = 'cancel' AND seen = number"
+                        )
+            assert ended(cancelling)[0] == 0
+        assert ended(running)[0] == 5
 
 
 def test_a_pause_file_holds_the_run_while_it_is_there(bench: Workbench) -> None:

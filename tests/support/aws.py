@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import boto3
@@ -67,7 +68,8 @@ class AwsServer:
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self._port)],
+            [sys.executable, "-m", "tests.support.awsserver", "-H", "127.0.0.1", "-p", str(self._port)],
+            cwd=Path(__file__).parents[2],
             env={**os.environ, **self.environ},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

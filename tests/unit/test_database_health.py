@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -19,7 +20,8 @@ QUIET = Vitals(at=100.0, took_s=0.002, position=1_000 * MIB)
 def later(vitals: Vitals, seconds: float, mib: float, **changes: object) -> Vitals:
     """A look after some seconds, in which the server wrote some log."""
     position = (vitals.position or 0) + int(mib * MIB)
-    return replace(vitals, at=vitals.at + seconds, position=position, **changes)  # type: ignore[arg-type]
+    changed: Any = changes
+    return replace(vitals, at=vitals.at + seconds, position=position, **changed)
 
 
 def test_a_figure_leaves_less_and_less() -> None:

@@ -53,10 +53,11 @@ FLOORS = [
         "engine.proof",
     ],
     ["engine", "verify", "witness", "dekcount", "opening", "verdict", "report", "progresstable"],
-    ["rotations", "plan", "measure", "remaining", "queries", "check", "discover", "draft", "trial"],
+    ["rotations", "probed", "plan", "measure", "remaining", "queries", "check", "discover", "draft", "trial"],
     ["control"],
     ["api"],
-    ["preflight"],
+    ["preflight", "keylist", "gate"],
+    ["stages"],
     ["__init__", "__main__", "cli", "demo"],
 ]
 """From the ground up. A module may import from its own floor and from those below."""

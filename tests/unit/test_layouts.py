@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewrap.crypto.encodings import TEXT_ENCODINGS
-from rewrap.crypto.layout import Layout, LayoutError, Malformed, Unopenable, builtin_layouts
+from rewrap.crypto.layout import Layout, LayoutError, Malformed, Unopenable, builtin_layouts, compiled
 from rewrap.packed import PART
 
 KEY = bytes(range(32))
@@ -292,3 +292,39 @@ def test_identity_says_nothing_of_later_fields() -> None:
         "cipher_name='aes-256-gcm', aad=None)"
     )
     assert "order='nonce tag ciphertext'" in layout(order="nonce tag ciphertext").identity
+
+
+@pytest.mark.parametrize(
+    ("value", "version"),
+    [
+        ("a1.k0d1e-4f:AAAA", "0d1e-4f"),
+        ("a2.k0d1e-4f:AAAA", "a2.k0d1e-4f"),
+        ("a12.kX:AAAA", "a12.kX"),
+        ("a1.ka2.kX:AAAA", "a2.kX"),
+        ("a1.k0d1e 4f:AAAA", None),
+        ("0d1e:AAAA", None),
+        ("b1.kX:AAAA", None),
+        ("a1.kX", None),
+    ],
+)
+def test_another_algorithm_is_another_version_and_no_plaintext(value: str, version: str | None) -> None:
+    """What a foreign beginning stands before keeps it in its name: no job has such a version."""
+    layout = builtin_layouts()["two-axis-token"]
+    assert layout.version_of(value) == version
+    assert layout.prefix_of("X") == "a1.kX:"
+
+
+@pytest.mark.parametrize("foreign", ["", "a(b)", "a|b", "[a-", "x*", "a{2}"])
+def test_foreign_beginnings_that_are_no_plain_expression_are_refused(foreign: str) -> None:
+    """They are for Python and Postgres alike."""
+    declared = {
+        "marker": "a1.k{version}:",
+        "version": "[a-z]+",
+        "encoding": "base64",
+        "cipher": "aes-256-gcm",
+    }
+    if not foreign:
+        assert compiled("one", declared).version_of("a2.kx:AAAA") is None
+        return
+    with pytest.raises(LayoutError, match="foreign"):
+        compiled("one", {**declared, "foreign": foreign})

@@ -21,6 +21,7 @@ from rewrap.audit.journal import (
     waiting_folder,
 )
 from rewrap.audit.record import Listener
+from rewrap.audit.rotationlog import append_row
 from rewrap.audit.webhook import Webhook, signing_key
 from rewrap.errors import UsageError
 from rewrap.events import Notice, RunEnded
@@ -40,13 +41,20 @@ class Delivery:
 class Auditor:
     """The places that a job's records go to, found to be usable before anything else is done."""
 
-    def __init__(self, job: Job, environ: Mapping[str, str] = os.environ) -> None:
-        """Raises UsageError where a record could not be kept, or the webhook's secret is missing."""
+    def __init__(self, job: Job, environ: Mapping[str, str] = os.environ, *, note: str = "") -> None:
+        """Raises UsageError where a record could not be kept, or the webhook's secret is missing.
+
+        `note` is why the key is rotated, in the operator's words, for the rotation log.
+        """
         section = job.audit
         assert section is not None
         self._file: Path | None = None
         self.webhook: Webhook | None = None
         self._folder = waiting_folder(job.path, job.name)
+        self._note = note
+        self._rows = [(job.folder / os.path.expanduser(one.file), one) for one in section.rows]
+        for path, _ in self._rows:
+            require_appendable(path, "audit.rows.file")
         if section.file:
             self._file = job.folder / os.path.expanduser(section.file)
             require_appendable(self._file)
@@ -80,6 +88,8 @@ class Auditor:
                 sink(
                     _warning(f"audit file {self._file} cannot be written: {exc.strerror}", f"record: {line}")
                 )
+        if record["complete"]:
+            self._log(record, sink)
         if self.webhook is None:
             return
         try:
@@ -108,6 +118,19 @@ class Auditor:
                     "the rotation is not affected; the next run sends them, and so does rewrap audit send",
                 )
             )
+
+    def _log(self, record: dict[str, Any], sink: Sink) -> None:
+        """The row of a rotation that is complete, in every log that the job names."""
+        for path, section in self._rows:
+            try:
+                append_row(path, section, record, self._note)
+            except OSError as exc:
+                sink(
+                    _warning(
+                        f"rotation log {path} cannot be written: {exc.strerror}",
+                        "the rotation is not affected; the same run again writes its row",
+                    )
+                )
 
     async def deliver(self, *, attempts: int | None = None) -> Delivery:
         """Sends the records that wait, oldest first, each removed once it was taken."""

@@ -15,14 +15,14 @@ def waiting_folder(job_path: Path, job_name: str) -> Path:
     return job_path.parent / f"{job_name}.rewrap-audit-waiting"
 
 
-def require_appendable(path: Path) -> None:
+def require_appendable(path: Path, what: str = "audit.file") -> None:
     """Raises UsageError where no record could be appended. Leaves the file there, empty if it is new."""
     try:
-        os.close(_opened(path))
+        os.close(opened(path))
     except OSError as exc:
         raise UsageError(
             f"audit file {path} cannot be written: {exc.strerror}",
-            hint="correct audit.file, or make its folder; nothing was begun",
+            hint=f"correct {what}, or make its folder; nothing was begun",
         ) from None
 
 
@@ -43,7 +43,7 @@ def append(path: Path, line: str) -> None:
 
     One that a crash cut short keeps a line of its own.
     """
-    handle = _opened(path)
+    handle = opened(path)
     try:
         # several jobs may share a file
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -78,7 +78,8 @@ def waiting(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.json"))
 
 
-def _opened(path: Path) -> int:
+def opened(path: Path) -> int:
+    """A file to append to, made if it is new; OSError where nothing would be kept."""
     fresh = not path.exists()
     handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Annotated
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, field_validator, model_validator
 
 from rewrap.keysections import Reference
 from rewrap.targets import Section
@@ -43,6 +44,35 @@ def is_loopback(parts: SplitResult) -> bool:
         return False
 
 
+PLACES = frozenset(
+    {
+        "date", "timestamp", "operator", "job", "run_id", "targets", "from_versions", "to_version",
+        "from_fingerprints", "to_fingerprint", "reason", "resealed",
+    }
+)  # fmt: skip
+"""What a column of a rotation log may name."""
+
+
+class RowSection(Section):
+    """`[[audit.rows]]`: a table in Markdown that gets one row for each rotation that completed.
+
+    `columns` are its columns in their order, each with a text in which `{date}` and the like stand for what
+    the record says.
+    """
+
+    file: Annotated[Text, StringConstraints(min_length=1)]
+    columns: Annotated[dict[str, Text], Field(min_length=1, max_length=30)]
+
+    @field_validator("columns")
+    @classmethod
+    def _known(cls, columns: dict[str, str]) -> dict[str, str]:
+        for form in columns.values():
+            for name in re.findall(r"\{([^{}]*)\}?", form):
+                if name not in PLACES:
+                    raise ValueError(f"a column may name {', '.join(sorted(PLACES))}")
+        return columns
+
+
 class AuditSection(Section):
     """`[audit]`: where the record of every run goes. Not part of the job's identity: change it at any time.
 
@@ -52,11 +82,12 @@ class AuditSection(Section):
     file: Text = ""
     webhook: Annotated[Text, BeforeValidator(_checked), Field(repr=False)] = ""
     secret: Reference | None = None
+    rows: list[RowSection] = Field(default_factory=list)
     timeout_s: Annotated[float, Field(gt=0, le=60)] = 10.0
     attempts: Annotated[int, Field(ge=1, le=10)] = 4
 
     @model_validator(mode="after")
     def _goes_somewhere(self) -> AuditSection:
-        if not {"file", "webhook"} & self.model_fields_set:
-            raise ValueError("names neither a file nor a webhook")
+        if not {"file", "webhook", "rows"} & self.model_fields_set:
+            raise ValueError("names neither a file nor a webhook, and no rows")
         return self

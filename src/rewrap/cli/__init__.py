@@ -9,12 +9,12 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from rewrap.cli import audit, check, discover, job, plan, quarantine, run, status, steer, verify
+from rewrap.cli import audit, check, discover, job, keys, plan, quarantine, run, status, steer, verify
 from rewrap.cli.terminal import UsageMistake, quiet_libraries, show_usage_mistake
 
 _ORDER = (
     "check", "plan", "run", "status", "verify", "pause", "resume", "tune", "cancel", "quarantine", "audit",
-    "discover", "job",
+    "keys", "discover", "job",
 )  # fmt: skip
 """The commands of a rotation in the order of their use, then the others."""
 
@@ -65,6 +65,7 @@ app.command("tune")(steer.tune)
 app.command("cancel")(steer.cancel)
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(audit.app, name="audit")
+app.add_typer(keys.app, name="keys")
 app.command("discover")(discover.discover)
 app.add_typer(job.app, name="job")
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rewrap import api
-from rewrap.cli.run import finish
+from rewrap.cli.run import QuiescedOption, finish
 from rewrap.cli.terminal import (
     DEFAULT_JOB,
     DebugOption,
@@ -127,6 +127,7 @@ def retry(
     row: RowOption = None,
     table: TableOption = None,
     field: FieldOption = None,
+    acknowledge_quiesced: QuiescedOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -134,7 +135,11 @@ def retry(
     with errors_shown(as_json=as_json, debug=debug):
         loaded = load_job(job)
         found = _required(_chosen(_load(loaded, False, table), row, field))
-        finish(loaded, lambda sink, stop: api.retry(loaded, found, sink=sink, stop=stop), as_json=as_json)
+        finish(
+            loaded,
+            lambda sink, stop: api.retry(loaded, found, quiesced=acknowledge_quiesced, sink=sink, stop=stop),
+            as_json=as_json,
+        )
 
 
 @app.command("waive")

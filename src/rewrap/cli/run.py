@@ -21,6 +21,7 @@ from rewrap.cli.terminal import (
     stdout_console,
     supervised,
 )
+from rewrap.engine import quiescence
 from rewrap.engine.options import RunOptions
 from rewrap.engine.pipeline import StopFlag
 from rewrap.events import Event, RunEnded, Verdict
@@ -40,6 +41,19 @@ BatchSizeOption = Annotated[
 MaxRateOption = Annotated[
     float | None,
     typer.Option("--max-rate", min=0.001, metavar="N", help="Rows a second at most, of each store."),
+]
+
+
+QuiescedOption = Annotated[
+    bool,
+    typer.Option(
+        quiescence.FLAG,
+        help="Nobody else is at work in the tables that the job calls quiesced: the service is stopped.",
+    ),
+]
+
+NoteOption = Annotated[
+    str, typer.Option("--note", metavar="TEXT", help="Why, in your words, for the rotation log.")
 ]
 
 
@@ -96,6 +110,8 @@ def run(
     reason: Annotated[
         Reason, typer.Option(help="Why the key is rotated; compromise adds to the report.")
     ] = Reason.ROUTINE,
+    acknowledge_quiesced: QuiescedOption = False,
+    note: NoteOption = "",
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -108,6 +124,8 @@ def run(
         allow_unseen_target=allow_unseen_target,
         allow_unopenable_target=allow_unopenable_target,
         compromised=reason is Reason.COMPROMISE,
+        quiesced=acknowledge_quiesced,
+        note=note,
     )
     with errors_shown(as_json=as_json, debug=debug):
         loaded = load_job(job).with_pace(batch_size=batch_size, max_rate=max_rate)
@@ -131,15 +149,19 @@ def resume(
     sample: SampleOption = None,
     batch_size: BatchSizeOption = None,
     max_rate: MaxRateOption = None,
+    acknowledge_quiesced: QuiescedOption = False,
+    note: NoteOption = "",
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Let a paused run go on, or go on here with one that was stopped or has died."""
     with errors_shown(as_json=as_json, debug=debug):
         loaded = load_job(job).with_pace(batch_size=batch_size, max_rate=max_rate)
+        # a process that is only paused writes again, too
+        quiescence.require(loaded, acknowledge_quiesced)
         if steer.let_go(loaded, as_json=as_json):
             return
-        options = RunOptions(resume=True, sample=sample)
+        options = RunOptions(resume=True, sample=sample, quiesced=acknowledge_quiesced, note=note)
         finish(
             loaded,
             lambda sink, stop: api.resume(loaded, options=options, sink=sink, stop=stop),
@@ -165,7 +187,8 @@ def finish(job: Job, work: Callable[[Sink, StopFlag], Awaitable[RunEnded]], *, a
         for line in summary(ended, verdicts[-1] if verdicts else None):
             console.print(line)
         if ended.exit_code == 4 and ended.state != "dry-run":
-            console.print(f"  go on with: rewrap resume{named(job)}")
+            flag = f" {quiescence.FLAG}" if job.quiesced else ""
+            console.print(f"  go on with: rewrap resume{named(job)}{flag}")
         if ended.state == RunState.COMPLETE and job.witnessed:
             console.print(f"  whether payloads are as they were: rewrap verify --deep{named(job)}")
     raise typer.Exit(ended.exit_code)

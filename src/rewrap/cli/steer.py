@@ -123,6 +123,12 @@ def cancel(job: JobArgument = DEFAULT_JOB, as_json: JsonOption = False, debug: D
         waiting = _Waiting("the batch in hand is being finished")
         answer = anyio.run(partial(api.cancel, loaded, sink=tell, waiting=waiting))
         assert answer.run is not None
+        if not answer.run.state.finished:
+            later = f"{answer.control.state_by} asked for {answer.control.state}"
+            raise RewrapError(
+                f"run {answer.run.run_id} goes on: {later} after it was to be cancelled",
+                hint=f"rewrap cancel{named(loaded)} once more, if it is to end",
+            )
         if answer.run.state is not RunState.CANCELLED:
             raise RewrapError(
                 f"run {answer.run.run_id} had ended before it was to be cancelled: {answer.run.state}",

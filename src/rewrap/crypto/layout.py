@@ -72,7 +72,9 @@ class Layout:
     is how nonce, ciphertext and tag are stored, with `|` where `separator` stands between them; the
     cipher's own order if it is empty. `nonce_bytes` is for GCM with nonces of another length than 12 bytes.
     `plaintext` says what plaintexts look like, where the cipher does not authenticate. `framing` is for what
-    is no text or bytes behind a marker, one of FRAMINGS. `apart` and `lead` come from `joined`.
+    is no text or bytes behind a marker, one of FRAMINGS. `foreign` is what other values than this layout's
+    begin with, in place of what stands before the version in its marker. `apart` and `lead` come from
+    `joined`.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Layout:
     kdf: Kdf | None = None
     plaintext: str = ""
     framing: str = ""
+    foreign: str = ""
     indexes: tuple[BlindIndex, ...] = ()
 
     def joined(
@@ -259,6 +262,7 @@ class Layout:
             self.version_pattern,
             binary=self.binary,
             apart="version" in self.apart,
+            foreign=self.foreign,
         )
 
     @cached_property
@@ -360,4 +364,5 @@ def compiled(name: str, declared: Mapping[str, Any]) -> Layout:
         kdf=Kdf.parse(declared["kdf"]) if declared.get("kdf") else None,
         plaintext=declared.get("plaintext", ""),
         framing=declared.get("framing", ""),
+        foreign=declared.get("foreign", ""),
     )

@@ -66,18 +66,27 @@ class ConstantMarker:
 
 @dataclass(frozen=True)
 class TemplateMarker:
-    """A template with one `{version}`, and a delimiter after it."""
+    """A template with one `{version}`, and a delimiter after it.
+
+    `foreign` are beginnings of values that are sealed otherwise, as a regular expression in the place of what
+    stands before the version: such a value is under a version that no job has, its whole marker.
+    """
 
     layout: str
     template: str
     pattern: str
     binary: bool
+    foreign: str = ""
 
     versioned: bool = True
 
     @property
     def regex(self) -> str:
         before, after = self.template.split(GROUP)
+        if self.foreign:
+            # its own beginning is none of the others, so that only one way to read a value is left
+            begun = f"(?:{escape(before)}|(?!{escape(before)})(?={self.foreign}))"
+            return f"^{begun}({self.pattern}|{self.foreign}{self.pattern}){escape(after)}"
         return f"^{escape(before)}({self.pattern}){escape(after)}"
 
     @cached_property
@@ -123,7 +132,9 @@ class ApartMarker(TemplateMarker):
         return formed.group(1) if formed else super().version_of(value)
 
 
-def text_marker(layout: str, marker: str, pattern: str, *, binary: bool, apart: bool) -> Marker:
+def text_marker(
+    layout: str, marker: str, pattern: str, *, binary: bool, apart: bool, foreign: str = ""
+) -> Marker:
     """The marker that a template declares; `apart` when the version is stored apart, and joined to it.
 
     Raises LayoutError for one that could take one version for another.
@@ -149,7 +160,25 @@ def text_marker(layout: str, marker: str, pattern: str, *, binary: bool, apart: 
         # any text up to what follows the version where it is stored
         pattern = "[^" + "".join(dict.fromkeys((escape(after[0]), PART))) + "]+"
     check_pattern(pattern, after)
-    return (ApartMarker if apart else TemplateMarker)(layout, marker, pattern, binary)
+    if apart:
+        return ApartMarker(layout, marker, pattern, binary)
+    if foreign:
+        _check_foreign(foreign, marker.split(GROUP)[0])
+    return TemplateMarker(layout, marker, pattern, binary, foreign)
+
+
+def _check_foreign(foreign: str, before: str) -> None:
+    """Raises LayoutError for beginnings that Python and Postgres may read otherwise, or that say nothing."""
+    if re.search(r"[(){}|^$]", foreign):
+        raise LayoutError(
+            f'foreign beginnings "{shown(foreign)}" are without groups, braces and alternatives'
+        )
+    try:
+        found = re.compile(foreign, re.ASCII)
+    except re.error as exc:
+        raise LayoutError(f'foreign beginnings "{shown(foreign)}": {exc}') from exc
+    if not before or found.fullmatch(""):
+        raise LayoutError("foreign beginnings stand for a text before the version, and are not empty")
 
 
 def check_pattern(pattern: str, after: str) -> None:

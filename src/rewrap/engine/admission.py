@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from rewrap.engine import quiescence
 from rewrap.engine.compile import Rotation
 from rewrap.engine.course import Course
 from rewrap.engine.health import Place
@@ -58,6 +59,7 @@ class Admission:
                 partial(self.store.refuse_fenced, table, self.rotation.target_markers(table))
             )
         proof = await self._prove(tables, commitments, resumed=resumed)
+        await quiescence.begin(self.rotation.job, self.store, tables, self.sink)
         courses = await self._claim(tables, record, identity, resumed=resumed)
         await self.ledger.add_proof(
             {_proof_name(commitments, place): count for place, count in proof.opened.items() if count}
@@ -270,6 +272,8 @@ class Admission:
                 fingerprints={v: keyring.get(v).fingerprint for v in versions},
                 resumed=resumed,
                 dry_run=False,
+                text_fingerprints=keyring.text_fingerprints(versions),
+                quiesced=self.rotation.job.quiesced,
             )
         )
 

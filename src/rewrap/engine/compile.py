@@ -31,7 +31,8 @@ T = TypeVar("T")
 class Rotation:
     """One rotation of a job: from some versions to one, with the keys at hand.
 
-    `deks` are who keeps the records of DEKs, by the name of their section.
+    `deks` are who keeps the records of DEKs, by the name of their section; `labels` the versions that labels
+    stood for when it began, by label.
     """
 
     job: Job
@@ -39,6 +40,7 @@ class Rotation:
     from_versions: tuple[str, ...]
     to_version: str
     deks: Mapping[str, DekStore] = field(default_factory=dict, repr=False, compare=False)
+    labels: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     _made: dict[str, tuple[FieldReseal, ...]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )

@@ -9,18 +9,21 @@ from typing import TypeVar
 
 import anyio
 
+from rewrap.engine import quiescence
 from rewrap.engine.accounting import Account
 from rewrap.engine.admission import Admission, Admitted
 from rewrap.engine.compile import Rotation
+from rewrap.engine.compromise import warning_of_compromise
 from rewrap.engine.course import Course
 from rewrap.engine.health import KeyHealth
+from rewrap.engine.keywatch import KeyWatch
 from rewrap.engine.measuring import Measuring
 from rewrap.engine.options import RunOptions
 from rewrap.engine.pipeline import StopFlag
 from rewrap.engine.rehearsal import rehearse
 from rewrap.engine.retry import FORBIDDEN, LOCKED, TABLE_LOCK_PAUSE_S, TABLE_LOCKED, quiet, until_reachable
 from rewrap.engine.sharing import Sharing
-from rewrap.engine.steering import Steering
+from rewrap.engine.steering import Steering, pacers_of
 from rewrap.engine.sweep import Sweeper, first_of
 from rewrap.engine.vitals import watch
 from rewrap.errors import (
@@ -35,12 +38,9 @@ from rewrap.errors import (
 )
 from rewrap.events import Event, Notice, RunEnded
 from rewrap.interfaces import Guard, Sink, Store
-from rewrap.job import Job
 from rewrap.ledgers.sql import Ledger
 from rewrap.model import Activity, RunState, merge_tally
 from rewrap.pace.gate import Gate
-from rewrap.pace.pacer import Pacer
-from rewrap.storage import CosmosStore
 
 T = TypeVar("T")
 
@@ -76,12 +76,6 @@ Before = Callable[[str], Awaitable[None]]
 """What is to be done, for the run of this id, before its first write. Done again it changes nothing."""
 
 
-def _pacer(job: Job, store: str, stop: StopFlag) -> Pacer:
-    """The pace of one store's work; documents are written one by one, and none waits for a batch of them."""
-    locks = not isinstance(job.stores[store], CosmosStore)
-    return Pacer(store, job.pace, job.shards_at_once(store), lambda: stop.requested, locks=locks)
-
-
 class Conductor:
     """Runs one rotation. Made for one use: `await Conductor(…).run()`."""
 
@@ -110,11 +104,12 @@ class Conductor:
         self.before = before
         self.health = KeyHealth(self.limits.max_quarantine, self.limits.max_quarantine_share)
         job = rotation.job
-        self.pacers = {name: _pacer(job, name, stop) for name in job.stores}
+        self.pacers = pacers_of(job, stop)
         self.measuring = Measuring(rotation, store, ledger, self.pacers)
         gates = {name: one.gate for name, one in self.pacers.items()} | dict(accounts or {})
         self.sharing = Sharing(job, ledger, sink, gates, rotation.keyring.gate)
         self.steering = Steering(job, ledger, sink, stop, self.pacers)
+        self.keys = KeyWatch(rotation.keyring.watched, job.keys.recheck_s, stop)
         self.run_id = ""
         self._courses: list[Course] = []
         self._sealed_noted = 0
@@ -151,8 +146,9 @@ class Conductor:
                 await group.start(self.sharing.run)
                 await self.steering.begin(self.run_id)
                 group.start_soon(self.steering.watch)
+                group.start_soon(self.keys.run)
                 try:
-                    ended = await self._work(admitted, started)
+                    ended = await self.keys.over(self._work(admitted, started))
                     await self.measuring.ended(ended)
                 finally:
                     group.cancel_scope.cancel()
@@ -194,6 +190,7 @@ class Conductor:
     async def _work(self, admitted: Admitted, started: float) -> RunEnded:
         if self.before is not None and not await self._done_before(self.before):
             return self._stopped(started)
+        await self.keys.look()
         await self._prepare(admitted)
         first = [course for course in self._courses if course.leases[0].sweep == 1]
         if first:
@@ -207,6 +204,8 @@ class Conductor:
         # verify's count decides whether another sweep is needed: it reads the table once for both
         while (examined := await self._examined()) is not None:
             left = [course for course in self._courses if examined.left.get(course.table.relation)]
+            if sweeps > 1 or not admitted.resumed:
+                quiescence.judge(self.rotation, left, examined.left)
             if not left or sweeps >= self.limits.max_sweeps:
                 return await self._conclude(started, sweeps, examined, left)
             sweeps += 1
@@ -283,6 +282,7 @@ class Conductor:
     async def _conclude(
         self, started: float, sweeps: int, examined: Examined, left: Sequence[Course]
     ) -> RunEnded:
+        await self.keys.look()
         for event in examined.events:
             self.sink(event)
         if not self.options.sweeps_only:
@@ -310,26 +310,8 @@ class Conductor:
         state = RunState.COMPLETE if complete else RunState.INCOMPLETE
         ended = self._ended(state, 0 if complete else 3, started, sweeps, reasons)
         if self.options.compromised:
-            self._warn_of_compromise(ended)
+            self.sink(warning_of_compromise(ended, self.rotation.from_versions))
         return ended
-
-    def _warn_of_compromise(self, ended: RunEnded) -> None:
-        counts = [one for fields in ended.outcomes.values() for one in fields.values()]
-        if ended.resealed_late or any(one.get("resealed") for one in counts):
-            self._notice(
-                "warning",
-                "whoever had the old key could write values that were resealed here as genuine, and can read "
-                "any copy of the old ones: authenticity since the compromise is not established",
-            )
-            return
-        versions = ", ".join(self.rotation.from_versions)
-        tried = any(one.get("quarantined") or one.get("deferred") for one in counts)
-        why = "what was in scope could not be resealed" if tried else f"nothing was in scope of {versions}"
-        self._notice(
-            "warning",
-            f"{why}, and therefore nothing was re-encrypted: what the compromise disclosed is as it was",
-            hint=None if tried else "name the version that values, or their DEKs' records, are under",
-        )
 
     async def _altered(self) -> list[str]:
         """What a run would be refused for now, and was not when this one began.

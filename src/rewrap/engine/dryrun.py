@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
+from rewrap.engine import quiescence
 from rewrap.engine.compile import Rotation
 from rewrap.engine.health import KeyHealth
 from rewrap.engine.options import RunOptions
@@ -33,7 +34,7 @@ async def dry_run(
     """
     started = time.monotonic()
     tables = await store.tables()
-    for notice in store.notices:
+    for notice in [*store.notices, *quiescence.needed(rotation.job)]:
         sink(Notice(level="info", message=notice))
     for table in tables:
         await store.refuse_fenced(table, rotation.target_markers(table))
@@ -48,6 +49,7 @@ async def dry_run(
             fingerprints={v: rotation.keyring.get(v).fingerprint for v in versions},
             resumed=False,
             dry_run=True,
+            text_fingerprints=rotation.keyring.text_fingerprints(versions),
         )
     )
     health = await _prove(rotation, store, tables, sink, options)

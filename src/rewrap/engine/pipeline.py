@@ -21,7 +21,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from rewrap.engine.health import KeyHealth
 from rewrap.engine.reseal import Reseal, Resealed
 from rewrap.engine.retry import LOCKED, TABLE_LOCK_PAUSE_S, TABLE_LOCKED, until_reachable
-from rewrap.engine.settle import Interrupted, Resolve, Settled, Settler
+from rewrap.engine.settle import Disturbed, Interrupted, Resolve, Settled, Settler
 from rewrap.errors import AccountingError, StoreError
 from rewrap.interfaces import (
     Checkpoint,
@@ -108,7 +108,10 @@ class StopFlag:
 
 @dataclass(slots=True)
 class ShardTask:
-    """Everything one shard's pipeline needs. `known` are digests of values already put aside."""
+    """Everything one shard's pipeline needs. `known` are digests of values already put aside.
+
+    `disturbed` is what to raise where nobody else may write; None where others may.
+    """
 
     table: Table
     lease: ShardLease
@@ -125,6 +128,7 @@ class ShardTask:
     budget: Budget
     pacer: Pacer
     patience_s: float
+    disturbed: Disturbed | None = None
     _saved_at: float = field(default_factory=time.monotonic)
 
     def reconnecting(self) -> None:
@@ -243,7 +247,7 @@ async def _write(task: ShardTask, works: MemoryObjectReceiveStream[_Work]) -> bo
 
     settler = Settler(
         task.writer, task.reader, task.reseal, task.resolved, task.lease, task.pacer, task.patience_s, say,
-        lambda: task.stop.requested,
+        lambda: task.stop.requested, task.disturbed,
     )  # fmt: skip
     async with works:
         async for work in works:

@@ -42,6 +42,10 @@ _TRY_AGAIN = frozenset({"40001", "40P01"})
 _DISCONNECTS_BEFORE_HALVING = 2
 
 
+Disturbed = Callable[[str], Exception]
+"""What to raise when somebody else has written a row, which it is told how."""
+
+
 class Interrupted(Exception):
     """The run was told to stop while a batch could not be written; nothing of it is settled."""
 
@@ -91,6 +95,7 @@ class Settler:
         patience_s: float,
         say: Callable[[str], None],
         stopping: Callable[[], bool] = lambda: False,
+        disturbed: Disturbed | None = None,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
         self._writer = writer
@@ -102,6 +107,7 @@ class Settler:
         self._patience_s = patience_s
         self._say = say
         self._stopping = stopping
+        self._disturbed = disturbed
         self._sleep = sleep
         self.waited_s = 0.0
 
@@ -120,6 +126,7 @@ class Settler:
                     self._count_swapped(batch, range(len(batch)), done)
                     return done
                 lost = await self._landed(batch)
+                self._refuse_others(batch, lost, swapped=not skip_locked)
             except GivenUp:
                 raise Interrupted from None
             except StoreBusy:
@@ -153,6 +160,7 @@ class Settler:
                     raise
                 lost = await self._landed(batch)
             losses += 1
+            self._refuse_others(batch, lost, swapped=False)
             batch = await self._judge_again(batch, lost, done)
             if losses >= MAX_LOSSES and len(batch):
                 self._defer(batch, done)
@@ -160,6 +168,21 @@ class Settler:
             if len(batch) and losses > 0:
                 await self._sleep(CONTENTION_PAUSES_S[min(losses, len(CONTENTION_PAUSES_S)) - 1])
         return done
+
+    def _refuse_others(self, batch: SwapBatch, lost: list[tuple[int, Row | None]], *, swapped: bool) -> None:
+        """Raises where nobody else may write, and somebody has.
+
+        `swapped`: all rows were there to be written, and those lost were not what they had been. Otherwise a
+        row may only have been locked: then what it holds now tells.
+        """
+        if self._disturbed is None or not lost:
+            return
+        batch = batch if swapped else batch.unpacked()
+        for place, row in lost:
+            if row is None:
+                raise self._disturbed("a row was deleted between reading and writing it")
+            if swapped or not _as_read(batch, place, row):
+                raise self._disturbed("somebody changed a row between reading and writing it")
 
     async def _table_locked(self) -> bool:
         return await until_reachable(self._writer.table_locked, self._patience_s, self._reconnecting)
@@ -250,7 +273,7 @@ class Settler:
 
     async def _whole(self, row: Row) -> Row | None:
         columns = range(1, 1 + len(self._reseal.fields))
-        if any(row[at] and row[at][:1] in (HELD_BACK, HELD_BACK.encode()) for at in columns):
+        if any(_held_back(row[at]) for at in columns):
             return await self._reader.fetch_large(row[0])
         return row
 
@@ -299,6 +322,20 @@ def _halves(batch: SwapBatch, linked: Sequence[Sequence[str]]) -> list[SwapBatch
 def _written_at(batch: SwapBatch, place: int) -> list[str]:
     """The columns that an unpacked batch writes in one row."""
     return [column for column, news in batch.news.items() if listed(news)[place] is not None]
+
+
+def _as_read(batch: SwapBatch, place: int, row: Row) -> bool:
+    """Whether a row holds what an unpacked batch compares it with, or something too large to tell."""
+    olds = [listed(column)[place] for column in batch.olds.values()]
+    bound = [listed(tokens)[place] for tokens in batch.tokens]
+    return all(
+        old is None or _held_back(now) or old == now
+        for old, now in zip((*olds, *bound), row[1 : 1 + len(olds) + len(bound)], strict=True)
+    )
+
+
+def _held_back(value: Any) -> bool:
+    return bool(value) and value[:1] in (HELD_BACK, HELD_BACK.encode())
 
 
 def _concatenated(parts: list[SwapBatch], like: SwapBatch) -> SwapBatch:

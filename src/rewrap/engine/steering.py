@@ -29,6 +29,7 @@ from rewrap.ledgers.records import operator
 from rewrap.ledgers.sql import Ledger
 from rewrap.model import RunState
 from rewrap.pace.pacer import GivenUp, Pacer
+from rewrap.storage import CosmosStore
 
 T = TypeVar("T")
 
@@ -37,6 +38,20 @@ LOOK_S = 0.25
 
 BEAT_S = 1.0
 """Seconds between two signs of life."""
+
+
+def pacers_of(job: Job, stop: StopFlag) -> dict[str, Pacer]:
+    """The pace of each store's work; documents are written one by one, and none waits for a batch of them."""
+    return {
+        name: Pacer(
+            name,
+            job.pace,
+            job.shards_at_once(name),
+            lambda: stop.requested,
+            locks=not isinstance(store, CosmosStore),
+        )
+        for name, store in job.stores.items()
+    }
 
 
 class Steering:
@@ -218,6 +233,9 @@ class Steering:
             self.cancelled_by = asked.state_by
             self._stop.set(f"{asked.state_by}, who cancelled the run")
             self._say("cancel", asked.state_by)
+        elif self.cancelled_by and asked.state != CANCEL:
+            # it ends, whatever was asked since: who waits for that must not read that it goes on
+            await self._ledger.control.ask(CANCEL, self.cancelled_by, self._run_id)
         await self._change_state()
         number, at = self._answered
         if asked.number != number or time.monotonic() - at >= BEAT_S:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, TypeVar
 
 import anyio
@@ -14,6 +15,7 @@ from rewrap.engine.course import Course
 from rewrap.engine.health import KeyHealth
 from rewrap.engine.options import RunOptions
 from rewrap.engine.pipeline import Budget, ShardTask, StopFlag, run_shard
+from rewrap.engine.quiescence import disproved as disturbed_at
 from rewrap.engine.retry import quiet, until_reachable
 from rewrap.engine.settle import Resolve
 from rewrap.errors import AccountingError, KeyRefused, LeaseLost, Rewound, RewrapError
@@ -188,6 +190,9 @@ class Sweeper:
                     budget=budget,
                     pacer=self.pacers[self.home_of(course)],
                     patience_s=self.rotation.job.limits.reconnect_s,
+                    disturbed=partial(disturbed_at, table.name)
+                    if self.rotation.target(table).quiesced
+                    else None,
                 )
             )
         finally:

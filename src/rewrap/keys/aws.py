@@ -6,8 +6,9 @@ through the gate. What an error says is read from its code alone, for its text m
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,11 +32,13 @@ from botocore.exceptions import (
     PartialCredentialsError,
     ProfileNotFound,
     SSLError,
+    SSOError,
     TokenRetrievalError,
 )
 from botocore.exceptions import (
     ConnectionError as NoConnection,
 )
+from botocore.parsers import ResponseParserError
 from botocore.session import get_session
 
 from rewrap.errors import JobError, KeyAccessError, KeyRefused
@@ -48,6 +51,7 @@ CONNECT_S, READ_S = 10.0, 30.0
 
 _THROTTLED = {
     "ThrottlingException",
+    "ThrottledException",
     "Throttling",
     "TooManyRequestsException",
     "RequestLimitExceeded",
@@ -65,11 +69,35 @@ _NO_IDENTITY = {
     "MissingAuthenticationToken",
     "MissingAuthenticationTokenException",
     "IncompleteSignature",
+    "RequestExpired",
+    "RequestTimeTooSkewed",
 }
 
-_LATER = {"KMSInternalException", "DependencyTimeoutException", "InternalServiceError", "ServiceUnavailable"}
+_LATER = {
+    "KMSInternalException",
+    "DependencyTimeoutException",
+    "KeyUnavailableException",
+    "InternalServiceError",
+    "ServiceUnavailable",
+}
+
+_PERMISSIONS = {"re_encrypt": ("kms:ReEncryptFrom", "kms:ReEncryptTo")}
+"""Permissions of operations that have others than one of their own name."""
+
+_TELLING = ("botocore.endpoint", "botocore.parsers", "botocore.auth")
+"""Loggers that write requests, answers and session tokens at DEBUG: secrets, whoever has asked for it."""
 
 _ANSWERS = Mapping[str, Callable[[], KeyAccessError | None]]
+
+Explain = Callable[[str, frozenset[str]], KeyAccessError | None]
+"""What an error comes to, from its code and those of the caller's own words that its text has.
+
+None: what it comes to otherwise. A word tells which of two keys an error is of; nothing else of the text is
+ever taken."""
+
+
+ALLOW_WHERE = "in its policy, and in the key's"
+"""Where a permission is granted: across accounts, both have to grant it."""
 
 
 class Aws:
@@ -102,6 +130,9 @@ class Aws:
             read_timeout=READ_S,
             max_pool_connections=in_flight,
         )
+        for name in _TELLING:
+            logging.getLogger(name).addFilter(_above_debug)
+        logging.getLogger("botocore.credentials").addFilter(_without_traceback)
         self._clients: dict[str | None, Any] = {}
         self.calls: Counter[str] = Counter()
 
@@ -120,13 +151,16 @@ class Aws:
         key: str = "",
         role: str | None = None,
         answers: _ANSWERS | None = None,
+        explain: Explain | None = None,
+        words: Sequence[str] = (),
         cost: float = 1.0,
         **given: Any,
     ) -> dict[str, Any] | None:
         """The answer of one operation, `get_secret_value`, as `role` if one is given.
 
-        `answers` says what some error codes come to: an error, or None in place of an answer. `key` is whose
-        call it counts as. Raises KeyAccessError.
+        `answers` says what some error codes come to: an error, or None in place of an answer. So does
+        `explain`, which is told which of `words` the error's text has. `key` is whose call it counts as.
+        Raises KeyAccessError.
         """
         method = partial(getattr(await self._client(role or self._section.role), operation), **given)
 
@@ -138,14 +172,22 @@ class Aws:
                 )
             except ClientError as exc:
                 code, status = _code(exc), exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+                if exc.operation_name == "AssumeRole" and is_denied(code):
+                    raise self._no_role(role or self._section.role or "") from None
                 if answers is not None and code in answers:
                     refusal = answers[code]()
                     if refusal is None:
                         return None
                     raise refusal from None
-                raise self._explained(operation, code, status) from None
+                if exc.operation_name == "AssumeRole":
+                    raise self._explained("assume_role", code, status, "sts") from None
+                said = frozenset(word for word in words if word in str(exc))
+                own = None if explain is None else explain(code, said)
+                raise own or self._explained(operation, code, status, self._name) from None
             except BotoCoreError as exc:
                 raise self._untold(exc) from None
+            except ResponseParserError:
+                raise Unanswered("answers with what is no answer of AWS") from None
             return found
 
         return await self.service.call(operation, attempt, cost=cost)
@@ -157,6 +199,12 @@ class Aws:
             except BotoCoreError as exc:
                 error = self._untold(exc)
                 raise error if isinstance(error, KeyAccessError | JobError) else self._no_identity() from None
+            except ValueError:
+                # what botocore raises for an address that is none
+                raise JobError(
+                    f"{self.shown}: its endpoint is no address",
+                    hint="it is https:// and a name; or leave it out",
+                ) from None
         return self._clients[role]
 
     def _made(self, role: str | None) -> Any:
@@ -177,31 +225,36 @@ class Aws:
             self._name, endpoint_url=section.endpoint, config=self._config
         )
 
-    def _explained(self, operation: str, code: str, status: int) -> Exception:
+    def _explained(self, operation: str, code: str, status: int, service: str) -> Exception:
         """What an error comes to, by its code."""
-        if code in _THROTTLED:
+        if code in _THROTTLED or status == 429:
             return Throttled()
         if code in _LATER or status >= 500:
             return Unanswered(f"answers {status or code}")
         if code in _NO_IDENTITY:
             return self._no_identity()
-        permission = f"{self._name}:{''.join(part.capitalize() for part in operation.split('_'))}"
-        if code in ("AccessDeniedException", "AccessDenied"):
+        own = f"{service}:{''.join(part.capitalize() for part in operation.split('_'))}"
+        permission = " or ".join(_PERMISSIONS.get(operation, (own,)))
+        if is_denied(code):
             return KeyAccessError(
                 f"{self.shown}: this identity may not {permission}",
-                hint=f"allow it {permission} in its policy, and in the key's",
+                hint=f"allow it {permission} {ALLOW_WHERE}",
                 code="key-not-permitted",
             )
-        return self.refused(
-            f"is refused: {self._name} answers {code or status} to {operation}", "key-refused"
-        )
+        return self.refused(f"is refused: {service} answers {code or status} to {operation}", "key-refused")
 
     def _untold(self, exc: BotoCoreError) -> Exception:
         """What it comes to that there was no answer."""
         if isinstance(exc, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError):
             return self._no_identity()
-        if isinstance(exc, TokenRetrievalError | ProfileNotFound):
+        if isinstance(exc, TokenRetrievalError | SSOError):
             return self._no_identity()
+        if isinstance(exc, ProfileNotFound):
+            return KeyAccessError(
+                f"{self.shown}: AWS's configuration here has no such profile",
+                hint="aws configure list-profiles shows those it has; set profile, or AWS_PROFILE",
+                code="key-no-identity",
+            )
         if isinstance(exc, NoRegionError):
             return JobError(
                 f"{self.shown}: no region is set", hint="set region in its section, or AWS_REGION"
@@ -224,10 +277,26 @@ class Aws:
             code="key-no-identity",
         )
 
+    def _no_role(self, role: str) -> KeyAccessError:
+        return KeyAccessError(
+            f"{self.shown}: this identity may not sts:AssumeRole {role}",
+            hint="allow it sts:AssumeRole on that role, and name it in the role's trust policy",
+            code="key-no-role",
+        )
+
     def refused(self, what: str, code: str, hint: str | None = None) -> KeyRefused:
         return KeyRefused(
             f"{self.shown} {what}", hint=hint or "see what AWS's own log says of the call", code=code
         )
+
+
+def _above_debug(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.DEBUG
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    # botocore warns of a role that it could not assume with all that AWS wrote; the error is told in any case
+    return record.exc_info is None
 
 
 class _Role(CredentialProvider):  # type: ignore[misc]  # botocore has no types
@@ -241,6 +310,11 @@ class _Role(CredentialProvider):  # type: ignore[misc]  # botocore has no types
 
     def load(self) -> DeferredRefreshableCredentials:
         return DeferredRefreshableCredentials(self._fetcher.fetch_credentials, self.METHOD)
+
+
+def is_denied(code: str) -> bool:
+    """Whether an error says that the identity may not."""
+    return code in ("AccessDeniedException", "AccessDenied")
 
 
 def _code(exc: ClientError) -> str:

@@ -78,6 +78,7 @@ class VaultVersion:
     der: bytes = field(default=b"", repr=False)
     bits: int = 0
     hsm: bool = False
+    created: datetime | None = None
     operations: tuple[str, ...] = ()
 
     @property
@@ -397,7 +398,7 @@ def _state(version: str, found: Mapping[str, Any]) -> VaultVersion:
         return datetime.fromtimestamp(seconds, UTC) if seconds else None
 
     enabled = (found.get("attributes") or {}).get("enabled", True)
-    return VaultVersion(version, bool(enabled), moment("nbf"), moment("exp"))
+    return VaultVersion(version, bool(enabled), moment("nbf"), moment("exp"), created=moment("created"))
 
 
 def _number(found: Mapping[str, Any], name: str) -> float:

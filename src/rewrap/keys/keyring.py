@@ -108,18 +108,28 @@ class Keeper(Protocol):
     async def close(self) -> None: ...
 
 
+@runtime_checkable
+class WatchedKeeper(Keeper, Protocol):
+    async def still_there(self) -> None:
+        """Raises KeyAccessError when a key in use is gone, disabled or another."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """One key version. `secret` is the key's bytes; only its fingerprint is ever shown or stored.
 
     `index` is the secret that blind indexes are computed with, where it is another. Of a `remote` key the
     `secret` is its public half (DER, SubjectPublicKeyInfo), or a descriptor (`rewrap.crypto.elsewhere`).
+    `text_fingerprint` is the SHA-256 of the text that the key is kept as, without white space around it, in
+    64 hex digits: what `printf %s "$KEY" | sha256sum` prints. Empty where it is not kept as hex or base64.
     """
 
     version: str
     secret: bytes = field(repr=False)
     index: bytes | None = field(default=None, repr=False)
     remote: RemoteKey | None = field(default=None, repr=False, compare=False)
+    text_fingerprint: str = field(default="", compare=False)
 
     @property
     def fingerprint(self) -> str:
@@ -171,7 +181,7 @@ class Keyring:
 
     `known` are versions that exist, at hand or not; there may be others where their keeper does not list
     them (`unlisted`). `reopen` is the share of new values under remote keys that are opened again before they
-    are written.
+    are written. `doubts` are what there is to say of keys before they are used, by version.
     """
 
     def __init__(
@@ -182,8 +192,10 @@ class Keyring:
         keeper: Keeper | None = None,
         reopen: float = 1.0,
         unlisted: bool = False,
+        doubts: Mapping[str, Sequence[Doubt]] | None = None,
     ) -> None:
         self.unlisted = unlisted
+        self.doubts = doubts or {}
         self._keys = {key.version: key for key in keys}
         self.known = tuple(dict.fromkeys((*known, *self._keys)))
         self.reopen = reopen
@@ -200,6 +212,11 @@ class Keyring:
         shown = ", ".join(f"{key.version}={key.fingerprint}" for key in self)
         return f"Keyring({shown})"
 
+    @property
+    def watched(self) -> WatchedKeeper | None:
+        """Who says whether keys whose bytes are here are still what they were; None where nobody does."""
+        return self._keeper if isinstance(self._keeper, WatchedKeeper) else None
+
     async def close(self) -> None:
         """Ends the connection to whoever keeps the keys."""
         if self._keeper is not None:
@@ -210,6 +227,11 @@ class Keyring:
 
     def __contains__(self, version: str) -> bool:
         return version in self._keys
+
+    def text_fingerprints(self, versions: Iterable[str]) -> dict[str, str]:
+        """The fingerprints of the texts that some versions' keys are kept as, where they are."""
+        texts = {version: self.get(version).text_fingerprint for version in versions}
+        return {version: text for version, text in texts.items() if text}
 
     @property
     def sources(self) -> Mapping[Hashable, Source]:

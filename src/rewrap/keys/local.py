@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import binascii
+import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -18,8 +20,11 @@ from cryptography.hazmat.primitives.serialization import (
 from pybase64 import b64decode
 
 from rewrap.crypto.kdf import LEAST_SECRET_BYTES
+from rewrap.crypto.rsa import private_key
 from rewrap.errors import KeyAccessError
+from rewrap.job import Job
 from rewrap.keys.keyring import Key
+from rewrap.keys.listed import Listed, Permission
 
 ENCODINGS = ("hex", "base64", "raw", "utf8", "pem")
 
@@ -60,9 +65,22 @@ def load_key(
                 f'key version "{version}" is missing: {where}: {exc.strerror}',
                 hint="check the path and its permissions; a relative path starts at the job file",
             ) from None
+    return key_from(
+        version, stored, encoding, lengths, where=where, setting=f"keys.versions.{version}.encoding"
+    )
+
+
+def key_from(
+    version: str, stored: bytes, encoding: str, lengths: frozenset[int], *, where: str, setting: str
+) -> Key:
+    """The key in bytes that somebody keeps, written in one of ENCODINGS.
+
+    `where` they are kept and the field of the job that says how, `setting`, are for messages; `lengths` as in
+    `load_key`. Raises KeyAccessError.
+    """
     if encoding == "pem":
         return Key(version, _private(stored, version, where))
-    secret = _decode(stored, encoding, version, where)
+    secret = _decode(stored, encoding, version, where, setting)
     if not lengths:
         if len(secret) < LEAST_SECRET_BYTES:
             raise KeyAccessError(
@@ -76,10 +94,59 @@ def load_key(
             f'key version "{version}" in {where} has {len(secret)} bytes, its layout takes {wanted}',
             hint=_length_hint(stored, secret, encoding, lengths),
         )
-    return Key(version, secret)
+    kept_as = text_fingerprint(stored) if encoding in ("hex", "base64") else ""
+    return Key(version, secret, text_fingerprint=kept_as)
 
 
-def _decode(stored: bytes, encoding: str, version: str, where: str) -> bytes:
+def text_fingerprint(stored: bytes) -> str:
+    """The SHA-256 of the text that a key is kept as, in hex: a file's last newline is not part of it."""
+    return hashlib.sha256(stored.strip()).hexdigest()
+
+
+def local_key(job: Job, version: str, environ: Mapping[str, str]) -> Key:
+    """The key of a version that the job names, from its variable or file. Raises KeyAccessError."""
+    section = job.keys.versions[version]
+    key = load_key(version, section.material, section.encoding, job.key_lengths, environ, job.folder)
+    require_fit(key, job, f"keys.versions.{version}.encoding")
+    if section.index is None:
+        return key
+    apart = load_key(version, section.index, section.encoding, frozenset(), environ, job.folder)
+    return replace(key, index=apart.secret)
+
+
+def require_fit(key: Key, job: Job, setting: str) -> None:
+    """Raises KeyAccessError for a key that is none of those that the job's layouts wrap with."""
+    if job.wraps_by_rsa and private_key(key.secret) is None:
+        raise KeyAccessError(
+            f'key version "{key.version}" is no RSA key, and its layouts wrap with RSA',
+            hint=f'set {setting} = "pem" for a key in PEM',
+        )
+
+
+async def list_keys(job: Job, environ: Mapping[str, str]) -> list[Listed]:
+    """Every version that the job names, at hand or not."""
+    found = []
+    for version, section in job.keys.versions.items():
+        scheme, _, place = section.material.partition(":")
+        key, state = None, f"in {place}" if scheme == "env" else f"in file {place}"
+        try:
+            key = local_key(job, version, environ)
+        except KeyAccessError as exc:
+            state = exc.message.removeprefix(f'key version "{version}" ')
+        found.append(
+            Listed(
+                version,
+                usable=key is not None,
+                state=state,
+                fingerprint=None if key is None else key.fingerprint,
+                fingerprint_of="" if key is None else key.fingerprint_of,
+                permissions=(Permission("open", "read", not state.startswith("is missing")),),
+            )
+        )
+    return found
+
+
+def _decode(stored: bytes, encoding: str, version: str, where: str, setting: str) -> bytes:
     try:
         if encoding == "hex":
             return binascii.unhexlify(stored.strip())
@@ -94,8 +161,7 @@ def _decode(stored: bytes, encoding: str, version: str, where: str) -> bytes:
     except (ValueError, binascii.Error):
         raise KeyAccessError(
             f'key version "{version}" in {where} is not {encoding}',
-            hint=f"write it as {encoding}, or set keys.versions.{version}.encoding "
-            f"to one of {', '.join(ENCODINGS)}",
+            hint=f"write it as {encoding}, or set {setting} to one of {', '.join(ENCODINGS)}",
         ) from None
     return stored
 

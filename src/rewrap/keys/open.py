@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib import import_module
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
-from rewrap.crypto.rsa import private_key
 from rewrap.errors import KeyAccessError, UsageError
 from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
-from rewrap.keys.local import load_key
+from rewrap.keys.listed import Listed
+from rewrap.keys.local import list_keys, local_key
 
 
 async def open_keyring(
@@ -39,6 +38,43 @@ async def open_keyring(
     return keyring
 
 
+async def versions_of(job: Job, names: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+    """The versions that those of these names that are labels point to now, by label.
+
+    A label may point to another version in a moment: whoever begins something asks once, and goes on with the
+    versions. Raises KeyAccessError where a name is neither a label nor a version.
+    """
+    provider = _provider(job.keys.provider) if job.keys.provided else None
+    return await provider.versions_of(job, names, environ) if isinstance(provider, LabelProvider) else {}
+
+
+async def listed_keys(job: Job, environ: Mapping[str, str] = os.environ) -> list[Listed]:
+    """What the job's keeper tells of every version that there is; of a key that cannot be had, why.
+
+    Raises KeyAccessError only where the keeper itself cannot be asked.
+    """
+    if not job.keys.provided:
+        return await list_keys(job, environ)
+    provider = _provider(job.keys.provider)
+    if isinstance(provider, ListingProvider):
+        return await provider.list_keys(job, environ)
+    keyring = await provider.open_keys(job, [], None, environ)
+    try:
+        shown = {key.version: (key.fingerprint, key.fingerprint_of) for key in keyring}
+        return [
+            Listed(
+                version,
+                usable=version in shown,
+                state="at hand" if version in shown else "not at hand",
+                fingerprint=shown.get(version, (None,))[0],
+                fingerprint_of=shown.get(version, ("", ""))[1],
+            )
+            for version in keyring.known
+        ]
+    finally:
+        await keyring.close()
+
+
 class Provider(Protocol):
     """A module that has the keys of one kind of keeper."""
 
@@ -50,6 +86,22 @@ class Provider(Protocol):
         A required version that is not there, or may not be used, raises KeyAccessError.
         """
         ...
+
+
+@runtime_checkable
+class LabelProvider(Provider, Protocol):
+    """A provider whose versions have labels, which can be moved from one to another."""
+
+    async def versions_of(
+        self, job: Job, names: Sequence[str], environ: Mapping[str, str]
+    ) -> dict[str, str]: ...
+
+
+@runtime_checkable
+class ListingProvider(Protocol):
+    """A provider that tells of a key's versions without using them."""
+
+    async def list_keys(self, job: Job, environ: Mapping[str, str]) -> list[Listed]: ...
 
 
 _PROVIDERS = {
@@ -79,18 +131,9 @@ def _provider(name: str) -> Provider:
 def open_local(job: Job, required: Sequence[str], environ: Mapping[str, str]) -> Keyring:
     """Keys from environment variables and files: those required, and whatever others are there."""
     keys = []
-    for version, section in job.keys.versions.items():
+    for version in job.keys.versions:
         try:
-            key = load_key(version, section.material, section.encoding, job.key_lengths, environ, job.folder)
-            if job.wraps_by_rsa and private_key(key.secret) is None:
-                raise KeyAccessError(
-                    f'key version "{version}" is no RSA key, and its layouts wrap with RSA',
-                    hint=f'set keys.versions.{version}.encoding = "pem" for a key in PEM',
-                )
-            if section.index is not None:
-                apart = load_key(version, section.index, section.encoding, frozenset(), environ, job.folder)
-                key = replace(key, index=apart.secret)
-            keys.append(key)
+            keys.append(local_key(job, version, environ))
         except KeyAccessError:
             if version in required:
                 raise

@@ -14,6 +14,11 @@ from rewrap.errors import KeyAccessError, KeyRefused
 from rewrap.job import Job
 from rewrap.keys.azure import ROLE, KeyVault, VaultVersion
 from rewrap.keys.keyring import Doubt, Key, Keyring
+from rewrap.keys.listed import Listed, Permission
+from rewrap.ledgers.opened import latest_run
+
+DESCRIBED = 25
+"""Versions that are listed with their public keys: each takes a call."""
 
 TRIED_BYTES = 32
 """Bytes of the random key that a trial wraps: what a data key of AES-256 has."""
@@ -37,10 +42,19 @@ async def open_vault(
     A required version that is not there, disabled or not to be read raises KeyAccessError. `credential` is
     azure-identity's default one unless given.
     """
+    vault = _vault(job, credential)
+    try:
+        return await _open(job, required, wanted, vault)
+    except BaseException:
+        await vault.close()
+        raise
+
+
+def _vault(job: Job, credential: AsyncTokenCredential | None = None) -> KeyVault:
     section = job.keys
     assert section.vault is not None
     assert section.name is not None
-    vault = KeyVault(
+    return KeyVault(
         section.vault,
         section.name,
         calls_per_s=section.max_calls_per_s,
@@ -48,11 +62,83 @@ async def open_vault(
         patience_s=section.patience_s,
         credential=credential,
     )
+
+
+async def list_keys(job: Job, environ: Mapping[str, str]) -> list[Listed]:
+    """Every version of the key, the oldest first, the newest DESCRIBED of them with their public keys.
+
+    Where this identity may not list them, those that the newest run has to do with. Raises KeyAccessError
+    where there are none, or the vault cannot be asked.
+    """
+    vault = _vault(job)
     try:
-        return await _open(job, required, wanted, vault)
-    except BaseException:
+        there = await vault.versions()
+        may_list = there is not None
+        if there is None:
+            latest = await latest_run(job, environ)
+            if latest is None:
+                raise _not_listed(vault)
+            names = dict.fromkeys((*latest.from_versions, latest.to_version))
+            there = [VaultVersion(name, True, None, None) for name in names]
+        found = []
+        for at, one in enumerate(there):
+            # whoever asks for "the latest" gets the one made last, enabled or not
+            current = at == len(there) - 1 if may_list else None
+            described = at >= len(there) - DESCRIBED
+            found.append(await _listed(vault, one, current, described=described, may_list=may_list))
+        return found
+    finally:
         await vault.close()
-        raise
+
+
+async def _listed(
+    vault: KeyVault, one: VaultVersion, current: bool | None, *, described: bool, may_list: bool
+) -> Listed:
+    state, may_get = "", None
+    if described:
+        try:
+            one, may_get = await vault.describe(one.version), True
+        except KeyAccessError as exc:
+            if exc.code in ("key-away", "key-no-identity"):
+                raise
+            may_get = None if exc.code != "key-not-permitted" else False
+            state = exc.message.partition(f'version "{one.version}"')[2].lstrip(": ") or exc.message
+    now = datetime.now(UTC)
+    if not one.enabled:
+        state = "disabled"
+    elif one.expires is not None and one.expires <= now:
+        state = f"expired {one.expires:%Y-%m-%d}: unwraps, does not wrap"
+    elif one.not_before is not None and one.not_before > now:
+        state = f"not valid before {one.not_before:%Y-%m-%d}"
+    key = Key(one.version, one.der) if one.der else None
+
+    def allowed(operation: str) -> bool | None:
+        """Whether the key itself allows it; whether the identity may, only doing it tells."""
+        return False if not one.enabled or (one.der and operation not in one.operations) else None
+
+    return Listed(
+        one.version,
+        current=current,
+        usable=one.enabled and (key is not None or not described),
+        state=state or ("enabled" if may_list or key is not None else "not known"),
+        created=one.created,
+        fingerprint=None if key is None else key.fingerprint,
+        fingerprint_of="sha256 of the public key in DER" if key is not None else "",
+        permissions=(
+            Permission("list", "keys/list", may_list),
+            Permission("read", "keys/get", may_get),
+            Permission("unwrap", "keys/unwrapKey", allowed("unwrapKey")),
+            Permission("wrap", "keys/wrapKey", allowed("wrapKey")),
+        ),
+    )
+
+
+def _not_listed(vault: KeyVault) -> KeyAccessError:
+    return KeyAccessError(
+        f"{vault.shown}: this identity may not list the versions that there are",
+        hint=f'name them in --from, or grant it keys/list, or the role "{ROLE}"',
+        code="key-not-permitted",
+    )
 
 
 async def _open(job: Job, required: Sequence[str], wanted: Sequence[str] | None, vault: KeyVault) -> Keyring:
@@ -67,11 +153,7 @@ async def _open(job: Job, required: Sequence[str], wanted: Sequence[str] | None,
             )
     if wanted is None:
         if listed is None:
-            raise KeyAccessError(
-                f"{vault.shown}: this identity may not list the versions that there are",
-                hint=f'name them in --from, or grant it keys/list, or the role "{ROLE}"',
-                code="key-not-permitted",
-            )
+            raise _not_listed(vault)
         wanted = [one.version for one in listed if one.enabled]
     keys: list[Key] = []
     for version in dict.fromkeys((*required, *wanted)):

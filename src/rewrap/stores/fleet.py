@@ -18,6 +18,8 @@ from rewrap.crypto.layout import Value
 from rewrap.errors import SchemaMismatch, UnsafeTarget
 from rewrap.forms import Forms
 from rewrap.interfaces import (
+    Attended,
+    Bystanders,
     Census,
     Claim,
     ClassCount,
@@ -154,6 +156,17 @@ class FleetStore:
 
     async def refuse_fenced(self, table: Table, prefixes: dict[str, Prefix]) -> None:
         await self._at(table).refuse_fenced(table, prefixes)
+
+    async def bystanders(self, tables: Sequence[Table]) -> Bystanders:
+        """Who else is in the stores that can say so."""
+        writing: list[str] = []
+        sessions: list[str] = []
+        for store, mine in self._members.shared_out(tables):
+            if isinstance(store, Attended):
+                found = await store.bystanders(mine)
+                writing += found.writing
+                sessions += found.sessions
+        return Bystanders(tuple(dict.fromkeys(writing)), tuple(dict.fromkeys(sessions)))
 
     async def close(self) -> None:
         for store in self._members.by_name.values():

@@ -507,6 +507,10 @@ class Breaker:
         assert isinstance(self.value, str)
         payload = self.shape.payload(self.value)
         yield self.with_value("malformed", "without its marker", payload, run="unmarked")
+        if self.name == "two-axis-token":
+            named = self.shape.marker.replace("a1.", "a2.").removesuffix(":")
+            value = f"{named}:{payload}"
+            yield self.with_value("malformed", "another algorithm's", value, named=named, run="other_version")
         yield self.with_value("malformed", "a space before the marker", " " + self.value, run="plaintext")
         marker = self.shape.marker.swapcase()
         yield self.with_value("malformed", "a marker in other letters", marker + payload, run="plaintext")

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from rewrap.errors import StoreError
 from rewrap.forecast import Server, TableShape
-from rewrap.interfaces import Checkpoint, Prefix, SwapBatch
+from rewrap.interfaces import Bystanders, Checkpoint, Prefix, SwapBatch
 from rewrap.job import Job
 from rewrap.model import Activity, ServerIdentity, ShardLease, ShardRange, Table, key_text
+from rewrap.stores.postgres.bystanders import bystanders
 from rewrap.stores.postgres.connection import (
     Address,
     Connection,
@@ -161,6 +162,9 @@ class PostgresStore:
 
     async def drain(self, timeout_s: float) -> list[str]:
         return await drain(await self._connected(), self.subject, timeout_s)
+
+    async def bystanders(self, tables: Sequence[Table]) -> Bystanders:
+        return await bystanders(await self._connected(), self.subject, [table.oid for table in tables])
 
     async def flush(self) -> str:
         connection = await self._connected()

@@ -1,0 +1,111 @@
+"""docs/systems/aether.md: its commands, in their order, print what it shows, and the service reads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.cli.test_readme import anchors, shape, transcripts
+from tests.support.aether import ROOT, Aether
+from tests.support.workbench import Workbench
+
+PAGE = ROOT / "docs" / "systems" / "aether.md"
+
+ROWS = "1500"
+
+
+def likened(text: str) -> str:
+    """Text without fingerprints and the width of columns."""
+    text = re.sub(r"sha256:[0-9a-f]{16}", "sha256:FINGERPRINT", "\n".join(shape(text)))
+    return re.sub(r"fingerprint [0-9a-f]{16}", "fingerprint HEX", text)
+
+
+def shown_as(shown: str, printed: str) -> bool:
+    """Whether output is what the page shows; `…` stands for any text in a line, alone for any lines."""
+    pattern = ""
+    for line in likened(shown).splitlines():
+        pattern += r"(?:.*\n)*" if line == "…" else re.escape(line).replace("…", ".*") + "\n"
+    return re.fullmatch(pattern, "".join(f"{line}\n" for line in likened(printed).splitlines())) is not None
+
+
+class Reader:
+    """Somebody who follows the page, and a Kubernetes that starts the service with the key it was given."""
+
+    def __init__(self, aether: Aether) -> None:
+        self.aether = aether
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        # as the page has it: "$(cat secrets-service.aes)" has no end of a line
+        given = {"PATH": path, "SECRET_ENCRYPTION_KEY": aether.new.strip()}
+        self.environ = {**aether.bench.environ, **given}
+        self.printed: list[str] = []
+        self.running = contextlib.ExitStack()
+        self.new = False
+        self.start()
+
+    def start(self) -> None:
+        self.environ["AETHER_PROBE_URL"] = self.running.enter_context(self.aether.serving(new=self.new))
+
+    def kubectl(self, command: str) -> str:
+        if "--replicas=0" in command:
+            self.running.close()
+        elif "--replicas=" in command:
+            self.start()
+        elif "create secret" in command:
+            self.new = True
+        else:
+            assert "rollout status" in command
+        return ""
+
+    def psql(self, statement: str) -> str:
+        """What `psql -At` prints."""
+        return "".join(f"{'|'.join(map(str, row))}\n" for row in self.aether.bench.sql(statement))
+
+    def types(self, command: str) -> str:
+        """What a command prints, all of it."""
+        if command.startswith("kubectl "):
+            return self.kubectl(command)
+        if command.startswith("psql "):
+            (statement,) = re.findall(r'-Atc "(.*)"$', command)
+            return self.psql(statement)
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=self.aether.bench.folder, env=self.environ,
+            capture_output=True, text=True, timeout=180, check=False,
+        )  # fmt: skip
+        assert done.returncode in (0, 2, 4), done.stderr + done.stdout
+        if "cut -c1-16" in command:
+            self.environ["NEW_FINGERPRINT"] = done.stdout.strip()
+        return done.stderr + done.stdout
+
+
+def test_page_prints_what_the_program_prints(bench: Workbench) -> None:
+    """From pre-flight to retirement and back: every command as it stands there, and every value is read."""
+    aether = Aether(bench)
+    made = aether.service("make", ROWS)
+    reader = Reader(aether)
+    ledger: list[str] = []
+    with reader.running:
+        for command, shown in transcripts(PAGE):
+            if command.startswith("rewrap run aether.toml --from v2 --to v1"):
+                # the service, started with the new key, has read everything; for the way back it is stopped
+                assert aether.service("read", new=True) == made
+                reader.running.close()
+            printed = reader.types(command)
+            assert shown_as(shown, printed), f"the page shows for {command}:\n{shown}\nit prints:\n{printed}"
+            if "sha256sum" in command or "text_fingerprints" in command:
+                ledger += re.findall(r"\b[0-9a-f]{64}\b", printed)
+    assert len(ledger) == 3
+    assert len(set(ledger)) == 1
+    assert aether.service("read")["secrets"] == made["secrets"]
+
+
+def test_links_of_the_page_lead_somewhere() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        path, _, anchor = link.partition("#")
+        target = (PAGE.parent / path).resolve() if path else PAGE
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link

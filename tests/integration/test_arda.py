@@ -1,0 +1,189 @@
+"""The Arda rotation with jobs/arda.toml: a real Postgres, moto's Secrets Manager, the application beside it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.support.arda import PLAIN, Arda, payload
+from tests.support.aws import AwsServer, aws_error
+from tests.support.workbench import Workbench
+
+
+@pytest.fixture
+def arda(bench: Workbench, aws: AwsServer) -> Arda:
+    return Arda(bench, aws, note="kept")
+
+
+def test_label_moves_when_the_new_version_is_proven(arda: Arda) -> None:
+    """Mint, canary, move, run, retire, back: AWSCURRENT moves when told, and what rows need is kept."""
+    arda.application("make", "41")
+    bare = arda.client.list_secret_version_ids(SecretId=arda.secret)["Versions"]
+    made = arda.rewrap("keys mint", "--json")
+    assert made.code == 0, made.err
+    told = made.event("keys_minted")
+    new = told["version"]
+    # a version beside the others, under a label of its own, and nothing of the key is printed
+    assert arda.labels == {"AWSCURRENT": arda.old, "AWSPREVIOUS": arda.older, "rewrap-candidate": new}
+    stored = json.loads(arda.key(new))
+    assert stored["note"] == "kept"
+    assert len(stored["key"]) == 64
+    assert set(stored["key"]) <= set(PLAIN)
+    assert stored["key"] not in made.out + made.err
+    assert len(bare) == 2
+
+    again = arda.rewrap("keys mint")
+    assert again.code == 3
+    assert f"has a candidate already: {new} (rewrap-candidate)" in again.err
+
+    proven = arda.rewrap("keys canary", "--to", "rewrap-candidate")
+    assert proven.code == 0, proven.out + proven.err
+    for said in (
+        f"key {new}: is fetched by its id as this identity",
+        f"key {new}: is none of 2 others",
+        f"key {new}: seals and opens a value for tenant_email.server_token (arda-token)",
+        f"key {arda.old}: opens 20 of 20 stored values that were tried",
+        f"key {arda.older}: opens 4 of 4 stored values that were tried",
+        "canary: passed",
+    ):
+        assert said in proven.out
+
+    ends = ("--from", arda.old, "--to", new)
+    unsaid = arda.rewrap("keys move", *ends)
+    assert unsaid.code == 2
+    assert f"AWSCURRENT would move from {arda.old} to {new}" in unsaid.out
+    assert f"{arda.older} would get the label rewrap-keep-{arda.older[:8]}: 4 values are under it" in unsaid.out
+    assert arda.labels["AWSCURRENT"] == arda.old
+    wrong = arda.rewrap("keys move", "--from", arda.older, "--to", new, "--confirm")
+    assert wrong.code == 10
+    assert f'label "AWSCURRENT" is at {arda.old}, and not at {arda.older}' in wrong.err
+    moved = arda.rewrap("keys move", *ends, "--confirm")
+    assert moved.code == 0, moved.err
+    keep = f"rewrap-keep-{arda.older[:8]}"
+    assert arda.labels == {"AWSCURRENT": new, "AWSPREVIOUS": arda.old, keep: arda.older}
+    assert f"AWSCURRENT is {new}, AWSPREVIOUS is {arda.old}" in moved.out
+    assert "was at" in arda.rewrap("keys move", *ends, "--confirm").out
+
+    # rows under a version that is neither: no other version may be made
+    shut = arda.rewrap("keys mint")
+    assert shut.code == 3
+    assert f"4 values are under versions that are not in use: 4 under {arda.older}" in shut.err
+    gate = arda.rewrap("keys gate", "--json")
+    assert gate.code == 3
+    assert gate.event("keys_gate")["stranded"] == {arda.older: 4}
+
+    # back, and forth again: both ends named
+    back = arda.rewrap("keys move", "--from", new, "--to", arda.old, "--confirm")
+    assert back.code == 0, back.err
+    assert arda.labels == {"AWSCURRENT": arda.old, "AWSPREVIOUS": new, keep: arda.older}
+    assert arda.rewrap("keys move", *ends, "--confirm").code == 0
+
+    needed = arda.rewrap("keys move", "--label", keep, "--from", arda.older, "--confirm")
+    assert needed.code == 3
+    assert f"4 values are under {arda.older}, and {keep} is its last label" in needed.err
+    ran = arda.rewrap("run", "--from", "any", "--to", "AWSCURRENT", "--allow-unseen-target", "--note", "90 days")
+    assert ran.code == 0, ran.err
+    assert arda.count(new) == 40
+    log = (arda.bench.folder / "rotations.md").read_text().splitlines()
+    assert log[0] == "| Date | Partition | Operator | Previous VersionId | New VersionId | Reason |"
+    assert len(log) == 3
+    assert f"{new} | 90 days <!-- rewrap" in log[2]
+    assert arda.old in log[2]
+    freed = arda.rewrap("keys move", "--label", keep, "--from", arda.older, "--confirm")
+    assert freed.code == 0, freed.err
+    assert f"{arda.older} has lost its last label: AWS may delete it; no value is under it" in freed.out
+    assert arda.rewrap("keys gate").code == 0
+    assert arda.application("audit") == {str(at): f"token of {at}" for at in range(1, 41)} | {"41": None}
+
+
+def test_candidate_that_is_no_key_is_found_before_the_switch(arda: Arda) -> None:
+    """Of another length, the same bytes again, another shape, or not to be read by one of the ways."""
+    arda.application("make", "11")
+    same = json.loads(arda.key(arda.old))["key"]
+    for stored, said in (
+        (json.dumps({"key": "short" * 4}), "is 20 bytes long, and the current one 64"),
+        (json.dumps({"key": same}), f"holds the same bytes as {arda.old}"),
+        (json.dumps({"Key": "x" * 64}), 'its field "key" is missing'),
+    ):
+        arda.client.put_secret_value(SecretId=arda.secret, SecretString=stored, VersionStages=["rewrap-canary"])
+        found = arda.rewrap("keys canary", "--to", "rewrap-canary")
+        assert found.code == 10, found.out
+        assert said in found.out + found.err
+        assert same not in found.out + found.err
+    assert arda.rewrap("keys canary", "--to", "rewrap-nothing").code == 10
+    assert arda.rewrap("keys mint", "--stage", "AWSCURRENT").code == 2
+    for denied, verb in (
+        ("PutSecretValue", ("keys mint", "--stage", "rewrap-other")),
+        ("UpdateSecretVersionStage", ("keys move", "--from", arda.old, "--to", arda.older, "--confirm")),
+    ):
+        for version in arda.labels.values():
+            if version not in (arda.old, arda.older):
+                arda.client.update_secret_version_stage(
+                    SecretId=arda.secret, VersionStage="rewrap-canary", RemoveFromVersionId=version
+                )
+        arda.aws.proxy.add(aws_error("AccessDeniedException"), denied)
+        refused = arda.rewrap(*verb)
+        assert refused.code == 10, refused.out + refused.err
+        assert f"this identity may not secretsmanager:{denied}" in refused.err
+        arda.aws.proxy.clear()
+    assert arda.labels["AWSCURRENT"] == arda.old
+
+
+def test_lost_answers_make_no_second_version(arda: Arda) -> None:
+    """What is asked again because nobody answered was done once."""
+    arda.application("make", "3")
+    before = len(arda.client.list_secret_version_ids(SecretId=arda.secret)["Versions"])
+    arda.aws.proxy.add(aws_error("InternalServiceError", 500), "PutSecretValue", times=1)
+    arda.aws.proxy.add(aws_error("ThrottlingException"), "UpdateSecretVersionStage", times=1)
+    made = arda.rewrap("keys mint", "--json")
+    assert made.code == 0, made.err
+    new = made.event("keys_minted")["version"]
+    assert len(arda.client.list_secret_version_ids(SecretId=arda.secret)["Versions"]) == before + 1
+    assert arda.rewrap("keys move", "--from", arda.old, "--to", new, "--confirm").code == 0
+    assert arda.labels["AWSCURRENT"] == new
+
+
+def test_other_algorithms_are_counted_and_left(arda: Arda) -> None:
+    """a2.k… is under a version of its own: not plaintext, not touched, and no rotation is complete with it."""
+    arda.application("make", "11")
+    value = f"a2.k{arda.old}:c2VhbGVkIG90aGVyd2lzZSBhbmQgbG9uZyBlbm91Z2g"
+    arda.bench.sql("UPDATE tenant_email SET server_token = $1 WHERE tenant_id = 1", value)
+    arda.bench.sql(
+        "UPDATE tenant_email SET server_token = split_part(server_token, ':', 1) || ':' || "
+        "translate(split_part(server_token, ':', 2), '-_', '+/') WHERE tenant_id > 5"
+    )
+    arda.client.put_secret_value(SecretId=arda.secret, SecretString=payload())
+    new = arda.labels["AWSCURRENT"]
+    ran = arda.rewrap("run", "--from", f"{arda.old},{arda.older}", "--to", new, "--allow-unseen-target", "--json")
+    assert ran.code == 3, ran.err
+    assert ran.event("verdict")["other_version"] == 1
+    assert ran.event("verdict")["plaintext"] == 0
+    assert ran.event("field_verdict")["versions"] == {new: 9, f"a2.k{arda.old}": 1}
+    assert arda.bench.value("SELECT server_token FROM tenant_email WHERE tenant_id = 1") == value
+    assert arda.rewrap("keys gate").code == 3
+
+
+def test_application_that_mops_up_meanwhile_loses_nothing(arda: Arda) -> None:
+    """Both re-encrypt the same rows: every token is what the application last wrote, and all is counted."""
+    arda.application("make", "1500")
+    made = arda.rewrap("keys mint", "--json")
+    new = made.event("keys_minted")["version"]
+    with arda.living() as told:
+        assert arda.rewrap("keys move", "--from", arda.old, "--to", new, "--confirm").code == 0
+        ran = arda.rewrap(
+            "run", "--from", f"{arda.old},{arda.older}", "--to", new, "--allow-unseen-target", "--json",
+            "--batch-size", "50", "--max-rate", "600",
+        )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert told["unreadable"] == 0
+    assert min(told["written"], told["read"], told["mopped"]) > 0, told
+    assert arda.application("audit") == told["tokens"]
+    [fields] = ran.event("run_ended")["outcomes"].values()
+    outcomes = fields["server_token"]
+    assert outcomes["resealed"] > 0
+    assert "quarantined" not in outcomes
+    assert sum(outcomes.values()) == 1500
+    print(outcomes, {name: told[name] for name in told if name != "tokens"})
+    verified = arda.rewrap("verify", "--deep")
+    assert verified.code == 0, verified.err
