@@ -235,7 +235,8 @@ async def _keys(
         return None, Keyring([])
     for version in keyring.known if from_versions is None else ():
         if job.keys.provided:
-            out.add("info", "key-listed", f"key {version}", "is in the vault; --from and --to have it tried")
+            said = f"is {job.keys.where}; --from and --to have it tried"
+            out.add("info", "key-listed", f"key {version}", said)
         elif version not in keyring:
             out.add(
                 "info", "key-not-at-hand", f"key {version}",

@@ -149,9 +149,8 @@ def _footers(found: KeyList) -> list[Text]:
             Text(f"values: no run has told; rewrap keys list{named(found.job)} --count", style="dim")
         )
     else:
-        done = "ended" if run.state.finished else "is"
         when = f"{run.updated_at[:10]} {run.updated_at[11:19]} UTC"
-        said = f"values: as run {run.run_id} left them, which {done} {run.state} ({when})"
+        said = f"values: as run {run.run_id} left them: {run.state}, {when}"
         again = "" if run.state == RunState.COMPLETE else "; --count counts them"
         lines.append(Text(said + again, style="dim"))
     return lines
