@@ -50,6 +50,18 @@ def check_layout(found: Sequence[Vector]) -> None:
                 with pytest.raises(OPEN_FAILURES):
                     bound.open_values([value, value], aads)
         check_version(vector)
+    check_each(found)
+
+
+def check_each(found: Sequence[Vector]) -> None:
+    """Those of one column together, opened where each may fail: every one that opens, and no other."""
+    for group in alike(tuple(found)):
+        bound = group[0].bound()
+        marked = [vector for vector in group if bound.begins_all([vector.value])]
+        aads = None if bound.layout.aad is None else [vector.aad for vector in marked]
+        plains = bound.open_each([vector.value for vector in marked], aads)
+        wanted = [bound.open_one(vector.value, vector.aad) if vector.opens else None for vector in marked]
+        assert list(plains) == wanted, group[0].told
 
 
 def check_version(vector: Vector) -> None:
