@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import logging
 import secrets
 import sys
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import pytest
@@ -65,12 +66,17 @@ def text_key() -> str:
     return f"canary-{secrets.token_hex(32)}"[:64]
 
 
+@functools.cache
+def administrator(aws: AwsServer) -> Any:
+    return aws.client("secretsmanager")
+
+
 class Stored:
     """A secret, and those who administer it."""
 
     def __init__(self, aws: AwsServer) -> None:
         self.aws, self.name = aws, aws.new_name()
-        self.admin = aws.client("secretsmanager")
+        self.admin = administrator(aws)
         self.admin.create_secret(Name=self.name)
 
     def put(self, value: str | bytes | None = None, *, stages: list[str] | None = None) -> str:

@@ -178,7 +178,8 @@ def test_a_secret_marked_in_mid_run_stops_it_and_puts_nothing_aside(cards: Cards
         out, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 10, err
     assert f'secret "{cards.name}" in aws secrets manager is marked for deletion' in err
-    assert f"restore-secret --secret-id {cards.name}; then rewrap resume" in err
+    assert f"restore-secret --secret-id {cards.name};" in err
+    assert "rewrap resume" in err
     assert "canary-" not in out + err
     assert set(cards.under) == {old, new}
     assert cards.rewrap("quarantine", "list", "--json").events == []

@@ -101,7 +101,8 @@ def _table(found: KeyList, *, state: bool = True) -> Table:
 def _stack(console: Console, found: KeyList) -> None:
     """Where a line is too narrow: what is said of a version stands below it."""
     for one in found.keys:
-        console.print(Text.assemble((one.version, "cyan"), "  ", _labels(one)))
+        labels = _labels(one)
+        console.print(Text.assemble((one.version, "cyan"), "  " if labels else "", labels))
         values = _values(found, one)
         counted = f"values: {values}" if values else ""
         for line in ("  ".join(filter(None, (one.fingerprint, _age(one), counted))), _state(one)):
