@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -103,6 +104,27 @@ def test_stored_format_is_rotated(bench: Workbench, name: str, layout: dict[str,
         assert whole[bound.layout.carry_bytes :] == vector.plain
         if "time" in vector.made:
             assert int.from_bytes(whole[:8], "big") == vector.made["time"]
+
+
+@pytest.mark.parametrize("layout", ["libsodium-token", "php-aes-gcm"])
+def test_run_ends_for_each_vector_as_it_says(bench: Workbench, layout: str) -> None:
+    """Broken values in a table with good ones: each is counted or quarantined, and stays as it was."""
+    chosen = stored("php", {"like": layout})
+    found = [vector for vector in vectors("php") if vector.made["layout"] == {"like": layout}]
+    bad = [vector for vector in found if not vector.opens and vector.key == chosen[0].key]
+    old, new = set_up(bench, chosen, {"indexes": "", "apart": ""})
+    good = 30 * len(chosen)
+    bench.insert("t", ["id", "c"], [(1000 + at, vector.value) for at, vector in enumerate(bad)])
+    ran = bench.rewrap("run", "--from", old, "--to", new, "--allow-unseen-target", "--json")
+    assert ran.code == 3, ran.err + ran.out
+    wanted = Counter(vector.run for vector in bad)
+    reasons = {name: wanted.pop(name) for name in ("malformed", "unopenable")}
+    (outcomes,) = ran.event("run_ended")["outcomes"].values()
+    assert list(outcomes.values()) == [{"resealed": good, "quarantined": sum(reasons.values()), **wanted}]
+    aside = bench.rewrap("quarantine", "list", "--json").events
+    assert Counter(entry["reason"] for entry in aside) == reasons
+    left = [row["c"] for row in bench.sql("SELECT c FROM t WHERE id >= 1000 ORDER BY id")]
+    assert left == [vector.value for vector in bad]
 
 
 def test_blind_index_is_written_with_its_value(bench: Workbench) -> None:

@@ -50,6 +50,18 @@ def check_layout(found: Sequence[Vector]) -> None:
                 with pytest.raises(OPEN_FAILURES):
                     bound.open_values([value, value], aads)
         check_version(vector)
+    check_each(found)
+
+
+def check_each(found: Sequence[Vector]) -> None:
+    """Those of one column together, opened where each may fail: every one that opens, and no other."""
+    for group in alike(tuple(found)):
+        bound = group[0].bound()
+        marked = [vector for vector in group if bound.begins_all([vector.value])]
+        aads = None if bound.layout.aad is None else [vector.aad for vector in marked]
+        plains = bound.open_each([vector.value for vector in marked], aads)
+        wanted = [bound.open_one(vector.value, vector.aad) if vector.opens else None for vector in marked]
+        assert list(plains) == wanted, group[0].told
 
 
 def check_version(vector: Vector) -> None:
@@ -102,15 +114,22 @@ def check_engine(found: Sequence[Vector]) -> None:
                 # with what is carried beside the plaintext, as a token's time
                 plain = vector.bound().open_one(vector.value, vector.aad)
                 assert vector.bound(new=True).open_one(new, vector.aad) == plain, vector.told
-        results = [reseal([_row(vector, at) for at, vector in enumerate(group)])]
-        results += [reseal.judge_whole(_row(group[at], at)) for at in results[0].large]
-        counted: Counter[str] = Counter()
-        for result in results:
-            counted.update(str(fault.reason) for fault in result.faults)
-            counted["resealed"] += result.swap.written(column)
-            counted.update({str(o): n for o, n in result.tally[column].items() if str(o) != "quarantined"})
-        assert +counted == Counter(vector.run for vector in group), group[0].told
+        check_column(group, reseal)
+        check_column([vector for vector in group if vector.opens], reseal)
         check_packed(group, reseal)
+
+
+def check_column(group: Sequence[Vector], reseal: Reseal) -> None:
+    """All in one page: as many of each end as alone."""
+    (column,) = reseal.table.field_names
+    results = [reseal([_row(vector, at) for at, vector in enumerate(group)])]
+    results += [reseal.judge_whole(_row(group[at], at)) for at in results[0].large]
+    counted: Counter[str] = Counter()
+    for result in results:
+        counted.update(str(fault.reason) for fault in result.faults)
+        counted["resealed"] += result.swap.written(column)
+        counted.update({str(o): n for o, n in result.tally[column].items() if str(o) != "quarantined"})
+    assert +counted == Counter(vector.run for vector in group), [vector.told for vector in group]
 
 
 def check_packed(group: Sequence[Vector], reseal: Reseal) -> None:

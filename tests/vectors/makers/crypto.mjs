@@ -14,6 +14,8 @@ function bytes(size) {
   return createHash("sha512").update(`${seed} ${drawn++}`).digest().subarray(0, size);
 }
 
+// as a service names versions
+const UUID = "6f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f9";
 const INFO = "field encryption";
 const two = { kind: "hkdf", hash: "sha256", info: INFO };
 const bound = { encoding: "base64", aad: "{account_id}" };
@@ -21,7 +23,7 @@ const bound = { encoding: "base64", aad: "{account_id}" };
 // how each layout's key is made, and how its values are written and read
 const layouts = [
   { layout: { like: "two-axis-token" }, info: "", axis: true },
-  { layout: { like: "two-axis-token", kdf: two }, info: INFO, axis: true },
+  { layout: { like: "two-axis-token", kdf: two }, info: INFO, axis: true, version: UUID },
   { layout: { like: "aes-gcm" } },
   { layout: { like: "aes-gcm", aad: "{account_id}" }, aad: "acc-Zürich-7", columns: { account_id: "acc-Zürich-7" } },
   { layout: { ...bound, cipher: "aes-192-gcm" }, aad: "7", columns: { account_id: "7" } },
@@ -42,7 +44,7 @@ function keyOf(one, key) {
   return one.axis ? Buffer.from(hkdfSync("sha256", key, "", one.info, 32)) : key;
 }
 
-function seal(one, key, text, aad = one.aad ?? "", version = "v1") {
+function seal(one, key, text, aad = one.aad ?? "", version = one.version ?? "v1") {
   const nonce = bytes(12);
   const cipher = createCipheriv(`aes-${sizeOf(one.layout) * 8}-gcm`, keyOf(one, key), nonce);
   cipher.setAAD(Buffer.from(aad));
@@ -93,8 +95,8 @@ if (verb === "open") {
       const value = seal(one, other, text, aad, "v9");
       vectors.push({ expect: "unknown-key", why: "under a version without a key", value, named: "v9" });
     }
-    const { layout, columns, apart, form } = one;
-    return { layout, key: key.toString("hex"), columns, apart, form, vectors };
+    const { layout, columns, apart, form, version } = one;
+    return { layout, version, key: key.toString("hex"), columns, apart, form, vectors };
   });
   // what made a seeded set does not depend on the version of Node
   const maker = seed === undefined ? `node ${process.version}, crypto` : `node, crypto, seed ${seed}`;
