@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     # imported where they are used: half a second for Microsoft's packages, which few tests need
     from tests.support.aws import AwsServer
     from tests.support.proxy import FaultProxy
+    from tests.support.token import SoftToken
+    from tests.support.transit import TransitEngine
     from tests.support.vault import VaultEmulator, VaultServer
 
 _NUMBERS = itertools.count(1)
@@ -142,6 +144,24 @@ def aws(aws_server: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
 
 
 @pytest.fixture(scope="session")
+def transit_engine() -> Iterator[TransitEngine]:
+    """A Vault server with its transit engine, for all tests."""
+    from tests.support.transit import TransitEngine, missing_server
+
+    if missing := missing_server():
+        lacking(f"the Vault server is missing: {missing}")
+    with TransitEngine() as engine:
+        yield engine
+
+
+@pytest.fixture
+def transit(transit_engine: TransitEngine) -> TransitEngine:
+    """That server without a rule."""
+    transit_engine.proxy.reset()
+    return transit_engine
+
+
+@pytest.fixture(scope="session")
 def vault_server() -> Iterator[VaultServer]:
     """The vault in AZURE_KEYVAULT_TEST_URL, or else the tests' own."""
     from tests.support.vault import VaultEmulator, VaultServer
@@ -184,3 +204,21 @@ def php() -> str:
     if found.returncode:
         require("PHP's pgsql or sodium extension", "php-with-pgsql-and-sodium")
     return "php"
+
+
+@pytest.fixture(scope="session")
+def soft(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SoftToken]:
+    """A PKCS#11 token for all tests of this process: its library is initialised once."""
+    from tests.support.token import SoftToken, library
+
+    require("SoftHSM", "softhsm2-util")
+    if library() is None:
+        lacking("SoftHSM is missing: its library is in none of the usual places")
+    with pytest.MonkeyPatch.context() as patch:
+        token = SoftToken(tmp_path_factory.mktemp("softhsm"))
+        for label in ("twin", "twin"):
+            token.initialise(label)
+        for name, value in token.environ.items():
+            patch.setenv(name, value)
+        yield token
+        token.close()

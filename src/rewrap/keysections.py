@@ -17,6 +17,14 @@ from rewrap.targets import Section
 
 _REFERENCE = re.compile(r"(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)")
 
+_ADDRESS = re.compile(r"(https://[A-Za-z0-9.-]+|http://(localhost|127\.[0-9.]+|\[::1\]))(:[0-9]+)?/?")
+
+_NAMES = {
+    "name": re.compile(r"\w([\w.-]*\w)?", re.ASCII),
+    "mount": re.compile(r"(\w([\w.-]*\w)?/)*\w([\w.-]*\w)?/?", re.ASCII),
+}
+"""Of a transit engine and its keys: what Vault takes as a name, and nothing that leads to another path."""
+
 _KMS_KEY = re.compile(
     r"(arn:[a-z0-9-]+:kms:[a-z0-9-]+:[0-9]{12}:)?alias/[A-Za-z0-9/_-]+"
     r"|(arn:[a-z0-9-]+:kms:[a-z0-9-]+:[0-9]{12}:key/)?(mrk-[0-9a-f-]{32,36}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})"
@@ -168,6 +176,16 @@ class Transit(Section):
     namespace: Text | None = None
 
     def refused(self) -> Refusal | None:
+        if self.address and not _ADDRESS.fullmatch(self.address):
+            return (
+                "address",
+                "is no address that a token may be sent to",
+                "it is https:// and a host; http:// would send it in clear, and is for this machine alone",
+            )
+        for name, form in _NAMES.items():
+            given = getattr(self, name)
+            if given and not form.fullmatch(given):
+                return name, "is no name of one", "it is made of letters, digits, '.', '_' and '-'"
         for name, hint in (
             ("address", 'write address = "${VAULT_ADDR}"'),
             ("name", "it is the key's name in the transit engine"),
@@ -232,6 +250,11 @@ class Keys(Section):
     def provided(self) -> bool:
         """Whether the versions are those of a provider, and not named in the job file."""
         return self.provider != "local"
+
+    @property
+    def where(self) -> str:
+        """Where versions are that the provider lists, for a message."""
+        return "in the vault" if self.provider == "azure-key-vault" else "there"
 
     @property
     def called(self) -> bool:
