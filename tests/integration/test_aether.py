@@ -74,6 +74,8 @@ def test_a_rotation_is_acknowledged_and_says_so_everywhere(bench: Workbench) -> 
     assert ran.events.index(first) <= 2
     assert ran.event("run_ended")["probed"] == {"opened": 40, "first": 39}
     assert [one["outcome"] for one in aether.audited()] == ["refused", "complete"]
+    listed = aether.rewrap("keys list", "secrets", "--json").event("key_listed")
+    assert (listed["version"], listed["text_fingerprint"]) == ("v2", shown_by_sha256sum(aether.new))
     assert aether.service("read", new=True)["secrets"] == made
     assert set(aether.service("read")["secrets"].values()) == {None}
     # the way back is the reverse rotation
