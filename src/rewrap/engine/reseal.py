@@ -15,10 +15,11 @@ from typing import Any
 
 from rewrap.crypto.answers import Unresolved
 from rewrap.crypto.ciphers import OPEN_FAILURES, Batch
+from rewrap.crypto.failures import Unsealable
 from rewrap.crypto.layout import BoundLayout, Layout, Malformed, Unopenable, Value
 from rewrap.engine.judged import AadPair, Aads, FieldTransform, Judged
 from rewrap.engine.linked import hold_back
-from rewrap.errors import ResealMismatch
+from rewrap.errors import ResealMismatch, UsageError
 from rewrap.interfaces import OversizeMark, Page, Row, SwapBatch
 from rewrap.keys.keyring import Digester
 from rewrap.model import Fault, Outcome, Reason, Table, Tally, key_text
@@ -85,8 +86,14 @@ class FieldReseal:
 
         Values are text or bytes, None or a mark.
         """
-        whole = self._judge_whole(values, aads)
-        return whole if whole is not None else self._judge_list(listed(values), aads, row_ids)
+        try:
+            whole = self._judge_whole(values, aads)
+            return whole if whole is not None else self._judge_list(listed(values), aads, row_ids)
+        except Unsealable as exc:
+            raise UsageError(
+                f'column "{self.column}": a value does not fit the layout "{self.new.name}": {exc}',
+                hint="nothing of its batch was written; name another layout in to_layout",
+            ) from None
 
     @property
     def probed(self) -> bool:
