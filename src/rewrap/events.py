@@ -314,7 +314,7 @@ class KeyListed(Event):
 
     `holds` says of the stored values what share is under it, as the newest run left them: all, some or none,
     None where no run tells; `values` how many, if they were counted. `permissions` have `verb`, `permission`
-    and `allowed`, None for what only doing it would tell.
+    and `allowed`, None for what only doing it would tell. `text_fingerprint` is of the hex or base64 text.
     """
 
     type: ClassVar[str] = "key_listed"
@@ -329,6 +329,7 @@ class KeyListed(Event):
     permissions: list[dict[str, Any]]
     holds: str | None
     values: int | None
+    text_fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

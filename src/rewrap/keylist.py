@@ -51,6 +51,7 @@ class KeyList:
                 permissions=[asdict(each) for each in one.permissions],
                 holds=self.holds.get(one.version),
                 values=None if self.values is None else self.values.get(one.version, 0),
+                text_fingerprint=one.text_fingerprint,
             )
             for one in self.keys
         ]

@@ -35,3 +35,5 @@ class Listed:
     fingerprint: str | None = None
     fingerprint_of: str = ""
     permissions: tuple[Permission, ...] = field(default=())
+    text_fingerprint: str = ""
+    """As `Key.text_fingerprint`."""

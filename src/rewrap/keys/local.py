@@ -141,6 +141,7 @@ async def list_keys(job: Job, environ: Mapping[str, str]) -> list[Listed]:
                 fingerprint=None if key is None else key.fingerprint,
                 fingerprint_of="" if key is None else key.fingerprint_of,
                 permissions=(Permission("open", "read", not state.startswith("is missing")),),
+                text_fingerprint="" if key is None else key.text_fingerprint,
             )
         )
     return found
