@@ -21,7 +21,7 @@ from rewrap.keys.keyring import Keyring, RewrappingKey, TriedKey
 from rewrap.keys.open import open_keyring
 from rewrap.keys.transit import list_keys
 from tests.support.proxy import Answer
-from tests.support.transit import RULES, TransitEngine
+from tests.support.transit import RATE_LIMITED, RULES, TransitEngine
 
 JOB = """
 name = "test"
@@ -45,8 +45,6 @@ fields = [{{ column = "body", layout = "value"{to} }}]
 """
 
 AAD = 'aad = "{account_id}"'
-
-THROTTLED = Answer(429, {"Retry-After": "0"}, '{"errors": ["request path is rate limited"]}')
 
 
 def job(engine: TransitEngine, name: str, layout: str = "", to: str = "", **given: str) -> Job:
@@ -153,7 +151,7 @@ def test_what_does_not_open_is_none_beside_what_does(transit: TransitEngine, der
 def test_throttling_and_faults_are_waited_for(transit: TransitEngine) -> None:
     """429, and a standby that names the active server: all is done in the end, and the calls are counted."""
     name = transit.new_key()
-    for fault in (THROTTLED, Answer(307, {"Location": "http://127.0.0.1:1/"})):
+    for fault in (RATE_LIMITED, Answer(307, {"Location": "http://127.0.0.1:1/"})):
         transit.proxy.add(fault, "rewrap", times=1)
     value = raw(transit.encrypt(name, 1, b"t"))
     (found,) = open_all(job(transit, name), transit.root, "1", [(value, None)])
@@ -300,8 +298,7 @@ def test_versions_are_tried_and_listed(transit: TransitEngine) -> None:
     """What is current, what is disabled, when it was made, and what this token may."""
     name = transit.new_key(3)
     transit.configure(name, min_decryption_version=2, min_encryption_version=3)
-    rules = RULES.format(name=name).replace('encrypt/{name}" {{ capabilities = ["update"]', "")
-    token = transit.token(rules.split('path "transit/encrypt')[0])
+    token = transit.token(RULES.format(name=name).split('path "transit/encrypt')[0])
 
     async def work() -> tuple[list[Any], dict[str, list[str]]]:
         found = job(transit, name)
