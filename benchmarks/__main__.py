@@ -17,7 +17,7 @@ from rewrap.demo.postgres import DemoError
 
 HERE = Path(__file__).resolve().parent
 
-BENCHES = ("hotpath", "peers", "scale", "latency", "ciphers", "foreground", "pace")
+BENCHES = ("hotpath", "peers", "scale", "latency", "ciphers", "probing", "foreground", "pace")
 
 
 def main(arguments: list[str]) -> int:

@@ -192,6 +192,21 @@ def _latency(runs: list[Line], summary: Line) -> str:
     return "\n\n".join(tables)
 
 
+def _probing(runs: list[Line], summary: Line) -> str:
+    rows = [
+        [
+            run,
+            *_spread(lines, "values_per_s"),
+            f"{lines[0]['first']:,}" if run.startswith("now") else "",
+            _number(summary["times_faster"][run.split(", ")[1]]) if run.startswith("now") else "",
+            _range(summary["ranges"][run.split(", ")[1]]) if run.startswith("now") else "",
+        ]
+        for run, lines in _by(runs, "run").items()
+    ]
+    heads = ["run", "values/s", "rounds", "opened by the first key", "faster by", "rounds"]
+    return _table(heads, rows)
+
+
 def _ciphers(runs: list[Line], summary: Line) -> str:
     rows = [
         [
@@ -238,6 +253,7 @@ _TABLES: dict[str, Callable[[list[Line], Line], str]] = {
     "scale": _scale,
     "latency": _latency,
     "ciphers": _ciphers,
+    "probing": _probing,
     "foreground": _foreground,
     "pace": _pace,
 }

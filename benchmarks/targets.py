@@ -66,6 +66,7 @@ TARGETS: dict[str, tuple[Target, ...]] = {
     ),
     "latency": (Target("2 ms each way, of its own loopback speed", "ratio_with_latency", 0.8),),
     "ciphers": (),
+    "probing": (),
     "foreground": (
         Target("p99 of pgbench's transactions, of the same without a run", "p99_ratio", 2, False),
         Target("speed once pgbench has gone, of that without it", "speed_back", 0.8),

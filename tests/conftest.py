@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     # imported where they are used: half a second for Microsoft's packages, which few tests need
     from tests.support.aws import AwsServer
     from tests.support.proxy import FaultProxy
+    from tests.support.token import SoftToken
     from tests.support.transit import TransitEngine
     from tests.support.vault import VaultEmulator, VaultServer
 
@@ -203,3 +204,21 @@ def php() -> str:
     if found.returncode:
         require("PHP's pgsql or sodium extension", "php-with-pgsql-and-sodium")
     return "php"
+
+
+@pytest.fixture(scope="session")
+def soft(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SoftToken]:
+    """A PKCS#11 token for all tests of this process: its library is initialised once."""
+    from tests.support.token import SoftToken, library
+
+    require("SoftHSM", "softhsm2-util")
+    if library() is None:
+        lacking("SoftHSM is missing: its library is in none of the usual places")
+    with pytest.MonkeyPatch.context() as patch:
+        token = SoftToken(tmp_path_factory.mktemp("softhsm"))
+        for label in ("twin", "twin"):
+            token.initialise(label)
+        for name, value in token.environ.items():
+            patch.setenv(name, value)
+        yield token
+        token.close()

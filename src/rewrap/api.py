@@ -22,7 +22,7 @@ from rewrap.engine.dryrun import dry_run
 from rewrap.engine.options import RunOptions
 from rewrap.engine.pipeline import StopFlag
 from rewrap.errors import LedgerError, UsageError
-from rewrap.events import Event, Notice, RunEnded
+from rewrap.events import Event, RunEnded
 from rewrap.forecast import Server, TableShape
 from rewrap.interfaces import Sink, Store
 from rewrap.job import Job

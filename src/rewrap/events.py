@@ -105,7 +105,10 @@ class Progress(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepDone(Event):
-    """A sweep over one table ended; `found` is how many values it found in scope, `outcomes` by field."""
+    """A sweep over one table ended; `found` is how many values it found in scope, `outcomes` by field.
+
+    `probed` is as in RunEnded.
+    """
 
     type: ClassVar[str] = "sweep_done"
     target: str
@@ -114,6 +117,7 @@ class SweepDone(Event):
     found: int
     outcomes: dict[str, dict[str, int]]
     seconds: float
+    probed: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +210,8 @@ class RunEnded(Event):
     """A run came to an end or a stop. `state` is the run's; `exit_code` what the process returns.
 
     `spent` is what this process used up of what is metered, by unit: `request_units`, `vault_calls`.
+    `probed` are values that name no version, and whose key this process has found: `opened` in all, and those
+    that the key tried `first` has opened.
     """
 
     type: ClassVar[str] = "run_ended"
@@ -221,6 +227,7 @@ class RunEnded(Event):
     rows_per_s: float
     reasons: list[str] = field(default_factory=list)
     spent: dict[str, float] = field(default_factory=dict)
+    probed: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

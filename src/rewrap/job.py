@@ -268,7 +268,7 @@ class Job(Section):
             if version not in known:
                 raise UsageError(
                     f'job "{self.name}" has no key version "{version}"',
-                    hint=f"versions in the vault are {', '.join(known) or 'none'}"
+                    hint=f"versions {self.keys.where} are {', '.join(known) or 'none'}"
                     if self.keys.provided
                     else f"versions in the job are {', '.join(known)}; "
                     f"add [keys.versions.{version}] to {self._path.name}",

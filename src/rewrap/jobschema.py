@@ -300,7 +300,10 @@ def _admit_containers(schema: dict[str, Any]) -> None:
 
 
 def _admit_variables(schema: dict[str, Any]) -> None:
-    """A provider may be a variable's choice: that is known only when the job is loaded."""
+    """A provider, and a part of a name, may be a variable's: that is known only when the job is loaded."""
+    name = schema.get("properties", {}).get("name")
+    if name and name.get("pattern"):
+        name["anyOf"] = [{"pattern": name.pop("pattern")}, {"pattern": r"\$\{"}]
     provider = schema.get("properties", {}).get("provider")
     if provider and "enum" in provider:
         names = {"enum": [*provider.pop("enum"), "env", "akv"]}

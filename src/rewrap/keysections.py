@@ -252,6 +252,11 @@ class Keys(Section):
         return self.provider != "local"
 
     @property
+    def where(self) -> str:
+        """Where versions are that the provider lists, for a message."""
+        return "in the vault" if self.provider == "azure-key-vault" else "there"
+
+    @property
     def called(self) -> bool:
         """Whether they are in a service that takes calls."""
         return self.provider not in ("local", "files")

@@ -75,11 +75,15 @@ async def check(
     rotation, keyring = await _keys(out, job, from_versions, to_version, environ)
     shown = {key.version: key.fingerprint for key in keyring}
     if keyring.unlisted:
+        # nobody lists the keys of an account: which of them are the job's, only the job can say
+        named = job.keys.provider == "aws-kms"
+        who = "the job does not name" if named else "this identity may not list"
+        mend = "name them in keys.aws-kms.keys" if named else f"grant it {job.keys.listing}"
         out.add(
             "warning", "key-no-list", "keys",
-            "this identity may not list the versions that there are: without a ledger, verify cannot tell "
-            "what else values may be under",
-            f"grant it {job.keys.listing}; or keep the ledger, and verify where it is",
+            f"{who} the versions that there are: without a ledger, verify cannot tell what else values may "
+            "be under",
+            f"{mend}; or keep the ledger, and verify where it is",
         )  # fmt: skip
     if rotation is not None:
         _say_of_keys(out, rotation)
@@ -215,17 +219,14 @@ async def _keys(
     """The rotation asked for, if its keys are at hand; each key that is not becomes a finding."""
     if from_versions is not None and to_version is not None:
         wanted = [] if from_versions == "any" else [*split_versions(from_versions), to_version]
-        if wanted:
-            # what the command line gets wrong is no finding
-            job.with_versions(wanted if job.keys.provided else ()).resolve_from(from_versions, to_version)
         try:
-            rotation = await rotation_of(job, from_versions, to_version, environ)
-            return rotation, rotation.keyring
-        except UsageError as exc:
-            out.refused(exc, "same-key", f"key {to_version}")
+            rotation = await _rotation(out, job, from_versions, to_version, environ)
         except KeyAccessError as exc:
             if not await _missing(out, job, wanted, environ):
                 out.refused(exc, exc.code, "keys")
+        else:
+            if rotation is not None:
+                return rotation, rotation.keyring
     try:
         keyring = await open_keyring(job, [], environ, wanted=[])
     except KeyAccessError as exc:
@@ -234,13 +235,34 @@ async def _keys(
         return None, Keyring([])
     for version in keyring.known if from_versions is None else ():
         if job.keys.provided:
-            out.add("info", "key-listed", f"key {version}", "is in the vault; --from and --to have it tried")
+            said = f"is {job.keys.where}; --from and --to have it tried"
+            out.add("info", "key-listed", f"key {version}", said)
         elif version not in keyring:
             out.add(
                 "info", "key-not-at-hand", f"key {version}",
                 "is not set here, or is not a key; only the keys of a rotation must be",
             )  # fmt: skip
     return None, keyring
+
+
+async def _rotation(
+    out: Findings, job: Job, from_versions: str, to_version: str, environ: Mapping[str, str]
+) -> Rotation | None:
+    """The rotation asked for, once labels are versions; None where its keys are one and the same."""
+    every = from_versions == "any"
+    named = [] if every else split_versions(from_versions)
+    labels = await versions_of(job, [*named, to_version], environ)
+    versions, target = [labels.get(name, name) for name in named], labels.get(to_version, to_version)
+    if not every:
+        # what the command line gets wrong is no finding
+        known = job.with_versions((*versions, target)) if job.keys.provided else job
+        known.resolve_from(",".join(versions), target)
+    try:
+        rotation = await rotation_of(job, "any" if every else ",".join(versions), target, environ)
+    except UsageError as exc:
+        out.refused(exc, "same-key", f"key {target}")
+        return None
+    return replace(rotation, labels=labels)
 
 
 def _say_of_keys(out: Findings, rotation: Rotation) -> None:

@@ -236,6 +236,11 @@ def summary(ended: RunEnded, verdict: Verdict | None) -> list[Text]:
         lines.append(
             Text(f"  written under the old version meanwhile, and resealed: {ended.resealed_late:,}")
         )
+    if ended.probed.get("opened"):
+        every, first = ended.probed["opened"], ended.probed.get("first", 0)
+        lines.append(
+            Text(f"  keys found by trying: {every:,} values, {first / every:.1%} by the key tried first")
+        )
     if ended.spent:
         used = ", ".join(f"{_METERED.get(unit, unit)} {count:,.0f}" for unit, count in ended.spent.items())
         lines.append(Text(f"  used by this process: {used}"))

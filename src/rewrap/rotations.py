@@ -95,7 +95,7 @@ def notices_of(rotation: Rotation) -> list[Notice]:
 def label_notices(labels: Mapping[str, str]) -> list[Notice]:
     """What labels were taken for."""
     return [
-        Notice(level="info", message=f'label "{label}" stands for version {version} from here on')
+        Notice(level="info", message=f'label "{label}" is taken for version {version}')
         for label, version in labels.items()
     ]
 

@@ -15,7 +15,7 @@ from rewrap.events import Finding
 from rewrap.gate import Gate, held_by_version
 from rewrap.job import Job
 from rewrap.keys.awssecret import CURRENT
-from rewrap.keys.awsstages import PREVIOUS, Move, Stages, Versions, at, planned
+from rewrap.keys.awsstages import PREVIOUS, Move, Stages, Versions, at, planned, rolled_back
 from rewrap.keys.keyring import Key
 from rewrap.keys.open import open_keyring
 from rewrap.preflight import check
@@ -180,8 +180,10 @@ async def _looked(stages: Stages, job: Job, environ: Mapping[str, str]) -> Looke
         held = await held_by_version(job, keyring, current, environ)
     finally:
         await keyring.close()
-    in_use = [one for one in (current, at(PREVIOUS, versions)) if one is not None]
-    return Looked(versions, Gate(held, in_use))
+    previous = at(PREVIOUS, versions)
+    # after a switch was taken back, one more version would strand what is under the one that was given up
+    both = previous is not None and not rolled_back(versions)
+    return Looked(versions, Gate(held, [current, str(previous)] if both else [current]))
 
 
 @asynccontextmanager

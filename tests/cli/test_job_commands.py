@@ -179,7 +179,7 @@ def test_order_of_the_first_help_screen(bench: Workbench) -> None:
     listed = re.findall(r"^│ ([a-z]+) ", bench.rewrap("--help").out, re.M)
     assert listed == [
         "check", "plan", "run", "status", "verify", "pause", "resume", "tune", "cancel", "quarantine",
-        "audit", "discover", "job",
+        "audit", "keys", "discover", "job",
     ]  # fmt: skip
 
 

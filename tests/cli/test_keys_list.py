@@ -17,6 +17,7 @@ from rewrap.keylist import KeyList
 from rewrap.keys import files
 from rewrap.keys.listed import Listed, Permission
 from rewrap.keys.open import listed_keys
+from tests.support.aws import AwsServer
 from tests.support.values import KEYS, box
 from tests.support.vault import VaultEmulator
 from tests.support.workbench import NOTES, Result, Workbench
@@ -161,6 +162,43 @@ def test_a_vault_is_listed_as_far_as_it_lets(bench: Workbench, vault_emulator: V
     refused = bench.rewrap("keys", "list", "--json", **vault.environ)
     assert refused.code == 10
     assert "may not list" in refused.event("error")["message"]
+
+
+AWS = """
+name = "test"
+[stores.main]
+kind = "postgres"
+url = "${{DATABASE_URL}}"
+[keys]
+provider = "aws-secrets-manager"
+[keys.aws-secrets-manager]
+secret = "{name}"
+endpoint = "{endpoint}"
+encoding = "hex"
+[layouts.token]
+marker = "k{{version}}:"
+version = "[A-Za-z0-9-]+"
+encoding = "base64"
+cipher = "aes-256-gcm"
+[[targets]]
+table = "notes"
+fields = [{{ column = "body", layout = "token" }}]
+"""
+
+
+def test_a_secret_in_aws_is_listed_with_its_labels(bench: Workbench, aws: AwsServer) -> None:
+    """Its versions by id, which is current, and their keys' fingerprints; of the keys nothing else."""
+    name, admin = aws.new_name(), aws.client("secretsmanager")
+    old = admin.create_secret(Name=name, SecretString=HEX["v1"])["VersionId"]
+    new = admin.put_secret_value(SecretId=name, SecretString=HEX["v2"])["VersionId"]
+    (bench.folder / "rewrap.toml").write_text(AWS.format(name=name, endpoint=aws.endpoint))
+    listed, result = shown(bench, **aws.environ)
+    assert result.code == 0, result.err
+    assert {version: (one["current"], one["labels"], one["usable"]) for version, one in listed.items()} == {
+        new: (True, ["AWSCURRENT"], True),
+        old: (False, ["AWSPREVIOUS"], True),
+    }
+    assert aws.environ["AWS_SECRET_ACCESS_KEY"] not in result.out + result.err
 
 
 def test_a_provider_that_lists_nothing_is_asked_for_its_keys(

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import anyio
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from rewrap.crypto.ciphers import CIPHERS
 from rewrap.crypto.elsewhere import Rewrapped
@@ -20,6 +21,7 @@ from rewrap.keys.awskms import list_keys
 from rewrap.keys.keyring import Keyring, TriedKey
 from rewrap.keys.open import open_keyring
 from tests.support.aws import AwsServer, aws_error
+from tests.support.documents import BODY
 from tests.support.proxy import Answer, Delay, Meanwhile
 from tests.support.workbench import Result, Workbench, wait_while
 
@@ -674,6 +676,8 @@ def test_check_and_plan_say_what_can_be_known(org_deks: OrgDeks) -> None:
     told = {(one["subject"], one["code"]) for one in checked.events if one["type"] == "finding"}
     assert {(f"key {key}", "key-unwraps") for key in (keys.old, keys.new)} <= told
     assert (f"key {keys.old}", "key-proven") in told
+    (unnamed,) = [one for one in checked.events if one.get("code") == "key-no-list"]
+    assert "keys.aws-kms.keys" in unnamed["hint"]
     forecast = bench.rewrap("plan", *versions).event("plan")["forecast"]
     assert forecast["remote_calls"]["low"] == 2 * ORGS
     assert "10,000 calls/s: the least quota of any region" in forecast["derived_from"]["remote_calls"]
@@ -681,3 +685,66 @@ def test_check_and_plan_say_what_can_be_known(org_deks: OrgDeks) -> None:
     checked = bench.rewrap("check", *versions)
     (error,) = [one for one in checked.events if one.get("severity") == "error"]
     assert (error["code"], error["subject"]) == ("key-disabled", f"key {keys.old}")
+
+
+FRESH_JOB = (
+    """
+name = "test"
+[stores.main]
+kind = "postgres"
+url = "${{DATABASE_URL}}"
+[keys]
+provider = "aws-kms"
+[keys.aws-kms]
+endpoint = "{endpoint}"
+keys = {{ v1 = "{old}", v2 = "{new}" }}
+[layouts.mek]
+encoding = "base64"
+cipher = "aws-kms"
+aad = {{ tenant = "{{tenant}}" }}
+[layouts.field]
+encoding = "base64"
+cipher = "aes-256-gcm"
+[deks.notes]
+table = "deks"
+wrapped = {{ column = "wrapped_dek", layout = "mek", version = {{ column = "mek_version" }} }}
+copied = ["tenant"]
+[[targets]]
+table = "notes"
+dek = "notes"
+"""
+    + f"fields = [{BODY.replace('{', '{{').replace('}', '}}')}]\n"
+)
+
+
+def test_documents_get_fresh_data_keys_that_kms_wraps(bench: Workbench, keys: KmsKeys) -> None:
+    """Data keys of GenerateDataKey are unwrapped by Decrypt, and the fresh ones are wrapped by Encrypt."""
+    bench.environ |= keys.aws.environ
+    job = FRESH_JOB.format(endpoint=keys.aws.endpoint, old=keys.old, new=keys.new)
+    (bench.folder / "rewrap.toml").write_text(job)
+    bench.sql("CREATE TABLE deks (id text PRIMARY KEY, tenant text, wrapped_dek text, mek_version text)")
+    bench.sql("CREATE TABLE notes (id bigint PRIMARY KEY, doc jsonb)")
+    for n in range(8):
+        made = keys.client.generate_data_key(
+            KeyId=keys.old, KeySpec="AES_256", EncryptionContext={"tenant": f"t{n % 3}"}
+        )
+        wrapped, nonce = b64encode(made["CiphertextBlob"]).decode(), secrets.token_bytes(12)
+        sealed = AESGCM(made["Plaintext"]).encrypt(nonce, f"note {n}".encode(), None)
+        parts = {"iv": nonce, "tag": sealed[-16:], "ct": sealed[:-16]}
+        body = {"dekId": f"d{n}", **{name: b64encode(raw).decode() for name, raw in parts.items()}}
+        bench.sql("INSERT INTO deks VALUES ($1, $2, $3, 'v1')", f"d{n}", f"t{n % 3}", wrapped)
+        bench.sql("INSERT INTO notes VALUES ($1, $2::jsonb)", n, json.dumps({"body": body}))
+    keys.aws.proxy.seen.clear()
+    done = bench.run()
+    assert done.code == 0, done.err
+    assert set(keys.aws.proxy.counts()) == {"DescribeKey", "Decrypt", "Encrypt"}
+    found = bench.sql(
+        "SELECT n.id, n.doc::text, d.* FROM notes n JOIN deks d ON d.id = n.doc #>> '{body,dekId}' "
+        "WHERE d.mek_version = 'v2'"
+    )
+    assert len(found) == 8
+    for number, doc, _, tenant, wrapped, _ in found:
+        body = {name: b64decode(text) for name, text in json.loads(doc)["body"].items() if name != "dekId"}
+        dek = keys.unwrap(keys.new, b64decode(wrapped), tenant=tenant)
+        assert AESGCM(dek).decrypt(body["iv"], body["ct"] + body["tag"], None) == f"note {number}".encode()
+    assert bench.rewrap("verify", "--deep").code == 0

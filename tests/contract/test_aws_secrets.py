@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import logging
 import secrets
 import sys
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import pytest
@@ -65,12 +66,17 @@ def text_key() -> str:
     return f"canary-{secrets.token_hex(32)}"[:64]
 
 
+@functools.cache
+def administrator(aws: AwsServer) -> Any:
+    return aws.client("secretsmanager")
+
+
 class Stored:
     """A secret, and those who administer it."""
 
     def __init__(self, aws: AwsServer) -> None:
         self.aws, self.name = aws, aws.new_name()
-        self.admin = aws.client("secretsmanager")
+        self.admin = administrator(aws)
         self.admin.create_secret(Name=self.name)
 
     def put(self, value: str | bytes | None = None, *, stages: list[str] | None = None) -> str:
@@ -322,6 +328,14 @@ def test_the_fallback_role_fetches_what_the_identity_may_not(stored: Stored) -> 
     denied(stored, times=2)
     exc = refused(job, new)
     assert f"role {ROLE} may not read it" in exc.message
+
+
+def test_an_object_that_is_taken_whole_is_doubted(stored: Stored) -> None:
+    """It may be meant, and it looks like a field that was forgotten."""
+    version = stored.put()
+    (doubt,) = opened(stored.job(""), version).doubts[version]
+    assert (doubt.severity, doubt.code) == ("warning", "key-is-json")
+    assert "canary-" not in doubt.reason
 
 
 def test_every_version_is_listed_with_what_may_be_done(stored: Stored) -> None:

@@ -195,6 +195,39 @@ version = "env:PREVIOUS"
     assert listed(of, PREVIOUS="v2")["v2"].usable
 
 
+def test_a_run_by_labels_keeps_to_the_versions_they_stood_for(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels are asked once: they may be swapped while the run is at work, as long as both keys are there."""
+    roles = ("current", "previous")
+    sections = "".join(
+        f'[keys.files.labels.{role}]\nkey = "{role}/key"\nversion = "{role}/id"\n' for role in roles
+    )
+
+    def mount(current: str, previous: str) -> None:
+        for role, version in zip(roles, (current, previous), strict=True):
+            mounted(bench.folder / role, {"key": HEX[version], "id": f"{version}\n"})
+
+    mount("v2", "v1")
+    (bench.folder / "rewrap.toml").write_text(JOB.format(files=sections, more=""))
+    bench.notes([box(f"note {n}") for n in range(12)])
+    look, looks = files.MountKeeper.still_there, []
+
+    async def still_there(self: files.MountKeeper) -> None:
+        mount("v1", "v2")
+        looks.append(self)
+        await look(self)
+
+    monkeypatch.setattr(files.MountKeeper, "still_there", still_there)
+    ended = run_here(bench, from_versions="previous", to_version="current")
+    assert looks
+    assert (ended.exit_code, under(bench, "v2")) == (0, 12)
+    # the other way round now: back to v1
+    monkeypatch.undo()
+    ended = run_here(bench, from_versions="previous", to_version="current")
+    assert (ended.exit_code, under(bench, "v1")) == (0, 12)
+
+
 def test_files_are_read_as_of_one_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A swap between two reads is seen, and read again; what never rests is given up."""
     mounted(tmp_path / "now", {"key": HEX["v1"], "id": "v1"})
@@ -308,6 +341,13 @@ def test_run_ends_when_its_key_is_gone_or_another_and_goes_on_when_it_is_back(sl
     assert {unbox(str(body)).partition(b" ")[0] for body in slow.bodies().values()} == {b"note"}
 
     mounted(folder, HEX)
+    (folder / "v2").chmod(0o644)
+    found = slow.rewrap("check", "--from", "v1", "--to", "v2", "--json").events
+    wide = [one["subject"] for one in found if one.get("code") == "key-mode"]
+    assert wide == ["key v2"]
+    unnamed = slow.rewrap("check").out
+    assert "is there; --from and --to have it tried" in unnamed
+    assert "vault" not in unnamed
     finished = slow.rewrap("resume", "--json")
     assert finished.code == 0, finished.err
     assert finished.event("run_ended")["outcomes"]["notes"]["body"] == {"resealed": ROWS}

@@ -2,10 +2,11 @@
 
     arda_app.py make ROWS        a table of tenants with tokens, under AWSCURRENT and AWSPREVIOUS; one is NULL
     arda_app.py audit            every token, opened; exits 1 if one does not open
-    arda_app.py live             reads, writes and mops up until stdin ends; then what it last wrote, and counts
+    arda_app.py mop ROWS         the coroutine's work, once, on so many rows
+    arda_app.py live             reads, writes, mops up until stdin ends; then what it last wrote, and counts
 
-It seals under AWSCURRENT, opens under the version that a value names, and re-encrypts by compare-and-swap what it
-reads under another version: lazily, and in a coroutine over the whole table.
+It seals under AWSCURRENT, opens under the version that a value names, and re-encrypts by compare-and-swap
+what it reads under another version: lazily, and in a coroutine over the whole table.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 TABLE = "tenant_email"
+
+PAUSE_S = 0.003
+"""Between two requests: enough of them, and some left to whoever else is at work."""
 
 INFO = os.environ.get("ARDA_HKDF_INFO", "").encode()
 
@@ -112,22 +116,27 @@ class Live:
         self.ended.set()
 
     async def serve(self) -> None:
-        connection, choose = await connected(), random.Random(7)  # noqa: S311 - which tenant is no secret
+        connection, choose = await connected(), random.Random(7)
         number = 0
         while not self.ended.is_set():
             number += 1
+            await asyncio.sleep(PAUSE_S)
             if number % 50 == 1:
                 await asyncio.to_thread(self.cipher.refresh)
             tenant = choose.choice(list(self.tokens))
             if choose.random() < 0.4:
                 token = f"token {number} of {tenant}"
                 await connection.execute(
-                    f"UPDATE {TABLE} SET server_token = $2 WHERE tenant_id = $1", tenant, self.cipher.seal(token)
+                    f"UPDATE {TABLE} SET server_token = $2 WHERE tenant_id = $1",
+                    tenant,
+                    self.cipher.seal(token),
                 )
                 self.tokens[tenant] = token
                 self.counts["written"] += 1
                 continue
-            value = await connection.fetchval(f"SELECT server_token FROM {TABLE} WHERE tenant_id = $1", tenant)
+            value = await connection.fetchval(
+                f"SELECT server_token FROM {TABLE} WHERE tenant_id = $1", tenant
+            )
             self.counts["read"] += 1
             if value is not None:
                 await self.renew(connection, tenant, value, "lazily")
@@ -144,8 +153,17 @@ class Live:
             for tenant, value in rows:
                 await self.renew(connection, tenant, value, "mopped")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.ended.wait(), 0.02)
+                await asyncio.wait_for(self.ended.wait(), 10 * PAUSE_S)
         await connection.close()
+
+    async def mop_once(self, rows: int) -> Any:
+        connection = await connected()
+        for tenant, value in await connection.fetch(
+            f"SELECT tenant_id, server_token FROM {TABLE} WHERE tenant_id <= $1", rows
+        ):
+            await self.renew(connection, tenant, value, "mopped")
+        await connection.close()
+        return self.counts
 
     async def renew(self, connection: Any, tenant: int, value: str, how: str) -> None:
         """Under AWSCURRENT what was read under another version, if it is still what was read."""
@@ -171,6 +189,7 @@ def main() -> None:
     cipher = TokenCipher()
     what = sys.argv[1]
     work = {"make": lambda: make(cipher, int(sys.argv[2])), "audit": lambda: audit(cipher)}
+    work["mop"] = lambda: Live(cipher).mop_once(int(sys.argv[2]))
     answer = asyncio.run(work[what]() if what in work else Live(cipher).run())
     print(json.dumps(answer))
 

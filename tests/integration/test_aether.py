@@ -94,6 +94,9 @@ def test_the_whole_rotation_with_the_service_stopped(bench: Workbench) -> None:
             else (aether.old_fernet, aether.new_fernet)
         )
         assert list(fingerprints.values()) == [shown_by_sha256sum(key) for key in keys]
+        row = (bench.folder / "secrets-ledger.md").read_text().splitlines()[-1]
+        assert f"| {fingerprints['v2']} " in row
+        assert str(record["operator"]) in row
     assert [one["outcome"] for one in aether.audited()] == ["refused", "complete"] * 3
     assert aether.service("read", new=True) == made
     unread = aether.service("read", new=False)

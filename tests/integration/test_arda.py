@@ -1,11 +1,20 @@
-"""The Arda rotation with jobs/arda.toml: a real Postgres, moto's Secrets Manager, the application beside it."""
+"""The Arda rotation with jobs/arda.toml: real Postgres, moto's Secrets Manager, the application beside it."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import anyio
+import anyio.to_thread
 import pytest
 
+from rewrap import api
+from rewrap.engine.options import RunOptions
+from rewrap.events import RunEnded
+from rewrap.job import Job
+from rewrap.stores.postgres.writer import PostgresWriter
+from tests.integration.test_safety import disturb
 from tests.support.arda import PLAIN, Arda, payload
 from tests.support.aws import AwsServer, aws_error
 from tests.support.workbench import Workbench
@@ -53,7 +62,9 @@ def test_label_moves_when_the_new_version_is_proven(arda: Arda) -> None:
     unsaid = arda.rewrap("keys move", *ends)
     assert unsaid.code == 2
     assert f"AWSCURRENT would move from {arda.old} to {new}" in unsaid.out
-    assert f"{arda.older} would get the label rewrap-keep-{arda.older[:8]}: 4 values are under it" in unsaid.out
+    assert (
+        f"{arda.older} would get the label rewrap-keep-{arda.older[:8]}: 4 values are under it" in unsaid.out
+    )
     assert arda.labels["AWSCURRENT"] == arda.old
     wrong = arda.rewrap("keys move", "--from", arda.older, "--to", new, "--confirm")
     assert wrong.code == 10
@@ -82,7 +93,9 @@ def test_label_moves_when_the_new_version_is_proven(arda: Arda) -> None:
     needed = arda.rewrap("keys move", "--label", keep, "--from", arda.older, "--confirm")
     assert needed.code == 3
     assert f"4 values are under {arda.older}, and {keep} is its last label" in needed.err
-    ran = arda.rewrap("run", "--from", "any", "--to", "AWSCURRENT", "--allow-unseen-target", "--note", "90 days")
+    ran = arda.rewrap(
+        "run", "--from", "any", "--to", "AWSCURRENT", "--allow-unseen-target", "--note", "90 days"
+    )
     assert ran.code == 0, ran.err
     assert arda.count(new) == 40
     log = (arda.bench.folder / "rotations.md").read_text().splitlines()
@@ -106,7 +119,9 @@ def test_candidate_that_is_no_key_is_found_before_the_switch(arda: Arda) -> None
         (json.dumps({"key": same}), f"holds the same bytes as {arda.old}"),
         (json.dumps({"Key": "x" * 64}), 'its field "key" is missing'),
     ):
-        arda.client.put_secret_value(SecretId=arda.secret, SecretString=stored, VersionStages=["rewrap-canary"])
+        arda.client.put_secret_value(
+            SecretId=arda.secret, SecretString=stored, VersionStages=["rewrap-canary"]
+        )
         found = arda.rewrap("keys canary", "--to", "rewrap-canary")
         assert found.code == 10, found.out
         assert said in found.out + found.err
@@ -145,7 +160,7 @@ def test_lost_answers_make_no_second_version(arda: Arda) -> None:
 
 
 def test_other_algorithms_are_counted_and_left(arda: Arda) -> None:
-    """a2.k… is under a version of its own: not plaintext, not touched, and no rotation is complete with it."""
+    """a2.k… is under a version of its own: not plaintext, not touched, and nothing is complete with it."""
     arda.application("make", "11")
     value = f"a2.k{arda.old}:c2VhbGVkIG90aGVyd2lzZSBhbmQgbG9uZyBlbm91Z2g"
     arda.bench.sql("UPDATE tenant_email SET server_token = $1 WHERE tenant_id = 1", value)
@@ -155,13 +170,74 @@ def test_other_algorithms_are_counted_and_left(arda: Arda) -> None:
     )
     arda.client.put_secret_value(SecretId=arda.secret, SecretString=payload())
     new = arda.labels["AWSCURRENT"]
-    ran = arda.rewrap("run", "--from", f"{arda.old},{arda.older}", "--to", new, "--allow-unseen-target", "--json")
+    ran = arda.rewrap(
+        "run", "--from", f"{arda.old},{arda.older}", "--to", new, "--allow-unseen-target", "--json"
+    )
     assert ran.code == 3, ran.err
     assert ran.event("verdict")["other_version"] == 1
     assert ran.event("verdict")["plaintext"] == 0
     assert ran.event("field_verdict")["versions"] == {new: 9, f"a2.k{arda.old}": 1}
     assert arda.bench.value("SELECT server_token FROM tenant_email WHERE tenant_id = 1") == value
     assert arda.rewrap("keys gate").code == 3
+
+
+def test_mounted_versions_rotate_without_aws(arda: Arda) -> None:
+    """A pod with both versions mounted: the same rotation, and not one call to AWS."""
+    arda.application("make", "12")
+    arda.client.put_secret_value(SecretId=arda.secret, SecretString=payload())
+    new, old = arda.labels["AWSCURRENT"], arda.labels["AWSPREVIOUS"]
+    arda.bench.sql("DELETE FROM tenant_email WHERE tenant_id % 10 = 0")
+    for name, version in (("current", new), ("previous", old)):
+        mount = arda.bench.folder / "mounts" / f"email-encryption-key-{name}"
+        mount.mkdir(parents=True)
+        for file, text in (("key", json.loads(arda.key(version))["key"]), ("version-id", version)):
+            (mount / file).write_text(text)
+            (mount / file).chmod(0o440)
+    asked = len(arda.aws.proxy.seen)
+    mounted = {"ARDA_MOUNTS": str(arda.bench.folder / "mounts")}
+    ran = arda.bench.rewrap(
+        "run", "arda-mounted.toml", "--from", old, "--to", new, "--allow-unseen-target", **mounted
+    )
+    assert ran.code == 0, ran.err
+    assert arda.count(new) == 10
+    assert new in (arda.bench.folder / "rotations.md").read_text()
+    minted = arda.bench.rewrap("keys", "mint", "arda-mounted.toml", **mounted)
+    assert minted.code == 2
+    assert 'its keys.provider is "files"' in minted.err
+    assert len(arda.aws.proxy.seen) == asked
+
+
+def test_row_that_the_application_took_first_has_converged(
+    arda: Arda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between read and swap the coroutine re-encrypted it: the lost swap is no failure."""
+    arda.application("make", "20")
+    arda.client.put_secret_value(SecretId=arda.secret, SecretString=payload())
+    new, mopped = arda.labels["AWSCURRENT"], []
+
+    async def mop(writer: Any, *_args: Any, **_kwargs: Any) -> None:
+        connection = writer._connection
+        # not at the rehearsal, which is rolled back
+        if not mopped and (connection is None or not connection.is_in_transaction()):
+            mopped.append(await anyio.to_thread.run_sync(arda.application, "mop", "3"))
+
+    disturb(monkeypatch, PostgresWriter, "swap", before=mop)
+    job = Job.load(arda.bench.folder / "arda.toml", arda.bench.environ)
+
+    async def work() -> RunEnded:
+        return await api.run(
+            job,
+            from_versions=f"{arda.old},{arda.older}",
+            to_version=new,
+            options=RunOptions(allow_unseen_target=True),
+            environ=arda.bench.environ,
+        )
+
+    ended = anyio.run(work)
+    assert mopped[0]["mopped"] == 3
+    assert ended.outcomes["tenant_email"]["server_token"] == {"resealed": 16, "converged": 3, "null": 1}
+    assert ended.exit_code == 0
+    assert arda.application("audit") == {str(at): f"token of {at}" for at in range(1, 20)} | {"20": None}
 
 
 def test_application_that_mops_up_meanwhile_loses_nothing(arda: Arda) -> None:
@@ -184,6 +260,5 @@ def test_application_that_mops_up_meanwhile_loses_nothing(arda: Arda) -> None:
     assert outcomes["resealed"] > 0
     assert "quarantined" not in outcomes
     assert sum(outcomes.values()) == 1500
-    print(outcomes, {name: told[name] for name in told if name != "tokens"})
     verified = arda.rewrap("verify", "--deep")
     assert verified.code == 0, verified.err

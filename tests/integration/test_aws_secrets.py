@@ -31,6 +31,7 @@ field = "key"
 endpoint = "{endpoint}"
 [layouts.token]
 like = "two-axis-token"
+version = "[0-9a-f-]+"
 kdf = {{ kind = "hkdf", hash = "sha256", info = "card numbers" }}
 [pace]
 batch_size = 8
@@ -123,8 +124,8 @@ def test_a_rotation_goes_to_the_version_that_a_label_stood_for(cards: Cards) -> 
     begun = cards.rewrap("run", *labels, "--allow-unseen-target", "--sample", "8", "--json")
     assert begun.code == 4, begun.err
     assert notices(begun)[:2] == [
-        f'label "AWSPREVIOUS" stands for version {old} from here on',
-        f'label "AWSCURRENT" stands for version {new} from here on',
+        f'label "AWSPREVIOUS" is taken for version {old}',
+        f'label "AWSCURRENT" is taken for version {new}',
     ]
     assert cards.under == {old: ROWS - 8, new: 8}
 
@@ -132,6 +133,9 @@ def test_a_rotation_goes_to_the_version_that_a_label_stood_for(cards: Cards) -> 
     shown = cards.rewrap("status", "--json")
     assert old in shown.out
     assert "AWSPREVIOUS" not in shown.out
+    other = cards.rewrap("run", *labels, "--allow-unseen-target")
+    assert other.code == 2, other.err
+    assert old in other.err
     resumed = cards.rewrap("resume", "--json")
     assert resumed.code == 0, resumed.err
     assert f"key {old} has no label: AWS may delete it" in " ".join(notices(resumed))
@@ -140,7 +144,7 @@ def test_a_rotation_goes_to_the_version_that_a_label_stood_for(cards: Cards) -> 
     assert cards.rewrap("verify", "--deep").code == 0
     previous = cards.rewrap("verify", "--to", "AWSPREVIOUS", "--json")
     assert previous.code == 0, previous.err
-    assert notices(previous)[0] == f'label "AWSPREVIOUS" stands for version {new} from here on'
+    assert notices(previous)[0] == f'label "AWSPREVIOUS" is taken for version {new}'
     assert new in cards.rewrap("verify", "--to", "AWSPREVIOUS", "--print-queries").out
     current = cards.rewrap("verify", "--to", "AWSCURRENT", "--json")
     assert (current.code, current.event("verdict")["stale"]) == (3, ROWS)
@@ -148,9 +152,14 @@ def test_a_rotation_goes_to_the_version_that_a_label_stood_for(cards: Cards) -> 
     both = cards.rewrap("run", "--from", third, "--to", "AWSCURRENT")
     assert both.code == 2
     assert f"--from and --to both stand for version {third}: AWSCURRENT" in both.err
+    assert cards.rewrap("check", "--from", ",", "--to", "AWSCURRENT").code == 2
     unknown = cards.rewrap("check", "--from", "AWSPENDING", "--to", "AWSCURRENT")
     assert unknown.code == 1
     assert 'no label "AWSPENDING"' in unknown.out
+    listed = cards.rewrap("keys", "list", "--json")
+    assert listed.code == 0, listed.err
+    told = {one["version"]: one["labels"] for one in listed.events if "labels" in one}
+    assert told == {old: [], new: ["AWSPREVIOUS"], third: ["AWSCURRENT"]}
     assert b"canary-" not in cards.bench.ledger.read_bytes()
 
 
@@ -169,7 +178,8 @@ def test_a_secret_marked_in_mid_run_stops_it_and_puts_nothing_aside(cards: Cards
         out, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 10, err
     assert f'secret "{cards.name}" in aws secrets manager is marked for deletion' in err
-    assert f"restore-secret --secret-id {cards.name}; then rewrap resume" in err
+    assert f"restore-secret --secret-id {cards.name};" in err
+    assert "rewrap resume" in err
     assert "canary-" not in out + err
     assert set(cards.under) == {old, new}
     assert cards.rewrap("quarantine", "list", "--json").events == []

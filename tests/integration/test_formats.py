@@ -10,16 +10,9 @@ import pytest
 from rewrap.crypto.indexes import parse_index
 from rewrap.crypto.layout import builtin_layouts
 from rewrap.packed import PART
+from tests.support.vectors import Vector, vectors
 from tests.support.workbench import Workbench
-from tests.unit.test_vectors import Vector, aad_of, layout_of, value_of, vectors
 
-NEW_VERSIONS = {
-    "tink": "7",
-    "tink-base64": "7",
-    "elixir-cloak": "AES.GCM.V2",
-    "elixir-cloak-base64": "AES.GCM.V2",
-    "47ng-cloak": "0badc0de",
-}
 STORED = [
     ("laravel", {"like": "laravel"}),
     ("rails", {"like": "rails"}),
@@ -59,27 +52,26 @@ layout = "stored"
 
 def stored(name: str, layout: dict[str, Any]) -> list[Vector]:
     """The vectors of one layout and one key that open."""
-    found = [vector for vector in vectors(name) if vector["layout"] == layout and "plain" in vector]
-    return [vector for vector in found if vector["key"] == found[0]["key"]]
+    found = [vector for vector in vectors(name) if vector.made["layout"] == layout and vector.opens]
+    return [vector for vector in found if vector.key == found[0].key and not vector.made.get("liberal")]
 
 
 def set_up(bench: Workbench, chosen: list[Vector], more: dict[str, str]) -> tuple[str, str]:
     """A table with the values, and a job for it; the versions' names."""
     first = chosen[0]
-    table, column = first.get("table", "t"), first.get("column", "c")
-    old, new = first.get("version", "v1"), NEW_VERSIONS.get(first["layout"].get("like", ""), "v2")
-    kind = "bytea" if "bytes" in first else "text"
-    bench.environ |= {"KEY_OLD": first["key"], "KEY_NEW": bytes.fromhex(first["key"])[::-1].hex()}
-    layout = "\n".join(f"{name} = {json.dumps(value)}" for name, value in first["layout"].items())
+    table, column = first.place
+    old, new = first.version, first.new_version
+    kind = "bytea" if first.layout.binary else "text"
+    bench.environ |= {"KEY_OLD": first.key.hex(), "KEY_NEW": first.new_key.hex()}
+    layout = "\n".join(f"{name} = {json.dumps(value)}" for name, value in first.made["layout"].items())
     words = {"old": old, "new": new, "layout": layout, "table": table, "column": column}
     (bench.folder / "rewrap.toml").write_text(JOB.format(**words, **more))
     bench.sql(f"CREATE TABLE {table} (id bigint PRIMARY KEY, {column} {kind}, c_iv text, idx text)")
     rows: list[tuple[Any, ...]] = []
     for at, vector in enumerate(chosen * 30, 1):
-        whole = value_of(vector)
-        nonce, payload = (None, whole)
-        if "apart" in vector:
-            nonce, payload = str(whole).split(PART)
+        nonce, payload = (None, vector.value)
+        if "apart" in vector.made:
+            nonce, payload = str(vector.value).split(PART)
         rows.append((at, payload, nonce))
     bench.insert(table, ["id", column, "c_iv"], rows)
     return old, new
@@ -99,23 +91,23 @@ def rotate(bench: Workbench, old: str, new: str, count: int) -> None:
 def test_stored_format_is_rotated(bench: Workbench, name: str, layout: dict[str, Any]) -> None:
     """Every value opens under the new key to its own plaintext, and has its old form."""
     chosen = stored(name, layout)
-    nonce = 'nonce = { column = "c_iv" }' if "apart" in chosen[0] else ""
+    nonce = 'nonce = { column = "c_iv" }' if "apart" in chosen[0].made else ""
     old, new = set_up(bench, chosen, {"indexes": "", "apart": nonce})
     rotate(bench, old, new, 30 * len(chosen))
-    table, column = chosen[0].get("table", "t"), chosen[0].get("column", "c")
-    bound = layout_of(chosen[0]).bind(new, bytes.fromhex(bench.environ["KEY_NEW"]), table, column)
+    table, column = chosen[0].place
+    bound = chosen[0].bound(new=True)
     for at, row in enumerate(bench.sql(f"SELECT {column} AS v, c_iv FROM {table} ORDER BY id")):
         vector = chosen[at % len(chosen)]
         value = row["v"] if row["c_iv"] is None else row["c_iv"] + PART + row["v"]
-        whole = bound.open_one(value, aad_of(vector))
-        assert whole[bound.layout.carry_bytes :].hex() == vector["plain"]
-        if "time" in vector:
-            assert int.from_bytes(whole[:8], "big") == vector["time"]
+        whole = bound.open_one(value, vector.aad)
+        assert whole[bound.layout.carry_bytes :] == vector.plain
+        if "time" in vector.made:
+            assert int.from_bytes(whole[:8], "big") == vector.made["time"]
 
 
 def test_blind_index_is_written_with_its_value(bench: Workbench) -> None:
     """The index of the new key stands beside each value; the old one is gone."""
-    chosen = [vector for vector in vectors("blind_index") if "plain" in vector]
+    chosen = [vector for vector in vectors("blind_index") if vector.opens]
     indexes = '[indexes.mail]\nkind = "lockbox"\nname = "email_bidx"'
     old, new = set_up(
         bench, chosen, {"indexes": indexes, "apart": 'indexes = [{ column = "idx", index = "mail" }]'}
@@ -123,8 +115,8 @@ def test_blind_index_is_written_with_its_value(bench: Workbench) -> None:
     bench.sql("UPDATE users SET idx = 'old'")
     rotate(bench, old, new, 30 * len(chosen))
     index = parse_index({"kind": "lockbox", "name": "email_bidx"}, "idx", key_apart=False)
-    layout = layout_of(chosen[0]).joined(("index",), indexes=(index,))
-    bound = layout.bind(new, bytes.fromhex(bench.environ["KEY_NEW"]), "users", "email_ciphertext")
+    layout = chosen[0].layout.joined(("index",), indexes=(index,))
+    bound = layout.bind(new, chosen[0].new_key, "users", "email_ciphertext")
     for row in bench.sql("SELECT email_ciphertext AS v, idx FROM users LIMIT 5"):
         value = row["v"] + PART + row["idx"]
         assert bound.indexes_match(value, bound.open_one(value, None))
@@ -182,7 +174,7 @@ def test_what_belongs_to_a_form_is_kept_or_dropped_with_it(bench: Workbench, cha
     key = bytes(range(32))
     carry = (1_600_000_000).to_bytes(8, "big") if before == {"like": "fernet"} else b""
     plains = [f"plaintext {i}".encode() for i in range(49)] + [b'{"c":"%s"}' % (b"z" * 88)]
-    values = layout_of(old).bind("v1", key).seal_values([carry + plain for plain in plains], None)
+    values = Vector(old).layout.bind("v1", key).seal_values([carry + plain for plain in plains], None)
     bench.sql("CREATE TABLE t (id bigint PRIMARY KEY, c text)")
     bench.insert("t", ["id", "c"], list(enumerate(values)))
     bench.environ |= {"KEY_OLD": key.hex(), "KEY_NEW": key[::-1].hex()}
@@ -191,7 +183,7 @@ def test_what_belongs_to_a_form_is_kept_or_dropped_with_it(bench: Workbench, cha
     words = {"old": "v1", "new": "v2", "layout": layout, "table": "t", "column": "c", "indexes": ""}
     (bench.folder / "rewrap.toml").write_text(JOB.format(**words, apart='to_layout = "changed"'))
     rotate(bench, "v1", "v2", 50)
-    bound = layout_of(new).bind("v2", key[::-1])
+    bound = Vector(new).layout.bind("v2", key[::-1])
     for row, plain in zip(bench.sql("SELECT c FROM t ORDER BY id"), plains, strict=True):
         whole = bound.open_one(row["c"], None)
         assert whole[bound.layout.carry_bytes :] == plain

@@ -22,7 +22,7 @@ from rewrap.interfaces import OversizeMark
 from rewrap.job import Job
 from rewrap.keys.keyring import Key, Keyring
 from rewrap.model import FieldColumn, KeyColumn, Location, Role, Table
-from rewrap.opening import Opening
+from rewrap.opening import Opening, opened
 from rewrap.packed import Packed, listed
 from tests.support.values import KEY_V1, KEY_V2, KEY_V3, KEYS, aead, box, one_ciphertext_for_two_keys, unaead
 
@@ -299,3 +299,39 @@ def test_forms_name_the_targets_first() -> None:
     assert forms.named_by("gv9:x") == ("v9", True)
     assert forms.named_by("v9:x") == ("v9", False)
     assert forms.named_by("x") is None
+
+
+def test_a_page_is_settled_at_once_and_the_right_key_is_mostly_first() -> None:
+    """On a fresh table the old key is, and where all is done the new one: but for the first value's trial."""
+    made, table = rotation("bare", "bare")
+    transform = made.reseal(table)
+    fresh = transform(rows_of([bare(b"plain %d" % i) for i in range(100)]))
+    assert (fresh.probed, len(fresh.swap)) == (Counter(opened=100, first=99), 100)
+    again = transform(rows_of(listed(fresh.swap.news["a"])))
+    assert (again.probed, len(again.swap)) == (Counter(opened=100, first=100), 0)
+    assert again.tally["a"] == Counter(current=100)
+
+
+def test_one_value_for_two_keys_is_found_wherever_it_stands_in_a_page() -> None:
+    """A page that is settled at once holds none of them, whichever key its other values are under."""
+    twofold = one_ciphertext_for_two_keys(KEY_V1, KEY_V2)
+    made, table = rotation("bare", "bare")
+    for version, left in (("v1", 0), ("v2", 40)):
+        for place in (0, 20, 40):
+            values: list[str | None] = [bare(b"plain", version, "") for _ in range(40)]
+            values.insert(place, twofold)
+            done = made.reseal(table)([(100 + i, value, None) for i, value in enumerate(values)])
+            assert [(fault.row_id, fault.reason) for fault in done.faults] == [
+                (str(100 + place), "ambiguous_key")
+            ]
+            assert (done.tally["a"]["current"], len(done.swap)) == (left, 40 - left)
+
+
+@given(st.lists(stored.filter(lambda value: value is not None), max_size=12))
+@settings(max_examples=200, deadline=None)
+def test_values_open_side_by_side_as_they_do_alone(values: list[str]) -> None:
+    """Whatever stands beside it, a value opens to what it opens to alone, or does not open."""
+    made, _ = rotation("bare", "bare")
+    bound = made.job.layout("bare").bind("v1", KEY_V1)
+    alone = [opened(bound, value, b"x") for value in values]
+    assert list(bound.open_each(values, [b"x"] * len(values))) == alone

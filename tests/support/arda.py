@@ -1,4 +1,4 @@
-"""One Arda partition: its secret in AWS as moto has it, its database, its job, and the application beside them."""
+"""One Arda partition: its secret in AWS as moto has it, its database, its job, and the application."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from rewrap.job import Job
 from tests.support.aws import REGION, AwsServer, aws_error
 from tests.support.proxy import FaultProxy, forbidden, slowed_down
+from tests.support.token import PIN, SoftToken
 from tests.support.transit import RATE_LIMITED, RULES, TransitEngine
 from tests.support.vault import VaultEmulator
 
@@ -203,6 +204,22 @@ def transit(request: pytest.FixtureRequest) -> Keeper:
     )  # fmt: skip
 
 
+def pkcs11(request: pytest.FixtureRequest) -> Keeper:
+    """Two keys in a token."""
+    soft: SoftToken = request.getfixturevalue("soft")
+    name = f"keeper-{secrets.token_hex(4)}"
+    keys = [soft.create(f"{name}-{version}") for version in ("v1", "v2")]
+    return Keeper(
+        f'[keys]\nprovider = "pkcs11"\n[keys.pkcs11]\nmodule = "{soft.module}"\ntoken = "{soft.name}"\n'
+        f'pin = "env:HSM_PIN"\nlabel = "{name}-{{version}}"',
+        "aes-key-wrap", "v1", "v2",
+        lambda version, plain: soft.wrap(f"{name}-{version}", plain),
+        lambda version, wrapped: soft.unwrap(f"{name}-{version}", wrapped),
+        lambda: soft.destroy(f"{name}-v1"),
+        [*keys, PIN.encode()],
+    )  # fmt: skip
+
+
 def _refused(proxy: FaultProxy) -> int:
     """How many requests were told that they were too many."""
     return sum(1 for one in proxy.seen if one.fault)
@@ -215,6 +232,7 @@ KEEPERS: dict[str, Callable[[pytest.FixtureRequest], Keeper]] = {
     "aws-secrets-manager": secrets_manager,
     "aws-kms": kms,
     "vault-transit": transit,
+    "pkcs11": pkcs11,
 }
 SERVICES = [name for name in KEEPERS if name not in ("local", "files", "pkcs11")]
 """Those that can refuse a call and throttle."""

@@ -58,6 +58,17 @@ layout = "stored"
 """
 
 
+@cache
+def _layout(declared: str, apart: tuple[str, ...], form: str | None) -> Layout:
+    return compiled("stored", json.loads(declared)).joined(apart, form)
+
+
+@cache
+def _bound(layout: Layout, version: str, key: bytes, table: str, column: str) -> BoundLayout:
+    """Made once for each key: one may be slow to derive, or to look through."""
+    return layout.bind(version, key, table, column)
+
+
 @dataclass(frozen=True)
 class Vector:
     """One stored value, with all that is said of it: its set's fields, and its own."""
@@ -122,8 +133,7 @@ class Vector:
     @cached_property
     def layout(self) -> Layout:
         """Its layout as a job would have it, with what is stored apart joined to it."""
-        whole = compiled("stored", self.declared)
-        return whole.joined(tuple(self.made.get("apart", ())), self.made.get("form"))
+        return _layout(json.dumps(self.declared), tuple(self.made.get("apart", ())), self.made.get("form"))
 
     @property
     def aad(self) -> bytes | None:
@@ -132,7 +142,7 @@ class Vector:
     def bound(self, *, new: bool = False) -> BoundLayout:
         """What opens it, or what seals it anew."""
         key, version = (self.new_key, self.new_version) if new else (self.key, self.version)
-        return self.layout.bind(version, key, *self.place)
+        return _bound(self.layout, version, key, *self.place)
 
     @property
     def run(self) -> str:
@@ -210,4 +220,3 @@ def alike(found: tuple[Vector, ...]) -> list[list[Vector]]:
     for vector in found:
         groups.setdefault(json.dumps([vector.made.get(name) for name in names]), []).append(vector)
     return list(groups.values())
-

@@ -5,6 +5,7 @@ By the layout itself, by the engine of a run, and by verify's own opener. Their 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
@@ -15,7 +16,7 @@ from rewrap.crypto.layout import Malformed, Unopenable, builtin_descriptors
 from rewrap.opening import opened
 from rewrap.packed import PART
 from tests.support.vectorchecks import check_engine, check_layout, check_resealing, check_verify
-from tests.support.vectors import CAUSES, FILES, RUNS, Vector, vectors
+from tests.support.vectors import CAUSES, FILES, FOLDER, RUNS, Vector, vectors
 
 EVERY = tuple(vector for name in FILES for vector in vectors(name))
 
@@ -83,6 +84,16 @@ def test_cipher_has_vectors_of_every_class(cipher: str) -> None:
     assert len([vector for vector in own if vector.opens]) >= 3
 
 
+def test_documentation_says_whose_values_were_tried() -> None:
+    """Each built-in layout stands in its table once, and each cipher that has vectors of its own."""
+    text = (FOLDER.parent.parent / "docs" / "layouts.md").read_text()
+    section = text.partition("### Which program's values were tried")[2].partition("## Changing")[0]
+    first = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    named = Counter(name for cell in first for name in re.findall("`([^`]+)`", cell))
+    own = {v.layout.cipher_name for v in EVERY if "like" not in v.made["layout"]}
+    assert named == Counter([*builtin_descriptors(), *own])
+
+
 def test_every_cause_and_every_end_is_there() -> None:
     """Nothing that the README speaks of is without a vector, and no vector speaks of anything else."""
     assert {vector.expect for vector in EVERY} == set(CAUSES)
@@ -104,11 +115,14 @@ def test_blind_index_is_the_one_that_was_stored() -> None:
             layout = vector.layout.joined(("index",), indexes=(index,))
             bound = layout.bind("v1", vector.key, *vector.place)
             assert bound.index_of(vector.plain) == [declared["stored"]], declared
+            checked += 1
+            if "passes" in declared:
+                # tens of milliseconds for each look
+                continue
             value = f"{vector.value!s}{PART}{declared['stored']}"
             assert bound.open_one(value, None) == vector.plain
             assert bound.indexes_match(value, vector.plain)
             assert not bound.indexes_match(f"{vector.value!s}{PART}00", vector.plain)
-            checked += 1
     assert checked
 
 
@@ -134,16 +148,19 @@ def test_flipped_bit_of_every_byte_is_noticed() -> None:
                 continue
             # bits of the last character before the padding stand for nothing, and JSON has other letters
             assert isinstance(value, str), (layout, at)
-            assert plain[bound.layout.frame_bytes :] == bound.open_one(value, vector.aad)[
-                bound.layout.frame_bytes :
-            ], (layout, at)
+            assert (
+                plain[bound.layout.frame_bytes :]
+                == bound.open_one(value, vector.aad)[bound.layout.frame_bytes :]
+            ), (layout, at)
 
 
 def test_batch_with_one_bad_value_opens_none() -> None:
     """Opening a list is all or nothing, so that nothing is resealed beside what did not open."""
     for name in FILES:
         good = next(vector for vector in vectors(name) if vector.opens)
-        bad = next(v for v in vectors(name) if v.run == "unopenable" and v.made["layout"] == good.made["layout"])
+        bad = next(
+            v for v in vectors(name) if v.run == "unopenable" and v.made["layout"] == good.made["layout"]
+        )
         bound, aads = good.bound(), None if good.aad is None else [good.aad, good.aad]
         if bad.made["key"] != good.made["key"]:
             continue

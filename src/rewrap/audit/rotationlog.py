@@ -1,8 +1,8 @@
 """The rotation log: a table in Markdown for people, with one row for each rotation that completed.
 
-A row ends in a comment that no reader of Markdown shows. It names the rotation: its job, its versions and
-their keys. By it a rotation whose log already ends with it is not logged again, whichever process completes
-it: one that went on after a crash, or a later one that found nothing left to do.
+A row ends in a comment that no reader of Markdown shows. It names the rotation: its job, the version it went
+to, and those it came from, with their keys. By it a rotation that a log ends with is not logged again,
+whichever process completes it: one that went on after a crash, or a later one that found nothing left to do.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from rewrap.audit.section import PLACES, RowSection
 
 _PLACE = re.compile(r"\{([a-z_]+)\}")
 
-_COMMENT = re.compile(r"<!-- rewrap ([0-9a-f]{16}) ([0-9a-f]{16}) -->")
-"""The job's digest, and the rotation's."""
+_COMMENT = re.compile(r"<!-- rewrap ([0-9a-f]{16}) ([0-9a-f]{16}) ([0-9a-f]{16}) -->")
+"""Digests of the job, of where the rotation went, and of where from."""
 
 
 def append_row(path: Path, section: RowSection, record: Mapping[str, Any], note: str) -> bool:
@@ -33,7 +33,7 @@ def append_row(path: Path, section: RowSection, record: Mapping[str, Any], note:
     """
     head = _row(section.columns)
     rule = "|" + " --- |" * len(section.columns)
-    mine, rotation = _names(record)
+    mine, *rotation = _names(record)
     values = _values(record, note)
     cells = [_PLACE.sub(lambda found: values[found.group(1)], form) for form in section.columns.values()]
     handle = opened(path)
@@ -43,8 +43,10 @@ def append_row(path: Path, section: RowSection, record: Mapping[str, Any], note:
         with os.fdopen(os.dup(handle), "rb") as reader:
             reader.seek(0)
             text = reader.read().decode("utf-8", "replace")
-        last = next((found[2] for found in reversed(list(_COMMENT.finditer(text))) if found[1] == mine), None)
-        if last == rotation:
+        told = [[found[2], found[3]] for found in _COMMENT.finditer(text) if found[1] == mine]
+        # after "any" other versions may be meant than before, though it is the same rotation
+        idle = values["resealed"] == "0" and told and told[-1][0] == rotation[0]
+        if idle or told[-1:] == [rotation]:
             return False
         lines = text.splitlines()
         inside = bool(lines) and lines[-1].startswith("|") and _holds(lines, head, rule)
@@ -52,7 +54,7 @@ def append_row(path: Path, section: RowSection, record: Mapping[str, Any], note:
         if not inside:
             left += ("\n" if text else "") + f"{head}\n{rule}\n"
         # one write: what a crash cuts short is a line without the comment, and is logged again
-        body = (left + _row(cells, f" <!-- rewrap {mine} {rotation} -->") + "\n").encode()
+        body = (left + _row(cells, f" <!-- rewrap {mine} {' '.join(rotation)} -->") + "\n").encode()
         while body:
             body = body[os.write(handle, body) :]
         os.fsync(handle)
@@ -80,11 +82,12 @@ def _escaped(text: str) -> str:
     return re.sub(r"([\\|`*<>\[\]])", r"\\\1", text)
 
 
-def _names(record: Mapping[str, Any]) -> tuple[str, str]:
-    """Digests of the job, and of the rotation: versions may have the same names every time, keys do not."""
-    what = [record["job"], record["origin"], sorted(record["from_versions"]), record["to_version"]]
-    keys = sorted(record["fingerprints"].items())
-    return _digest([record["job"]]), _digest([*what, keys])
+def _names(record: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What a comment says: versions may have the same names every time, their keys do not."""
+    prints, to_version = record["fingerprints"], record["to_version"]
+    left = sorted((version, prints.get(version)) for version in record["from_versions"])
+    went = [record["origin"], to_version, prints.get(to_version)]
+    return _digest([record["job"]]), _digest(went), _digest(left)
 
 
 def _digest(what: Any) -> str:
@@ -107,8 +110,9 @@ def _values(record: Mapping[str, Any], note: str) -> dict[str, str]:
         "to_version": to_version,
         "from_fingerprints": ", ".join(prints.get(one, "") for one in record["from_versions"]),
         "to_fingerprint": prints.get(to_version, ""),
+        "to_text_fingerprint": record["text_fingerprints"].get(to_version, ""),
         "reason": note or record["reason"],
-        "resealed": str(sum(one.get("resealed", 0) for one in counts)),
+        "resealed": str(sum(one.get("resealed", 0) for one in counts) + (record["resealed_late"] or 0)),
     }
     assert values.keys() == PLACES
     return values

@@ -47,7 +47,7 @@ def is_loopback(parts: SplitResult) -> bool:
 PLACES = frozenset(
     {
         "date", "timestamp", "operator", "job", "run_id", "targets", "from_versions", "to_version",
-        "from_fingerprints", "to_fingerprint", "reason", "resealed",
+        "from_fingerprints", "to_fingerprint", "to_text_fingerprint", "reason", "resealed",
     }
 )  # fmt: skip
 """What a column of a rotation log may name."""

@@ -101,7 +101,8 @@ def _table(found: KeyList, *, state: bool = True) -> Table:
 def _stack(console: Console, found: KeyList) -> None:
     """Where a line is too narrow: what is said of a version stands below it."""
     for one in found.keys:
-        console.print(Text.assemble((one.version, "cyan"), "  ", _labels(one)))
+        labels = _labels(one)
+        console.print(Text.assemble((one.version, "cyan"), "  " if labels else "", labels))
         values = _values(found, one)
         counted = f"values: {values}" if values else ""
         for line in ("  ".join(filter(None, (one.fingerprint, _age(one), counted))), _state(one)):
@@ -149,9 +150,8 @@ def _footers(found: KeyList) -> list[Text]:
             Text(f"values: no run has told; rewrap keys list{named(found.job)} --count", style="dim")
         )
     else:
-        done = "ended" if run.state.finished else "is"
         when = f"{run.updated_at[:10]} {run.updated_at[11:19]} UTC"
-        said = f"values: as run {run.run_id} left them, which {done} {run.state} ({when})"
+        said = f"values: as run {run.run_id} left them: {run.state}, {when}"
         again = "" if run.state == RunState.COMPLETE else "; --count counts them"
         lines.append(Text(said + again, style="dim"))
     return lines

@@ -168,10 +168,10 @@ def move(
             else:
                 console.print(f"{label} would move from {source} to {where}")
             console.print(f"AWSCURRENT is {done.current}, AWSPREVIOUS is {done.previous or 'no version'}")
+            if not confirm:
+                console.print("nothing was done: add --confirm")
         if not confirm:
-            raise UsageError(
-                "nothing was moved: --confirm is missing", hint="read the above, and add --confirm"
-            )
+            raise typer.Exit(2)
 
 
 def _loaded(path: Path) -> Job:

@@ -19,7 +19,7 @@ from nacl.bindings import (
 )
 from nacl.exceptions import CryptoError
 
-from rewrap.crypto.cipher import Aads, Batch, Carried, OpenBatch, SealBatch, each
+from rewrap.crypto.cipher import OPEN_FAILURES, Aads, Batch, Carried, OpenBatch, SealBatch, TryBatch, each
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,23 @@ class AesGcm(Carried):
             return list(map(decrypt, [raw[at:body] for raw in sealed], [raw[body:] for raw in sealed], bound))
 
         return open_batch
+
+    def trier(self, key: bytes) -> TryBatch:
+        if len(key) != self.key_bytes:
+            raise ValueError(f"{self.name} keys are {self.key_bytes} bytes")
+        decrypt, size = AESGCM(key).decrypt, self.nonce_bytes
+
+        def try_batch(sealed: Sequence[bytes], aads: Aads | None, at: int) -> list[bytes | None]:
+            plain: list[bytes | None] = []
+            body = at + size
+            for raw, aad in zip(sealed, _as_many(aads, sealed), strict=True):
+                try:
+                    plain.append(decrypt(raw[at:body], raw[body:], aad))
+                except OPEN_FAILURES:
+                    plain.append(None)
+            return plain
+
+        return try_batch
 
     def sealer(self, key: bytes) -> SealBatch:
         if len(key) != self.key_bytes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
-from rewrap.crypto.cipher import OPEN_FAILURES, Aads, Batch, OpenBatch, SealBatch
+from rewrap.crypto.cipher import OPEN_FAILURES, Aads, Batch, OpenBatch, SealBatch, TryBatch, Trying
 from rewrap.crypto.failures import Malformed, Unopenable
 from rewrap.crypto.indexes import Compute
 from rewrap.crypto.jwe import header_of
@@ -47,6 +47,32 @@ class BoundLayout:
             return open_batch(values, aads, at)
 
         return open_bytes if self.layout.stored_as_sealed else open_values
+
+    def open_each(self, values: Sequence[Any], aads: Aads | None) -> Sequence[bytes | None]:
+        """What each of some marked values opens to; None for one that does not.
+
+        For values of which it is not known whether any opens.
+        """
+        if self._try_batch is not None:
+            at = len(self.prefix)
+            if self.layout.stored_as_sealed:
+                return self._try_batch(values, aads, at)
+            try:
+                return self._try_batch(self._decode([value[at:] for value in values]), aads, 0)
+            except ValueError:
+                # one of them is not in the encoding
+                pass
+        try:
+            return self.open_values(values, aads)
+        except OPEN_FAILURES:
+            pass
+        plains: list[bytes | None] = []
+        for at, value in enumerate(values):
+            try:
+                plains += self.open_values([value], None if aads is None else [aads[at]])
+            except OPEN_FAILURES:
+                plains.append(None)
+        return plains
 
     def begins_all(self, values: Sequence[Any]) -> bool:
         """Whether every one of some values is there and begins with `prefix`."""
@@ -163,6 +189,15 @@ class BoundLayout:
     @cached_property
     def _encode(self) -> Callable[[Batch], list[Any]]:
         return self._codec.encode
+
+    @cached_property
+    def _try_batch(self) -> TryBatch | None:
+        """Where neither the layout adds anything to the cipher, nor the cipher has to start anew."""
+        layout = self.layout
+        adds = layout.validator is not None or layout.framing == "jwe" or layout.frame_bytes
+        if adds or not isinstance(layout.cipher, Trying):
+            return None
+        return layout.cipher.trier(self.key)
 
     @cached_property
     def _open_batch(self) -> OpenBatch:

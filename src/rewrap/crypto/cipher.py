@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from cryptography.exceptions import InvalidTag
 from nacl.exceptions import CryptoError
@@ -18,6 +18,9 @@ Batch = list[bytes]
 Aads = Sequence[bytes | None]
 OpenBatch = Callable[[Sequence[bytes], Aads | None, int], Batch]
 """Opens sealed values, each from an offset on: what stands before it there is its marker."""
+
+TryBatch = Callable[[Sequence[bytes], Aads | None, int], list[bytes | None]]
+"""As OpenBatch, but with None for each value that does not open."""
 
 SealBatch = Callable[[Batch, Aads | None], Batch]
 
@@ -77,6 +80,13 @@ class Cipher(Protocol):
     def opener(self, key: bytes) -> OpenBatch: ...
 
     def sealer(self, key: bytes) -> SealBatch: ...
+
+
+@runtime_checkable
+class Trying(Protocol):
+    """A cipher that goes on behind a value that does not open: batches of which none may, cost no more."""
+
+    def trier(self, key: bytes) -> TryBatch: ...
 
 
 class Carried:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -426,6 +427,7 @@ class Conductor:
             rows_per_s=round(here / seconds, 1) if seconds else 0.0,
             reasons=reasons,
             spent=self.rotation.spent(self.store),
+            probed=dict(sum((course.probed for course in self._courses), Counter())),
         )
 
     # beside the work

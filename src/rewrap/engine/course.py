@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 
 from rewrap.engine.pipeline import Gauge
@@ -38,6 +39,7 @@ class Course:
     started: float = 0.0
     rate: float = 0.0
     _sealed: int = 0
+    _probed: Counter[str] = field(default_factory=Counter)
     _seen: tuple[float, int] = (0.0, 0)
 
     @property
@@ -67,9 +69,15 @@ class Course:
         """Values sealed by this process, landed or not."""
         return self._sealed + self.gauge.sealed
 
+    @property
+    def probed(self) -> Counter[str]:
+        """Values that this process has found the key of by trying, as `Judged.probed`."""
+        return self._probed + self.gauge.probed
+
     def begin(self, sweep: int) -> None:
         """Starts a sweep's gauge, from where its shards stand."""
         self._sealed += self.gauge.sealed
+        self._probed += self.gauge.probed
         self.sweep = sweep
         self.gauge = Gauge(rows=sum(lease.rows for lease in self.leases))
         if sweep == 1:

@@ -55,13 +55,14 @@ async def dry_run(
     health = await _prove(rotation, store, tables, sink, options)
     await check()
     outcomes: dict[str, dict[str, dict[str, int]]] = {}
-    rows = 0
+    rows, probed = 0, Counter[str]()
     stopped = False
     for table in tables:
         if stop.requested:
             stopped = True
             break
-        tally, read = await _table(rotation, store, table, sink, stop, options, health)
+        tally, read, tried = await _table(rotation, store, table, sink, stop, options, health)
+        probed += tried
         outcomes[table.name] = {name: dict(+counts) for name, counts in tally.items()}
         rows += read
     odd = sum(
@@ -87,6 +88,7 @@ async def dry_run(
         rows_per_s=round(rows / seconds, 1),
         reasons=reasons,
         spent=rotation.spent(store),
+        probed=dict(probed),
     )
 
 
@@ -123,7 +125,7 @@ async def _table(
     stop: StopFlag,
     options: RunOptions,
     health: KeyHealth,
-) -> tuple[Tally, int]:
+) -> tuple[Tally, int, Counter[str]]:
     reseal = rotation.reseal(table)
     (whole,) = await store.split(table, 1)
     reader = store.reader(table)
@@ -131,6 +133,7 @@ async def _table(
     home = rotation.job.store_of(rotation.target(table))
     pacer = Pacer(home, rotation.job.pace, 1, lambda: stop.requested)
     tally: Tally = {}
+    probed: Counter[str] = Counter()
     rows, after, started, said = 0, None, time.monotonic(), time.monotonic()
     sink(SweepStarted(target=table.name, sweep=1, rows_estimated=table.estimated_rows, rows_done=0))
     try:
@@ -147,6 +150,7 @@ async def _table(
                     results.append(await rotation.resolved(partial(reseal.judge_whole, row)))
             for result in results:
                 merge_tally(tally, result.tally)
+                probed += result.probed
                 for column in result.swap.news:
                     left = result.postponed.get(column, Counter())
                     resealed = result.swap.written(column) - left.total()
@@ -172,9 +176,10 @@ async def _table(
             found=sum(c.get(Outcome.RESEALED, 0) for c in tally.values()),
             outcomes={name: dict(+counts) for name, counts in tally.items()},
             seconds=round(time.monotonic() - started, 3),
+            probed=dict(probed),
         )
     )
-    return tally, rows
+    return tally, rows, probed
 
 
 def _progress(table: Table, rows: int, tally: Tally, seconds: float) -> Progress:

@@ -23,7 +23,8 @@ class Judged:
     """One column of a batch: new values and the places they belong to, and everything else by class.
 
     `places` None is every row of the batch, in order. `postponed` are the places of rows that are resealed
-    in part, with what they are for the rest: the next sweep, or verify, finds that.
+    in part, with what they are for the rest: the next sweep, or verify, finds that. `probed` counts values
+    that name no version and opened: all of them, and those that the key tried `first` has opened.
     """
 
     places: list[int] | None
@@ -33,6 +34,7 @@ class Judged:
     opened: Counter[tuple[str, str]] = field(default_factory=Counter)
     faults: list[Fault] = field(default_factory=list)
     postponed: dict[int, str] = field(default_factory=dict)
+    probed: Counter[str] = field(default_factory=Counter)
 
     def every(self, count: int) -> Sequence[int]:
         """The places of the new values, in a batch of `count` rows."""

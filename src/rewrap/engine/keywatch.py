@@ -31,21 +31,22 @@ class KeyWatch:
             await self._keeper.still_there()
         except KeyAccessError as exc:
             # never KeyRefused: the key was right while it was there, and what was done with it stands
-            raise KeyAccessError(
-                exc.message,
-                hint=f"{exc.hint or 'restore the key'}; then rewrap resume: nothing was put aside for it",
-                code=exc.code,
-            ) from None
+            hint = f"{exc.hint or 'restore the key'}; when it is back, rewrap resume goes on"
+            raise KeyAccessError(exc.message, hint=f"{hint}: nothing was put aside", code=exc.code) from None
 
     async def run(self) -> None:
-        """Looks again and again, until it is cancelled or has found something."""
+        """Looks again and again, until it is cancelled or has found something.
+
+        A keeper that is away has not withdrawn a key: the run has its bytes, and goes on.
+        """
         while self._keeper is not None and self._found is None:
             await anyio.sleep(self._every_s)
             try:
                 await self.look()
             except KeyAccessError as exc:
-                self._found = exc
-                self._stop.set("a look at its keys")
+                if exc.code != "key-away":
+                    self._found = exc
+                    self._stop.set("a look at its keys")
 
     async def over(self, work: Awaitable[T]) -> T:
         """The result of the run's work; raises what was found of its keys, which has ended it."""

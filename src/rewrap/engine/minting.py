@@ -60,7 +60,10 @@ class Mint:
             document: FreshDek(wrapping.new_id(document, attempt), os.urandom(len(document.old) or DEK_BYTES))
             for document in documents
         }
-        new = [wrapping.wrapped(document, fresh.id, fresh.dek) for document, fresh in made.items()]
+        # a keeper that is asked to wrap is asked as one that is asked to open
+        new = await wrapping.keyring.resolved(
+            lambda: [wrapping.wrapped(document, fresh.id, fresh.dek) for document, fresh in made.items()]
+        )
         added = await self._patiently(lambda: self.store.add(new))
         found = await self._patiently(lambda: self.store.find([record.id for record in new]))
         current = {

@@ -53,6 +53,7 @@ class Gauge:
     quarantined: int = 0
     found: int = 0
     sealed: int = 0
+    probed: Counter[str] = field(default_factory=Counter)
     read_s: float = 0.0
     cpu_s: float = 0.0
     write_s: float = 0.0
@@ -236,6 +237,7 @@ async def _reseal(
             except GivenUp:
                 return
             task.gauge.sealed += len(resealed.swap)
+            task.gauge.probed += resealed.probed
             task.gauge.cpu_s += time.perf_counter() - started
             if not await _sent(works, _Work(page, resealed)):
                 return

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from rewrap.crypto.ciphers import OPEN_FAILURES
 from rewrap.crypto.layout import Malformed, Unopenable
 from rewrap.engine.health import UNNAMED
-from rewrap.engine.judged import AadPair, Aads, Judged
+from rewrap.engine.judged import AadPair, Judged
 from rewrap.engine.reseal import FieldReseal, Form
 from rewrap.interfaces import OversizeMark
 from rewrap.model import Outcome, Reason
@@ -42,27 +41,70 @@ class ProbedReseal(FieldReseal):
         self, rest: Sequence[int], values: list[Any], aads: AadPair, row_ids: Sequence[Any], out: Judged
     ) -> list[tuple[int, bytes]]:
         tried = [i for i in rest if not self._classified(values[i], row_ids[i], out)]
-        found: dict[int, list[Opened]] = {}
-        for form in self.unnamed:
-            prefix: Any = form.bound.prefix
-            mine = [i for i in tried if values[i].startswith(prefix)]
-            bound = aads[form.new]
-            plains = _opened_each(
-                form, [values[i] for i in mine], None if bound is None else [bound[i] for i in mine]
-            )
-            for i, plain in zip(mine, plains, strict=True):
-                if plain is not None:
-                    found.setdefault(i, []).append((form, self._converted(form, [plain])[0]))
+        if not tried:
+            return []
+        forms = self._led(tried, values, aads)
+        columns = [(form, self._each(form, tried, values, aads)) for form in forms]
+        (lead, plains), *others = columns
+        out.probed["first"] += len(plains) - plains.count(None) - (lead is not self.unnamed[0])
+        if None not in plains and all(plain is None for _, column in others for plain in column):
+            out.probed["opened"] += len(tried)
+            return self._classify_all(lead, tried, cast("list[bytes]", plains), out)
         adopted = []
-        for i in tried:
-            opened = found.get(i)
-            if opened is None:
+        for at, i in enumerate(tried):
+            opened = [
+                (form, self._converted(form, [plain])[0])
+                for form, plain in ((form, column[at]) for form, column in columns)
+                if plain is not None
+            ]
+            if not opened:
                 self._classify_unopened(values[i], aads, i, row_ids[i], out)
                 continue
-            plain = self._classify_opened(values[i], opened, row_ids[i], out)
-            if plain is not None:
-                adopted.append((i, plain))
+            out.probed["opened"] += 1
+            resealed = self._classify_opened(values[i], opened, row_ids[i], out)
+            if resealed is not None:
+                adopted.append((i, resealed))
         return adopted
+
+    def _led(self, tried: Sequence[int], values: list[Any], aads: AadPair) -> Sequence[Form]:
+        """The forms, and in front the one that opens the first value: its neighbours are mostly like it.
+
+        A run finds old values, a repeated one new ones: which is so, nobody has to say. It saves no opening,
+        since all keys are tried on every value; what opens wholly under the first is settled in one go.
+        """
+        if len(tried) > 1:
+            for at, form in enumerate(self.unnamed):
+                if self._each(form, tried[:1], values, aads)[0] is not None:
+                    return (form, *self.unnamed[:at], *self.unnamed[at + 1 :])
+        return self.unnamed
+
+    @staticmethod
+    def _each(form: Form, places: Sequence[int], values: list[Any], aads: AadPair) -> Sequence[bytes | None]:
+        """What the value at each place opens to; None where it does not."""
+        prefix: Any = form.bound.prefix
+        bound = aads[form.new]
+        mine = places if not prefix else [i for i in places if values[i].startswith(prefix)]
+        plains = form.bound.open_each(
+            [values[i] for i in mine], None if bound is None else [bound[i] for i in mine]
+        )
+        if len(mine) == len(places):
+            return plains
+        found = dict(zip(mine, plains, strict=True))
+        return [found.get(i) for i in places]
+
+    def _classify_all(
+        self, form: Form, tried: Sequence[int], plains: list[bytes], out: Judged
+    ) -> list[tuple[int, bytes]]:
+        """Counts values that all open under one form, and under no other; those to be resealed."""
+        if form.bound is self.target:
+            out.counts[Outcome.CURRENT] += len(tried)
+            return []
+        if form.version not in self.resealed:
+            out.counts[Outcome.OTHER_VERSION] += len(tried)
+            return []
+        out.opened[self.column, form.version] += len(tried)
+        out.opened[self.column, UNNAMED] += len(tried)
+        return list(zip(tried, self._converted(form, plains), strict=True))
 
     def _is_current(self, value: Any) -> bool:
         return self.new.versioned and super()._is_current(value)
@@ -110,19 +152,3 @@ class ProbedReseal(FieldReseal):
     def _classify_large_unmarked(self, value: OversizeMark, row_id: Any, out: Judged) -> None:
         # without a marker nothing tells it from what would have to be resealed
         self._fault(out, row_id, value.stands_for, Reason.TOO_LARGE, None)
-
-
-def _opened_each(form: Form, values: list[Any], aads: Aads) -> Sequence[bytes | None]:
-    """Each value's plaintext, or None where it does not open."""
-    open_values = form.bound.open_values
-    try:
-        return open_values(values, aads)
-    except OPEN_FAILURES:
-        pass
-    plains: list[bytes | None] = []
-    for at, value in enumerate(values):
-        try:
-            plains += open_values([value], None if aads is None else [aads[at]])
-        except OPEN_FAILURES:
-            plains.append(None)
-    return plains

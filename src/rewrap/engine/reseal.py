@@ -33,7 +33,8 @@ class Resealed:
 
     `swap` holds the rows with at least one new value; `tally` the outcomes that need no write; `large` the
     keys of rows that must be fetched whole and judged alone (nothing of them is in `swap` or `tally`).
-    `postponed` counts, by field and outcome, rows in `swap` of which something is left nevertheless.
+    `postponed` counts, by field and outcome, rows in `swap` of which something is left nevertheless, `probed`
+    values as `Judged` does.
     """
 
     swap: SwapBatch
@@ -42,6 +43,7 @@ class Resealed:
     large: list[Any]
     opened: Counter[tuple[str, str]]
     postponed: Tally = field(default_factory=dict)
+    probed: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -367,6 +369,7 @@ class Reseal:
             large=[],
             opened=sum((column.opened for column in judged.values()), Counter()),
             postponed={name: Counter(column.postponed.values()) for name, column in judged.items()},
+            probed=sum((column.probed for column in judged.values()), Counter()),
         )
 
     def _blamed(self, column: str, row_id: Any, value: Any, reason: Reason) -> Fault:

@@ -118,6 +118,7 @@ class Sweeper:
                     found=course.gauge.found,
                     outcomes={name: dict(+counts) for name, counts in course.tally.items()},
                     seconds=round(time.monotonic() - course.started, 3),
+                    probed=dict(course.gauge.probed),
                 )
             )
 

@@ -132,6 +132,7 @@ class Aws:
         )
         for name in _TELLING:
             logging.getLogger(name).addFilter(_above_debug)
+        logging.getLogger("botocore.credentials").addFilter(_without_traceback)
         self._clients: dict[str | None, Any] = {}
         self.calls: Counter[str] = Counter()
 
@@ -235,10 +236,9 @@ class Aws:
         own = f"{service}:{''.join(part.capitalize() for part in operation.split('_'))}"
         permission = " or ".join(_PERMISSIONS.get(operation, (own,)))
         if is_denied(code):
-            where = "in its policy, and in the role's trust policy" if service == "sts" else ALLOW_WHERE
             return KeyAccessError(
                 f"{self.shown}: this identity may not {permission}",
-                hint=f"allow it {permission} {where}",
+                hint=f"allow it {permission} {ALLOW_WHERE}",
                 code="key-not-permitted",
             )
         return self.refused(f"is refused: {service} answers {code or status} to {operation}", "key-refused")
@@ -292,6 +292,11 @@ class Aws:
 
 def _above_debug(record: logging.LogRecord) -> bool:
     return record.levelno > logging.DEBUG
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    # botocore warns of a role that it could not assume with all that AWS wrote; the error is told in any case
+    return record.exc_info is None
 
 
 class _Role(CredentialProvider):  # type: ignore[misc]  # botocore has no types

@@ -131,7 +131,7 @@ class Stages:
             raise GateClosed(
                 f"{self.shown} has a candidate already: "
                 + ", ".join(f"{one} ({', '.join(versions[one].labels)})" for one in there),
-                hint="go on with it: rewrap keys canary; or take its label off: rewrap keys move without --to",
+                hint="go on with it: rewrap keys canary; or take its label off: rewrap keys move --label",
             )
         current = self.current(versions)
         stored = await self._stored(current, None)
@@ -246,6 +246,13 @@ def candidates(versions: Versions) -> list[str]:
         if not {CURRENT, PREVIOUS} & set(one.labels)
         and any(not label.startswith(KEPT) for label in one.labels)
     ]
+
+
+def rolled_back(versions: Versions) -> bool:
+    """Whether AWSCURRENT was moved back: what it left is younger than what it is at."""
+    ends = [versions[one].created if one else None for one in (at(CURRENT, versions), at(PREVIOUS, versions))]
+    current, previous = ends
+    return current is not None and previous is not None and previous > current
 
 
 def planned(label: str, source: str, target: str | None, versions: Versions, held: Mapping[str, int]) -> Move:

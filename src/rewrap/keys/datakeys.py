@@ -7,6 +7,7 @@ comes into this process only by `value`, where a job needs the plaintext here.
 from __future__ import annotations
 
 import contextlib
+import hmac
 import os
 from collections.abc import Iterator
 from functools import cached_property
@@ -128,10 +129,16 @@ class DataKeys:
         with _destroyed(given):
             return self.wrapped(label, given)
 
-    def try_key(self, label: str) -> None:
-        """Wraps a random key of 32 bytes under a key, and proves it. Raises KeyAccessError where it fails."""
-        with _destroyed(self.generated()) as made:
-            self.wrapped(label, made)
+    def try_key(self, label: str, *, in_place: bool) -> None:
+        """Does with a random key of 32 bytes what is to be done with others. Raises where that fails."""
+        if in_place:
+            with _destroyed(self.generated()) as made:
+                self.wrapped(label, made)
+            return
+        plain = os.urandom(32)
+        opened = self.value(label, self.sealed(label, plain))
+        if opened is None or not hmac.compare_digest(opened, plain):
+            raise self._unfaithful(label)
 
     def generated(self) -> Any:
         """A random AES key of 32 bytes that the token makes; to be destroyed."""
@@ -153,7 +160,10 @@ class DataKeys:
             with _destroyed(again):
                 if self._same(data_key, again):
                     return made
-        raise KeyRefused(
+        raise self._unfaithful(label)
+
+    def _unfaithful(self, label: str) -> KeyRefused:
+        return KeyRefused(
             f'{self._token.shown}: what "{label}" wrapped does not unwrap to what was given to it',
             hint="nothing was written; the token does not wrap keys of this length faithfully",
             code="key-unfit",
@@ -173,7 +183,8 @@ class DataKeys:
             self._open_another(label, key)
             return None
         except PKCS11Error:
-            if not attribute(key, Attribute.UNWRAP):
+            # of a key that is gone nothing is told, and that is another matter
+            if attribute(key, Attribute.UNWRAP) is False:
                 raise self._token.not_permitted(label, Attribute.UNWRAP) from None
             raise
         self._controls[label] = wrapped

@@ -241,7 +241,10 @@ class TokenKey:
 
         Of a key that may not wrap only stored values can show that it unwraps.
         """
-        return await self._token.call("try", lambda: self._tried(target))
+        try:
+            return await self._token.call("try", lambda: self._tried(target))
+        except KeyAccessError as exc:
+            return [Doubt("error", exc.code, exc.message, exc.hint)]
 
     def _tried(self, target: bool) -> list[Doubt]:
         doubts: list[Doubt] = []
@@ -256,7 +259,7 @@ class TokenKey:
             what = "the token gives no check value of it: another key under its label and id is not noticed"
             doubts.append(Doubt("warning", "key-unidentified", what, None))
         try:
-            self._data_keys.try_key(self._label)
+            self._data_keys.try_key(self._label, in_place=self._in_place)
         except KeyAccessError as exc:
             if exc.code != "key-not-permitted" or target:
                 return [*doubts, Doubt("error", _apart(exc.code, "wrap"), exc.message, exc.hint)]

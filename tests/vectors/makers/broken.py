@@ -143,7 +143,9 @@ class Shape:
             coding = "hex"
         header = made["vectors"][0].get("value", "").partition("..")[0] + ".." if marker == "{header}" else ""
         groups = tuple(
-            tuple((re.sub(r"\d", "", piece), int(re.sub(r"\D", "", piece) or 0) or None) for piece in g.split())
+            tuple(
+                (re.sub(r"\d", "", piece), int(re.sub(r"\D", "", piece) or 0) or None) for piece in g.split()
+            )
             for g in order.split("|")
         )
         return cls(header or marker.replace("{version}", version), coding, groups, separator)
@@ -270,8 +272,12 @@ class Breaker:
         for name in ("tag", "ciphertext", "nonce", "time"):
             raw = self.pieces.get(name)
             if raw:
-                yield self.with_pieces("bad-tag", f"first bit of the {name} flipped", **{name: flipped(raw, 0, 128)})
-                yield self.with_pieces("bad-tag", f"last bit of the {name} flipped", **{name: flipped(raw, -1)})
+                yield self.with_pieces(
+                    "bad-tag", f"first bit of the {name} flipped", **{name: flipped(raw, 0, 128)}
+                )
+                yield self.with_pieces(
+                    "bad-tag", f"last bit of the {name} flipped", **{name: flipped(raw, -1)}
+                )
         if "nonce" in self.pieces and self.pieces["nonce"] != self.other["nonce"]:
             yield self.with_pieces("bad-tag", "another value's nonce", nonce=self.other["nonce"])
         if self.name in ("fernet", "sentry"):
@@ -315,7 +321,17 @@ class Breaker:
                 if "tink" in self.name
                 else b"\x01" + bytes([len(named)]) + named.encode()
             )
-            yield self.with_pieces("unknown-key", "under a version without a key", head=head) | {"named": named}
+            yield self.with_pieces("unknown-key", "under a version without a key", head=head) | {
+                "named": named
+            }
+            if "tink" in self.name:
+                near = {"named": str(int(version) ^ 1)}
+                # in base64 its marker is the same
+                near |= {"run": "malformed"} if self.name == "tink-base64" else {}
+                head = flipped(self.pieces["head"], -1)
+                yield (
+                    self.with_pieces("unknown-key", "under a version that differs in a bit", head=head) | near
+                )
         elif self.name == "jwe":
             header = json.loads(decode("base64url", self.shape.marker.removesuffix("..")))
             for changed, kid in (({**header, "kid": "v9"}, "v9"), ({"kid": version, **header}, version)):
@@ -330,7 +346,10 @@ class Breaker:
                 )
         elif self.shape.marker != (other := self.marker_of(named)):
             yield self.with_value(
-                "unknown-key", "under a version without a key", other + self.shape.payload(self.value), named=named
+                "unknown-key",
+                "under a version without a key",
+                other + self.shape.payload(self.value),
+                named=named,
             )
 
     def marker_of(self, version: str) -> str:
@@ -360,18 +379,19 @@ class Breaker:
         last = "tag" if self.shape.coding in ("rails", "laravel") else last
         # a part of its own has its length; in a longer one, other bytes stand where the tag was
         expect, more = ("malformed", self.lost()) if alone else ("bad-tag", {})
-        if self.cipher == "aes-256-ctr":
-            longer = flipped(self.pieces["ciphertext"] + b"\xff", 0, 0)
-            yield self.with_pieces("bad-tag", "a byte more, which is no text", ciphertext=longer)
-        else:
-            raw = self.pieces[last]
+        raw = self.pieces[last]
+        if self.cipher != "aes-256-ctr":
+            # a byte more might be a space to JSON
             yield self.with_pieces(expect, "a byte more at the end", **{last: raw + b"\x00"}) | more
-            if self.name in ("fernet", "sentry") and len(self.pieces["ciphertext"]) == 16:
-                # it was the shortest there is
-                expect, more = "malformed", self.lost()
-            yield self.with_pieces(expect, "the last byte cut off", **{last: raw[:-1]}) | more
+        if self.name in ("fernet", "sentry") and len(self.pieces["ciphertext"]) == 16:
+            # it was the shortest there is
+            expect, more = "malformed", self.lost()
+        yield self.with_pieces(expect, "the last byte cut off", **{last: raw[:-1]}) | more
         if self.cipher.startswith(("rsa", "aes-key-wrap")):
-            yield self.with_pieces("malformed", "cut short", ciphertext=self.pieces["ciphertext"][:7]) | self.lost()
+            yield (
+                self.with_pieces("malformed", "cut short", ciphertext=self.pieces["ciphertext"][:7])
+                | self.lost()
+            )
             return
         # one byte less than an empty plaintext's: what stands alone keeps its length
         short: dict[str, bytes] = {"ciphertext": b""}
@@ -408,7 +428,9 @@ class Breaker:
         yield self.with_value("malformed", "a character more", value + "*", **lost)
         yield self.with_value("malformed", "no payload", value[:at], **lost)
         if coding in ("base64", "base64-lines"):
-            yield self.with_value("malformed", "a letter of the other alphabet", value[:at] + "-" + value[at + 1 :], **lost)
+            yield self.with_value(
+                "malformed", "a letter of the other alphabet", value[:at] + "-" + value[at + 1 :], **lost
+            )
             yield self.with_value("malformed", "the last character cut off", value.rstrip("\n")[:-1], **lost)
         if coding == "hex":
             yield self.with_value("malformed", "the last character cut off", value[:-1], **lost)
@@ -418,7 +440,9 @@ class Breaker:
         if coding == "base64":
             yield self.with_value("malformed", "a newline at the end", value + "\n", **lost)
         if coding.startswith("base64url"):
-            counts = (n for n in range(1, 5) if len(cut(n).rpartition(self.shape.separator or ":")[2]) % 4 == 1)
+            counts = (
+                n for n in range(1, 5) if len(cut(n).rpartition(self.shape.separator or ":")[2]) % 4 == 1
+            )
             count = next(counts, None)
             if count is not None and self.name != "jwe":
                 yield self.with_value("malformed", "a length that base64 never has", cut(count), **lost)
@@ -427,9 +451,13 @@ class Breaker:
             parts = payload.split(self.shape.separator)
             less = self.shape.separator.join(parts[:-1])
             yield self.with_value("malformed", "a part less", value[:at] + less, **lost)
-            yield self.with_value("malformed", "a part more", value + self.shape.separator + parts[-1], **lost)
+            yield self.with_value(
+                "malformed", "a part more", value + self.shape.separator + parts[-1], **lost
+            )
         if self.name == "jwe":
-            yield self.with_value("malformed", "with a wrapped key", value.replace("..", ".AAAA.", 1), run="plaintext")
+            yield self.with_value(
+                "malformed", "with a wrapped key", value.replace("..", ".AAAA.", 1), run="plaintext"
+            )
 
     def read_too(self, value: str) -> Iterator[Vector]:
         """Forms that the layout reads and does not write."""
@@ -450,10 +478,16 @@ class Breaker:
         for name in inner:
             if name in ("tag", "mac") and not inner[name]:
                 continue
-            for other, why in ((None, "without its {}"), (7, "a number as its {}"), ("*", "no base64 as its {}")):
+            for other, why in (
+                (None, "without its {}"),
+                (7, "a number as its {}"),
+                ("*", "no base64 as its {}"),
+            ):
                 if name in ("i", "e", "c"):
                     continue
-                changed = {k: v for k, v in inner.items() if k != name} | ({} if other is None else {name: other})
+                changed = {k: v for k, v in inner.items() if k != name} | (
+                    {} if other is None else {name: other}
+                )
                 whole = {**document, "h": changed} if rails else changed
                 yield self.with_value("malformed", why.format(name), write(whole))
         if rails:

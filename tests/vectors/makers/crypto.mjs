@@ -84,6 +84,10 @@ if (verb === "open") {
     vectors.push({ expect: "bad-aad", why: "sealed for another account", value: seal(one, key, text, `${aad}8`) });
     if (one.aad) {
       vectors.push({ expect: "bad-aad", why: "sealed for no account", value: seal(one, key, text, "") });
+      // NULL is bound as nothing
+      const value = seal(one, key, text, one.aad.replace(one.columns.account_id, ""));
+      const about = { why: "of a row without an account", columns: { account_id: null } };
+      vectors.push({ expect: "ok", ...about, plain: Buffer.from(text).toString("hex"), value });
     }
     if (one.axis || one.form) {
       const value = seal(one, other, text, aad, "v9");

@@ -20,7 +20,8 @@ async def bystanders(connection: Connection, subject: str, oids: Sequence[int]) 
 
 
 # a lock that writers take is held until their transaction ends, by a prepared one even across a restart: it
-# has no process then. Everybody may look at pg_locks
+# has no process then. Everybody may look at pg_locks. What a killed process of rewrap's left is not meant:
+# its fence keeps it out
 _WRITING = """
 SELECT DISTINCT coalesce(format('pid %s (%s)', l.pid, coalesce(nullif(a.application_name, ''), 'no name')),
                          'a prepared transaction') AS shown
@@ -29,6 +30,7 @@ SELECT DISTINCT coalesce(format('pid %s (%s)', l.pid, coalesce(nullif(a.applicat
    AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
    AND l.relation = ANY ($1::int8[]::oid[]) AND l.pid IS DISTINCT FROM pg_backend_pid()
    AND coalesce(a.backend_type, '') <> 'autovacuum worker'
+   AND NOT starts_with(coalesce(a.application_name, ''), 'rewrap ')
  ORDER BY 1
 """
 
