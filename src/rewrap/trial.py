@@ -41,6 +41,8 @@ _SEALING = (
     "chacha20-poly1305",
     "aes-128-gcm",
     "aes-192-gcm",
+    "aes-key-wrap",
+    "aes-key-wrap-pad",
 )
 
 _ORDERS = (

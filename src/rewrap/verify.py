@@ -146,7 +146,7 @@ class _Look:
     def missing(self) -> list[str]:
         """Versions that values came from and whose keys are not at hand (the new key is not theirs)."""
         if not self.left_versions and self.keyring.unlisted:
-            return ["versions that the vault does not list for this identity"]
+            return ["versions that this identity may not have listed"]
         new = self.keyring.get(self.to_version).secret
         return [
             version

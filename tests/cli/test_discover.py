@@ -17,6 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 from cryptography.fernet import Fernet
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.keywrap import aes_key_wrap, aes_key_wrap_with_padding
 
 from rewrap.job import Job
 from tests.support.values import KEY_V1, KEYS, aead, box, sealed_bytes
@@ -382,6 +383,25 @@ def test_what_opens_is_ciphertext_though_it_is_as_long_as_a_hash(bench: Workbenc
     seen = found(bench.rewrap("discover", "--json"))
     assert seen["pin"]["likeness"] == "ciphertext"
     assert seen["pin"]["opens"][0]["opened"] == 20
+
+
+def test_wrapped_data_keys_are_found_by_unwrapping(bench: Workbench) -> None:
+    """They have no nonce and no tag, and look like any random bytes: only their key-encryption key tells."""
+    bench.sql("CREATE TABLE deks (id int PRIMARY KEY, dek text, odd text)")
+    rows = [
+        (
+            n,
+            b64(aes_key_wrap(KEY_V1, os.urandom(32))),
+            aes_key_wrap_with_padding(KEY_V1, os.urandom(29)).hex(),
+        )
+        for n in range(20)
+    ]
+    bench.insert("deks", ["id", "dek", "odd"], rows)
+    bench.notes([box("one")])
+    seen = found(bench.rewrap("discover", "--json"))
+    for column, cipher in (("dek", "aes-key-wrap"), ("odd", "aes-key-wrap-pad")):
+        (opens,) = seen[column]["opens"]
+        assert (opens["opened"], opens["version"], cipher in opens["layout"]) == (20, "v1", True)
 
 
 def test_associated_data_are_found_by_trying(bench: Workbench) -> None:

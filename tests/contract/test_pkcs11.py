@@ -23,6 +23,7 @@ from rewrap.errors import KeyAccessError, UsageError
 from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
 from rewrap.keys.open import open_keyring
+from rewrap.preflight import check
 from tests.conftest import require
 from tests.support.token import PIN, SoftToken
 from tests.support.workbench import Result, Workbench, wait_while
@@ -268,7 +269,8 @@ def pads_faithfully(keks: Keks) -> bool:
 
     async def work(keyring: Keyring) -> bytes:
         remote: Any = keyring.get("v2").remote
-        return (await remote.sealed([(b"d" * 20, None, 0)]))[0]  # type: ignore[no-any-return]  # a key of any kind
+        (made,) = await remote.sealed([(b"d" * 20, None, 0)])
+        return bytes(made)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DataKeys, "_same", lambda *given: True)
@@ -292,7 +294,8 @@ def test_a_token_that_wraps_something_else_is_found_out(keks: Keks, in_place: bo
             return found.new
         assert await opened(keyring, "v1", [wrapped]) == [data_key]
         remote = keyring.get("v2").remote
-        return (await remote.sealed([(data_key, None, 0)]))[0]  # type: ignore[no-any-return]  # a key of any kind
+        (made,) = await remote.sealed([(data_key, None, 0)])
+        return bytes(made)
 
     job = keks.job(cipher=cipher) if in_place else keks.in_the_clear(cipher=cipher)
     if pads_faithfully(keks):
@@ -368,6 +371,32 @@ def test_a_key_that_is_not_there_or_there_twice_is_named(keks: Keks) -> None:
     error = refusal(keks.job(), nothing)
     assert error.code == "key-ambiguous"
     assert f'2 keys "{keks.label("v2")}", with the ids 0a0b, none' in error.message
+    keks.soft.create(keks.label("v3"), KEY_TYPE=0x10, WRAP=True)
+    error = refusal(keks.job(), nothing, versions=["v1", "v3"])
+    assert (error.code, "is no AES key" in error.message) == ("key-unfit", True)
+
+
+@pytest.mark.parametrize("cipher", ["aes-key-wrap", "aes-key-wrap-pad"])
+def test_a_token_without_the_mechanism_is_refused(
+    keks: Keks, cipher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or whose CKM_AES_KEY_WRAP_PAD does not open the RFC's example, as where it is PKCS #7."""
+    from rewrap.keys import cryptoki, datakeys
+
+    pad = cipher.endswith("pad")
+    wrapped = keks.wrap("v1", b"d" * 32, pad=pad)
+
+    async def work(keyring: Keyring) -> None:
+        await opened(keyring, "v1", [wrapped])
+
+    with monkeypatch.context() as patch:
+        if pad:
+            patch.setattr(datakeys, "_KNOWN_WRAPPED", bytes(32))
+        else:
+            patch.setattr(cryptoki.Token, "mechanisms", frozenset())
+        error = refusal(keks.job(cipher=cipher), work)
+    assert (error.code, f"does not do {cipher}" in error.message) == ("key-unfit", True)
+    with_keyring(keks.job(cipher=cipher), work)
 
 
 def test_a_key_replaced_under_its_label_is_noticed(keks: Keks) -> None:
@@ -476,14 +505,12 @@ def test_an_error_that_is_not_the_values_stops(keks: Keks, monkeypatch: pytest.M
     assert (error.code, "GeneralError" in error.message) == ("key-refused", True)
 
 
-def test_a_wrong_pin_is_tried_once(
-    keks: Keks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """In no message, and never again: wrong ones lock it. An empty one is not tried at all."""
+@pytest.fixture
+def tries(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The PINs that tokens are given from now on."""
     from rewrap.keys import cryptoki
 
-    caplog.set_level(logging.DEBUG)
-    tries: list[str] = []
+    given: list[str] = []
     find = cryptoki.Token._token
 
     class Watched:
@@ -494,18 +521,27 @@ def test_a_wrong_pin_is_tried_once(
             return getattr(self._token, name)
 
         def open(self, user_pin: str | None = None) -> Any:
-            tries.append(user_pin or "")
+            given.append(user_pin or "")
             return self._token.open(user_pin=user_pin)
 
     monkeypatch.setattr(cryptoki.Token, "_token", lambda self: Watched(find(self)))
+    return given
+
+
+def test_a_wrong_pin_is_tried_once(
+    keks: Keks, tries: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In no message, and never again: wrong ones lock it. An empty one is not tried at all."""
+    caplog.set_level(logging.DEBUG)
     for wrong in ("canary-wrong-pin", "1", ""):
         monkeypatch.setenv("HSM_PIN", wrong)
         tries.clear()
-        error = refusal(keks.job(), nothing)
-        assert error.code == "key-no-identity"
-        assert "env:HSM_PIN" in error.message
+        for _ in range(3):
+            error = refusal(keks.job(), nothing)
+            assert error.code == "key-no-identity"
+            assert "env:HSM_PIN" in error.message
+            assert not wrong or "canary" not in error.message + str(error.hint) + caplog.text
         assert tries == ([wrong] if wrong else [])
-        assert not wrong or "canary" not in error.message + str(error.hint) + caplog.text
     monkeypatch.delenv("HSM_PIN")
     assert "is not set" in refusal(keks.job(), nothing).message
     assert "No such file" in refusal(keks.job(pin="file:/nowhere/pin"), nothing).message
@@ -705,6 +741,20 @@ def test_check_says_what_the_token_would_refuse(deks: Deks) -> None:
     told = found()
     assert ("key v1", "error", "key-no-unwrap") in told
     assert ("key v2", "warning", "key-extractable") in told
+
+
+def test_check_tries_a_wrong_pin_once_too(
+    deks: Deks, tries: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it looks at the keys again and again, to say of each whether it is there."""
+    monkeypatch.setenv("HSM_PIN", "canary-of-check")
+    environ = {**deks.bench.environ, "HSM_PIN": "canary-of-check"}
+    job = Job.load(deks.bench.folder / "rewrap.toml", environ)
+    found = working(lambda: check(job, from_versions="v1", to_version="v2", environ=environ))
+    assert found.exit_code == 1
+    assert "key-no-identity" in {one.code for one in found.findings}
+    assert "canary" not in repr(found.findings)
+    assert tries == ["canary-of-check"]
 
 
 def test_a_key_deleted_in_the_middle_of_a_run_stops_it(deks: Deks) -> None:

@@ -13,7 +13,9 @@ from typing import Any
 import asyncpg
 import pytest
 from cryptography.fernet import Fernet
+from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
 
+from rewrap.errors import UsageError
 from rewrap.stores.postgres.reader import PostgresReader
 from rewrap.stores.postgres.writer import PostgresWriter
 from tests.integration.test_safety import disturb
@@ -412,3 +414,29 @@ def test_associated_data_are_added_where_nothing_shows_it(bench: Workbench) -> N
         account = "" if i == 103 else str(i)
         assert unaead(f"v2:{body}", account, {"v2": KEY_V2}) == f"note {i}".encode()
     assert outcomes(bench.run()) == {"current": 103}
+
+
+KEY_WRAP = """
+[layouts.wrapped]
+marker = "kw:{version}:"
+version = "v[0-9]+"
+encoding = "base64"
+cipher = "aes-key-wrap"
+"""
+
+
+def test_a_value_that_the_new_layout_cannot_hold_stops_the_run(bench: Workbench) -> None:
+    """AES Key Wrap takes whole blocks: exit 2, with what it takes, and nothing of the value."""
+    data_keys = [bytes([65 + at]) * 16 for at in range(4)]
+    bench.job(target("libsodium-token", "wrapped"), KEY_WRAP)
+    bench.notes([box(one) for one in data_keys])
+    bench.sql("UPDATE notes SET body = $1 WHERE id = 3", box(b"canary of 20 bytes.."))
+    with pytest.raises(UsageError, match="wraps 16 bytes or more, in whole blocks of 8") as caught:
+        run_here(bench)
+    assert caught.value.exit_code == 2
+    assert "canary" not in f"{caught.value!r} {caught.value.hint}"
+    assert all((body or "").startswith("v1:") for body in bench.bodies().values())
+    bench.sql("UPDATE notes SET body = $1 WHERE id = 3", box(data_keys[2]))
+    assert run_here(bench).exit_code == 0
+    news = [(body or "").removeprefix("kw:v2:") for _, body in sorted(bench.bodies().items())]
+    assert [aes_key_unwrap(KEY_V2, base64.b64decode(one)) for one in news] == data_keys

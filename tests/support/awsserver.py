@@ -14,6 +14,7 @@ import base64
 from typing import Any
 
 from moto.core.exceptions import JsonRESTError
+from moto.kms import models
 from moto.kms.responses import KmsResponse
 from moto.kms.utils import _deserialize_ciphertext_blob
 from moto.server import main
@@ -58,7 +59,18 @@ def _corrected(operation: str, *members: str) -> None:
     setattr(KmsResponse, operation, answer)
 
 
+def _without_rsa() -> None:
+    """moto makes an RSA key for each symmetric one, and never uses it."""
+    own = models.generate_private_key
+
+    def generate(key_spec: str) -> Any:
+        return None if key_spec == "SYMMETRIC_DEFAULT" else own(key_spec)
+
+    models.generate_private_key = generate
+
+
 if __name__ == "__main__":
+    _without_rsa()
     _corrected("encrypt", "KeyId")
     _corrected("decrypt", "KeyId")
     _corrected("re_encrypt", "SourceKeyId", "DestinationKeyId")

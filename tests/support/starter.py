@@ -27,6 +27,7 @@ from typing import IO, Any
 NEEDED = (
     "rewrap.cli", "rewrap.api", "aiosqlite", "asyncpg", "sqlalchemy.dialects.sqlite.aiosqlite",
     "azure.cosmos.aio", "azure.identity.aio", "azure.keyvault.keys.crypto.aio",
+    "rewrap.stages",
 )  # fmt: skip
 
 FDS = 4

@@ -13,3 +13,7 @@ class Malformed(Exception):
 
 class Unopenable(Exception):
     """The value parses, and the AEAD refuses it: bad tag, wrong key or wrong associated data."""
+
+
+class Unsealable(ValueError):
+    """A plaintext that a cipher does not take, whatever its key; the text says what it takes."""

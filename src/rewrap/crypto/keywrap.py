@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.keywrap import (
 
 from rewrap.crypto.cipher import Aads, Batch, Carried, OpenBatch, SealBatch
 from rewrap.crypto.elsewhere import is_descriptor, opened_elsewhere, sealed_elsewhere
+from rewrap.crypto.failures import Unsealable
 
 KEY_LENGTHS = (16, 24, 32)
 """Bytes that an AES key has."""
@@ -99,4 +100,4 @@ class AesKeyWrap(Carried):
     def _check_lengths(self, plain: Batch) -> None:
         if not all(self.wraps(len(text)) for text in plain):
             least = "1 byte or more" if self.pads else "16 bytes or more, in whole blocks of 8"
-            raise ValueError(f"{self.name} wraps {least}")
+            raise Unsealable(f"{self.name} wraps {least}")

@@ -15,10 +15,11 @@ from typing import Any
 
 from rewrap.crypto.answers import Unresolved
 from rewrap.crypto.ciphers import OPEN_FAILURES, Batch
+from rewrap.crypto.failures import Unsealable
 from rewrap.crypto.layout import BoundLayout, Layout, Malformed, Unopenable, Value
 from rewrap.engine.judged import AadPair, Aads, FieldTransform, Judged
 from rewrap.engine.linked import hold_back
-from rewrap.errors import ResealMismatch
+from rewrap.errors import ResealMismatch, UsageError
 from rewrap.interfaces import OversizeMark, Page, Row, SwapBatch
 from rewrap.keys.keyring import Digester
 from rewrap.model import Fault, Outcome, Reason, Table, Tally, key_text
@@ -85,8 +86,14 @@ class FieldReseal:
 
         Values are text or bytes, None or a mark.
         """
-        whole = self._judge_whole(values, aads)
-        return whole if whole is not None else self._judge_list(listed(values), aads, row_ids)
+        try:
+            whole = self._judge_whole(values, aads)
+            return whole if whole is not None else self._judge_list(listed(values), aads, row_ids)
+        except Unsealable as exc:
+            raise UsageError(
+                f'column "{self.column}": a value does not fit the layout "{self.new.name}": {exc}',
+                hint="nothing of its batch was written; name another layout in to_layout",
+            ) from None
 
     @property
     def probed(self) -> bool:
@@ -95,10 +102,10 @@ class FieldReseal:
 
     def version_of(self, value: Value) -> str | None:
         """The version that a value's marker names, in the new layout or in the old one."""
-        version = self.new.version_of(value)
-        if version is None and self.old is not self.new:
-            version = self.old.version_of(value)
-        return version
+        layouts = (self.new,) if self.old is self.new else (self.new, self.old)
+        named = [version for layout in layouts if (version := layout.version_of(value)) is not None]
+        # what is foreign to one may be the other's own, which names it without its beginning
+        return min(named, key=len, default=None)
 
     def _judge_whole(self, values: Column, aads: AadPair) -> Judged | None:
         """A column that is wholly under one source and opens; None for any other."""

@@ -41,6 +41,9 @@ _PLAIN = string.ascii_letters + string.digits
 
 _LIMIT = Cap(50.0, "what Secrets Manager lets secrets be changed at")
 
+_MADE = ("utf8", "hex", "base64")
+"""Encodings of keys that are random all through."""
+
 Versions = Mapping[str, StoredVersion]
 
 
@@ -125,6 +128,12 @@ class Stages:
             raise UsageError(
                 f'label "{stage}" is none that a new version may be under',
                 hint=f"it begins with {OWN}, and not with {KEPT}: {CANDIDATE}",
+            )
+        if self._section.encoding not in _MADE:
+            raise UsageError(
+                f"a key in {self._section.encoding} is none that rewrap makes",
+                hint="store it yourself, under a label of its own: aws secretsmanager put-secret-value "
+                "--version-stages",
             )
         there = candidates(versions)
         if there:
@@ -220,14 +229,8 @@ class Stages:
             fresh = secrets.token_hex(len(key.secret))
         elif self._section.encoding == "base64":
             fresh = base64.b64encode(secrets.token_bytes(len(key.secret))).decode()
-        elif self._section.encoding == "utf8":
-            fresh = "".join(secrets.choice(_PLAIN) for _ in key.secret)
         else:
-            raise UsageError(
-                f"a key in {self._section.encoding} is none that rewrap makes",
-                hint="store it yourself, under a label of your own: aws secretsmanager put-secret-value "
-                "--version-stages",
-            )
+            fresh = "".join(secrets.choice(_PLAIN) for _ in key.secret)
         if self._section.field is None:
             return fresh
         return json.dumps({**json.loads(stored), self._section.field: fresh})

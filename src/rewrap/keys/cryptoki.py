@@ -35,6 +35,10 @@ LIMIT = Cap(10_000.0, "no limit of a token is known")
 # a library is one for the whole process, whoever uses it
 _CALLS = threading.Lock()
 
+# PINs that were refused, as hashes that mean nothing in another process: a command may open its keys anew for
+# another look, and some tokens lock at the third wrong PIN
+_REFUSED: set[int] = set()
+
 _GONE = (
     pkcs11.exceptions.SessionHandleInvalid,
     pkcs11.exceptions.SessionClosed,
@@ -126,7 +130,7 @@ class Token:
     def _done(self, work: Callable[[], T]) -> T:
         with _CALLS:
             if os.getpid() != self._process:
-                # a session that a fork has copied is the parent's (PKCS#11 v3.1 5.6.1)
+                # a session that a fork has copied is the parent's: a child has to begin with C_Initialize
                 raise KeyAccessError(
                     f"{self.shown} was opened by another process",
                     hint="open the keys in the process that uses them",
@@ -160,11 +164,18 @@ class Token:
 
     def _open(self) -> None:
         token = self._token()
+        login = hash((self._section.module, self._section.token, self._pin))
+        if login in _REFUSED:
+            raise self._not_taken("")
         try:
             self._session = token.open(user_pin=self._pin)
         except pkcs11.exceptions.UserAlreadyLoggedIn:
             # a login is the process', not a session's
             self._session = token.open()
+        except PKCS11Error as exc:
+            if type(exc).__name__.startswith("Pin"):
+                _REFUSED.add(login)
+            raise
         self._fresh = True
         self._mechanisms = frozenset(token.slot.get_mechanisms())
 
@@ -211,6 +222,14 @@ class Token:
                 hint="log in by hand with the right PIN, which clears this",
                 code="key-no-identity",
             )
+
+    def _not_taken(self, why: str) -> KeyAccessError:
+        return KeyAccessError(
+            f"{self.shown} does not take the PIN in {self._section.pin}{why}",
+            hint="it was tried once and is not tried again, since wrong ones lock it; see that it is the "
+            "user's PIN, and of this token",
+            code="key-no-identity",
+        )
 
     def _locked(self) -> KeyAccessError:
         return KeyAccessError(
@@ -273,7 +292,7 @@ class Token:
     def identity(self, key: Any) -> str:
         """What tells a key from another under the same label, and nothing of what it is.
 
-        Its check value: the first three bytes of a block of zeros encrypted with it (PKCS#11 v3.1 4.10.2).
+        Its check value: the first three bytes of a block of zeros encrypted with it (CKA_CHECK_VALUE).
         Its CKA_ID where the token gives no such.
         """
         value = attribute(key, Attribute.CHECK_VALUE)
@@ -305,12 +324,7 @@ class Token:
         if isinstance(exc, pkcs11.exceptions.PinLocked):
             return self._locked()
         if type(exc).__name__.startswith("Pin"):
-            return KeyAccessError(
-                f"{self.shown} does not take the PIN in {self._section.pin}{_named(exc)}",
-                hint="it was tried once and is not tried again, since wrong ones lock it; see that it is the "
-                "user's PIN, and of this token",
-                code="key-no-identity",
-            )
+            return self._not_taken(_named(exc))
         if isinstance(exc, _AWAY):
             return KeyAccessError(
                 f"{self.shown} is away{_named(exc)}",
