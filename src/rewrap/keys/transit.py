@@ -47,6 +47,7 @@ async def open_keys(
             except KeyAccessError:
                 if version in required:
                     raise
+        server.watch(key, [int(one.version) for one in keys])
         known = dict.fromkeys((*key.versions, *required, *wanted))
         return Keyring(keys, known=tuple(known), keeper=server, reopen=job.keys.reopen)
     except BaseException:
@@ -93,11 +94,7 @@ def _key(server: TransitServer, key: TransitKey, version: str, *, in_place: bool
         )
     number = int(version)
     if number < key.decrypts_from:
-        raise server.refused(
-            f'version "{version}" is disabled: min_decryption_version is {key.decrypts_from}',
-            f"vault write {server.path('keys')}/config min_decryption_version={version}",
-            "key-disabled",
-        )
+        raise server.disabled(number)
     # with the moment it was made: a key of this name that is made anew is another one
     named = descriptor("vault-transit", server.path("keys"), version, str(key.created.get(number, "")))
     return Key(version, named, remote=TransitVersion(server, key, number, in_place=in_place))

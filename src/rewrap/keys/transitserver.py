@@ -19,7 +19,7 @@ import json
 import os
 import ssl
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -162,6 +162,7 @@ class TransitServer:
             trust_env=True,
         )
         self.calls: Counter[str] = Counter()
+        self._in_use: dict[int, int | None] = {}
 
     @property
     def shown(self) -> str:
@@ -201,6 +202,29 @@ class TransitServer:
             known = ", ".join(_KINDS)
             raise self.refused("is of a kind that is not supported", f"supported are {known}", "key-unfit")
         return described
+
+    def watch(self, key: TransitKey, versions: Iterable[int]) -> None:
+        """These are in use from now on."""
+        self._in_use = {version: key.created.get(version) for version in versions}
+
+    async def still_there(self) -> None:
+        """As `WatchedKeeper`: a key made anew under the name would open nothing, and no value be at fault."""
+        key = await self.described()
+        for version, made in self._in_use.items():
+            if version < key.decrypts_from:
+                raise self.disabled(version)
+            if key.created.get(version) != made:
+                raise self.refused(
+                    f'version "{version}" is another one than when the run began',
+                    "the key was deleted and made anew, or restored from an older backup",
+                )
+
+    def disabled(self, version: int) -> KeyRefused:
+        return self.refused(
+            f'version "{version}" is disabled: it is below min_decryption_version',
+            f"vault write {self.path('keys')}/config min_decryption_version={version}",
+            "key-disabled",
+        )
 
     async def capabilities(self, *operations: str) -> dict[str, bool]:
         """Whether this token may do each; nothing where the server does not tell."""
@@ -288,11 +312,7 @@ class TransitServer:
         """What an error of the engine comes to that is no value's."""
         named = self.path("keys")
         if text == _TOO_OLD:
-            return self.refused(
-                f'version "{version}" is disabled: it is below min_decryption_version',
-                f"vault write {named}/config min_decryption_version={version}",
-                "key-disabled",
-            )
+            return self.disabled(version)
         if "version is too new" in text or "no such key version" in text or "higher than the latest" in text:
             return self.refused(
                 f'version "{version}" is not there any more',
