@@ -23,7 +23,7 @@ _ASSUMED = {
     "dead_rows": "rows in scope; low: what is cleared on the way",
     "opens": "each value, and each new one before it is sent; high: batches repeated",
     "seals": "each value; high: batches repeated after a stop",
-    "remote_calls": "the local provider makes none",
+    "remote_calls": "none: the keys are in the process",
     "request_units": "measured now: reading; assumed: 6 to 20 a patch, of documents of about 1 KB",
 }
 """Where a figure comes from that no run has measured yet."""

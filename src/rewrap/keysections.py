@@ -89,10 +89,10 @@ class AwsKms(Section):
     """
 
     keys: dict[str, Text] = Field(default_factory=dict)
-    region: Text | None = None
-    endpoint: Text | None = None
-    profile: Text | None = None
-    role: Text | None = None
+    region: MaybeText = None
+    endpoint: MaybeText = None
+    profile: MaybeText = None
+    role: MaybeText = None
 
     def refused(self) -> Refusal | None:
         for version, key in self.keys.items():

@@ -9,11 +9,14 @@ import time
 
 import pytest
 from cryptography.fernet import Fernet
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rewrap.crypto.ciphers import CIPHERS, OPEN_FAILURES
 from rewrap.crypto.elsewhere import Elsewhere
+from rewrap.crypto.failures import Unsealable
 from rewrap.crypto.kdf import Kdf
 from rewrap.crypto.layout import Layout, LayoutError, Unopenable, compiled
 
@@ -166,3 +169,13 @@ def test_every_cipher_refuses_a_key_of_another_length() -> None:
                 cipher.opener(bytes(length))
             with pytest.raises(ValueError, match=wrong):
                 cipher.sealer(bytes(length))
+
+
+def test_what_is_too_long_for_an_rsa_key_is_no_defect() -> None:
+    """It says how much the key wraps: RFC 8017 7.1.1 takes two hashes and two bytes off the modulus."""
+    key = rsa.generate_private_key(65537, 2048)
+    der = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    seal = CIPHERS["rsa-oaep-256"].sealer(der)
+    assert CIPHERS["rsa-oaep-256"].opener(der)(seal([bytes(190)], None), None, 0) == [bytes(190)]
+    with pytest.raises(Unsealable, match="190 bytes at most"):
+        seal([bytes(191)], None)

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import load_der_private_key, l
 
 from rewrap.crypto.answers import answers, same_again
 from rewrap.crypto.cipher import Aads, Batch, Carried, OpenBatch, SealBatch
+from rewrap.crypto.failures import Unsealable
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,14 @@ class RsaOaep(Carried):
     def sealer(self, key: bytes) -> SealBatch:
         private = private_key(key)
         public, padding = public_key(key) if private is None else private.public_key(), self.padding
+        # RFC 8017 7.1.1: what is left of the modulus beside two hashes and two bytes
+        most = public.key_size // 8 - 2 * self.hash().digest_size - 2
 
         def seal_batch(plain: Batch, aads: Aads | None) -> Batch:
+            if any(len(text) > most for text in plain):
+                raise Unsealable(
+                    f"{self.name} under a key of {public.key_size} bits wraps {most} bytes at most"
+                )
             return [same_again(key, text, partial(public.encrypt, text, padding)) for text in plain]
 
         return seal_batch
