@@ -69,6 +69,11 @@ def bench(server_dsn: str, tmp_path: Path) -> Iterator[Workbench]:
         admin.sql(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts last what needs the server that may still be being built."""
+    items.sort(key=lambda item: "transit" in item.nodeid)
+
+
 def lacking(message: str) -> None:
     """Skips, loudly, where a component is missing; fails where CI should have it."""
     if os.environ.get("REWRAP_REQUIRE_COMPONENTS"):

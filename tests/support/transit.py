@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import subprocess
+import time
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,8 +30,18 @@ RATE_LIMITED = Answer(429, {"Retry-After": "0"}, '{"errors": ["request path is r
 """What a server with a rate limit quota answers."""
 
 
+BUILDING = PROGRAM.parent / ".building"
+"""There while scripts/test has the server built."""
+
+BUILT_S = 900.0
+"""Seconds that a loaded machine may take to build it."""
+
+
 def missing_server() -> str:
-    """Why there is none; empty when there is."""
+    """Why there is none; empty when there is. Waits while it is being built."""
+    limit = time.monotonic() + BUILT_S
+    while BUILDING.exists() and time.monotonic() < limit:
+        time.sleep(0.5)
     if PROGRAM.exists():
         return ""
     return "run scripts/components, which builds it with Go 1.21 or newer"
