@@ -11,27 +11,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.cli.test_readme import anchors, shape, transcripts
+from tests.cli.test_readme import anchors, transcripts
 from tests.support.aether import ROOT, Aether
+from tests.support.pages import shown_as
 from tests.support.workbench import Workbench, rewrap
 
 PAGE = ROOT / "docs" / "systems" / "aether.md"
 
 ROWS = "1500"
-
-
-def likened(text: str) -> str:
-    """Text without fingerprints and the width of columns."""
-    text = re.sub(r"sha256:[0-9a-f]{16}", "sha256:FINGERPRINT", "\n".join(shape(text)))
-    return re.sub(r"fingerprint [0-9a-f]{16}", "fingerprint HEX", text)
-
-
-def shown_as(shown: str, printed: str) -> bool:
-    """Whether output is what the page shows; `…` stands for any text in a line, alone for any lines."""
-    pattern = ""
-    for line in likened(shown).splitlines():
-        pattern += r"(?:.*\n)*" if line == "…" else re.escape(line).replace("…", ".*") + "\n"
-    return re.fullmatch(pattern, "".join(f"{line}\n" for line in likened(printed).splitlines())) is not None
 
 
 class Reader:

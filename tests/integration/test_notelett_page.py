@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_readme import anchors, blocks, shape, transcripts
+from tests.cli.test_readme import anchors, blocks, transcripts
 from tests.support.cosmos import CosmosDatabase
 from tests.support.notelett import ROOT, NoteLett, Told, merged
+from tests.support.pages import shown_as
 from tests.support.vault import VaultEmulator
 
 PAGE = ROOT / "docs" / "systems" / "notelett.md"
@@ -24,20 +25,6 @@ COUNTS = {
 }  # fmt: skip
 
 BROKEN = ("malformed", "unopenable", "other_version")
-
-
-def likened(text: str) -> str:
-    """Text without versions, fingerprints and the width of columns."""
-    text = re.sub(r"\b[0-9a-f]{32}\b", "VERSION", "\n".join(shape(text)))
-    return re.sub(r"sha256:[0-9a-f]{16}", "FINGERPRINT", text)
-
-
-def shown_as(shown: str, printed: str) -> bool:
-    """Whether output is what the page shows; `…` stands for any text in a line, alone for any lines."""
-    pattern = ""
-    for line in likened(shown).splitlines():
-        pattern += r"(?:.*\n)*" if line == "…" else re.escape(line).replace("…", ".*") + "\n"
-    return re.fullmatch(pattern, "".join(f"{line}\n" for line in likened(printed).splitlines())) is not None
 
 
 class Reader:
