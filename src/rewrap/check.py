@@ -174,20 +174,27 @@ def _judge(
     elif is_target:
         out.add(
             "warning", "key-unseen", subject,
-            "no stored value is under it yet, so nothing proves that it is the application's "
-            f"({key.fingerprint})",
+            f"{_none(proof)} is under it{'' if proof.unnamed else ' yet'}, so nothing proves that it is the "
+            f"application's ({key.fingerprint})",
             f"compare the fingerprint with the owner's, and run with --to-fingerprint {key.fingerprint}",
         )  # fmt: skip
     elif rotation is not None:
         sampled = any(isinstance(one, PostgresStore) for one in job.stores.values())
         out.add(
             "warning", "nothing-in-scope", subject,
-            f"no stored value is under it ({key.fingerprint})",
+            f"{_none(proof)} is under it ({key.fingerprint})",
             "check --from, and the layout's marker"
             + (": rewrap discover says what values begin with" if sampled else ""),
         )  # fmt: skip
     else:
-        out.add("info", "key-at-hand", subject, f"is at hand, and no value is under it ({key.fingerprint})")
+        out.add(
+            "info", "key-at-hand", subject, f"is at hand, and {_none(proof)} is under it ({key.fingerprint})"
+        )
+
+
+def _none(proof: Proof) -> str:
+    """No value, and how that is known: of values that name no version only some were opened."""
+    return "none of the stored values that were tried" if proof.unnamed else "no stored value"
 
 
 async def check_writes(

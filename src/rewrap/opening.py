@@ -83,14 +83,15 @@ class Opening:
         for bound in self._unnamed:
             if not begins_with(value, bound.prefix):
                 continue
+            aad = aads[bound.layout.name]
             try:
-                plain = bound.open_one(value, aads[bound.layout.name])
+                plain = bound.open_one(value, aad)
             except Unopenable:
                 sealed = True
                 continue
             except Malformed:
                 # a beginning of its own is a marker, though it names no version
-                sealed = sealed or bool(bound.prefix)
+                sealed = sealed or bool(bound.prefix) or bound.written_otherwise(value, aad)
                 continue
             found.setdefault((bound.key, plain[bound.layout.carry_bytes :]), bound)
             current = current or (bound.layout is self.forms.new and bound.version == self.forms.versions[0])

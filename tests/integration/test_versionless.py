@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import re
 import signal
 import threading
 from collections import Counter
@@ -486,3 +487,57 @@ def test_a_third_key_that_opens_a_value_too_makes_it_ambiguous(bench: Workbench)
     assert ran.code == 3
     assert outcomes(ran) == {"resealed": 30, "quarantined": 1}
     assert bench.bodies()[31] == double
+
+
+def test_what_is_sealed_and_written_otherwise_is_no_plaintext(bench: Workbench) -> None:
+    """A lenient decoder opens it: it is put aside, and verify says so with the new key alone, too."""
+    sealed = [bare(f"note {i}") for i in range(4)]
+    odd = [
+        sealed[0] + "\n",
+        sealed[1].rstrip("=") if sealed[1].endswith("=") else sealed[1] + "=",
+        sealed[2].replace("+", "-").replace("/", "_") + "\r\n",
+        "\n".join((sealed[3][:40], sealed[3][40:])),
+    ]
+    words = "words that nobody sealed, and that no decoder takes for anything else"
+    notes(bench, [*(bare(f"note {i}") for i in range(200)), *odd, words, sealed[0][:30]])
+    ran = bench.run()
+    assert ran.code == 3, ran.err
+    assert outcomes(ran) == {"resealed": 200, "quarantined": 4, "plaintext": 2}
+    put_aside = {e["reason"] for e in bench.rewrap("quarantine", "list", "--json").events}
+    assert put_aside == {"malformed"}
+    bench.environ.pop("KEY_V1")
+    found = bench.rewrap("verify", "--to", "v2", "--deep", "--json")
+    assert found.code == 3
+    bench.ledger.unlink()
+    alone = bench.rewrap("verify", "--to", "v2", "--json")
+    assert alone.code == 3, alone.out
+
+
+def test_a_way_back_to_another_key_is_refused(bench: Workbench) -> None:
+    """Nothing stored is under the old key any more: what the ledger knows of it is all there is."""
+    notes(bench, [bare(f"note {i}") for i in range(50)])
+    assert bench.run().code == 0
+    before = bench.bodies()
+    bench.environ["KEY_V1"] = bench.environ["KEY_V3"]
+    back = ("run", "--from", "v2", "--to", "v1", "--allow-unseen-target")
+    refused = bench.rewrap(*back)
+    assert refused.code == 10, refused.err
+    assert "is not the key that run" in refused.err
+    assert bench.bodies() == before
+    vouched = re.search(r"--to-fingerprint (sha256:[0-9a-f]{16})", refused.err)
+    assert vouched
+    assert bench.rewrap(*back, "--to-fingerprint", vouched.group(1)).code == 0
+    bench.environ["KEY_V1"] = KEY_V1.hex()
+    assert bench.rewrap(*back[:5], "--allow-unseen-target").code == 10
+
+
+def test_a_table_that_was_begun_is_sampled_to_its_end(bench: Workbench) -> None:
+    """Rewritten rows stand behind the others: they speak for the new key all the same."""
+    notes(bench, [bare(f"note {i}") for i in range(1_000)])
+    begun = bench.rewrap(
+        "run", "--from", "v1", "--to", "v2", "--allow-unseen-target", "--sample", "300", "--batch-size", "100"
+    )
+    assert begun.code == 4, begun.err
+    checked = bench.rewrap("check", "--from", "v1", "--to", "v2", "--json")
+    codes = {e["code"] for e in checked.events if e.get("subject") == "key v2"}
+    assert "key-proven" in codes

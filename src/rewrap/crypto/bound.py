@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from rewrap.crypto.cipher import OPEN_FAILURES, Aads, Batch, OpenBatch, SealBatch, TryBatch, Trying
+from rewrap.crypto.encodings import rewritten
 from rewrap.crypto.failures import Malformed, Unopenable
 from rewrap.crypto.indexes import Compute
 from rewrap.crypto.jwe import header_of
@@ -156,6 +157,25 @@ class BoundLayout:
         if not value.startswith(cast("Any", self.prefix)):
             raise Malformed
         return self._open_payload(value[len(self.prefix) :], aad)
+
+    def written_otherwise(self, value: Value, aad: bytes | None) -> bool:
+        """Whether a value that is malformed would be a sealed one, if it were written as this layout writes.
+
+        An application whose decoder is lenient opens such a value. It may open under this key or not.
+        """
+        layout = self.layout
+        if not isinstance(value, str) or layout.framing or layout.separator or layout.apart or self.prefix:
+            return False
+        text = rewritten(layout.encoding, value)
+        if text is None:
+            return False
+        try:
+            self.open_one(text, aad)
+        except Malformed:
+            return False
+        except Unopenable:
+            pass
+        return True
 
     def open_bare(self, payload: Value, aad: bytes | None) -> bytes:
         """Opens a payload that carries no marker; raises Malformed or Unopenable."""

@@ -98,6 +98,26 @@ TEXT_ENCODINGS = {
     )
 }
 
+_BASE64 = ("base64", "base64url", "base64url-padded")
+
+
+def rewritten(encoding: str, text: str) -> str | None:
+    """A text as an encoding writes it, that somebody has written otherwise; None where nothing is to change.
+
+    Space and ends of lines around and in it, another alphabet, padding left out or added: what lenient
+    decoders pass over. Whether it is in the encoding at all, only decoding tells.
+    """
+    if encoding not in _BASE64:
+        return None
+    plain = "".join(text.split("\n")).strip().replace("\r", "").replace("\t", "")
+    plain = plain.replace("-", "+").replace("_", "/").rstrip("=")
+    if encoding != "base64":
+        plain = plain.replace("+", "-").replace("/", "_")
+    if encoding != "base64url":
+        plain += _PADDING[len(plain) & 3]
+    return None if plain == text else plain
+
+
 RAW = "raw"
 """Marker and payload are bytes, in a column of bytes."""
 

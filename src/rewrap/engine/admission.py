@@ -58,6 +58,8 @@ class Admission:
             await self._patiently(
                 partial(self.store.refuse_fenced, table, self.rotation.target_markers(table))
             )
+        if not resumed:
+            await self._refuse_renamed(commitments)
         proof = await self._prove(tables, commitments, resumed=resumed)
         await quiescence.begin(self.rotation.job, self.store, tables, self.sink)
         courses = await self._claim(tables, record, identity, resumed=resumed)
@@ -170,6 +172,22 @@ class Admission:
         )
         await self._check_seals(tables)
         return proof
+
+    async def _refuse_renamed(self, commitments: Mapping[str, str]) -> None:
+        """Refuses to write under a name that stood for another key, unless its fingerprint vouches for it.
+
+        A way back has no stored value left to prove its key with: what the ledger knows is all there is.
+        """
+        version = self.rotation.to_version
+        run_id = await self.ledger.known_as(version, commitments[version])
+        if run_id is None or self.options.to_fingerprint is not None:
+            return
+        key = self.rotation.keyring.get(version)
+        raise KeyRefused(
+            f'key version "{version}" is not the key that run {run_id} had under that name',
+            hint="restore that one; or if the name was given to another key on purpose, compare its "
+            f"fingerprint with the application's, and pass --to-fingerprint {key.fingerprint}",
+        )
 
     async def _check_seals(self, tables: Sequence[Table]) -> None:
         """Random 96-bit nonces: refuses to go past 2^32 seals under a key, the application's included."""

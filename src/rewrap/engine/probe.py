@@ -136,14 +136,17 @@ class ProbedReseal(FieldReseal):
             if not value.startswith(form.bound.prefix):
                 continue
             bound = aads[form.new]
+            aad = None if bound is None else bound[at]
             try:
-                form.bound.open_one(value, None if bound is None else bound[at])
+                form.bound.open_one(value, aad)
             except Unopenable:
                 reason = Reason.UNOPENABLE
                 break
             except Malformed:
-                # a beginning of its own is a marker, though it names no version
-                reason = Reason.MALFORMED if form.bound.prefix else reason
+                # a beginning of its own is a marker, though it names no version; and what is sealed, and
+                # written as the layout does not, an application may well open
+                if form.bound.prefix or form.bound.written_otherwise(value, aad):
+                    reason = Reason.MALFORMED
         if reason is None:
             out.counts[Outcome.PLAINTEXT] += 1
         else:

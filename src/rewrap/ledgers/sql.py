@@ -71,6 +71,15 @@ class Ledger(LedgerDatabase):
 
     # runs
 
+    async def known_as(self, version: str, commitment: str) -> str | None:
+        """The job's newest run that had a version, if its name stood for another key then; else None."""
+        query = sa.select(runs.c.run_id, runs.c.commitments).where(runs.c.job == self.job)
+        for row in await self.rows(query.order_by(runs.c.number.desc())):
+            if version in row.commitments:
+                # what it stood for last counts
+                return None if row.commitments[version] == commitment else str(row.run_id)
+        return None
+
     async def latest(self) -> RunRecord | None:
         """The job's newest run."""
         rows = await self.rows(

@@ -228,6 +228,8 @@ class Breaker:
 
     def texts(self, value: str) -> Iterator[Vector]:
         lost, coding = self.lost(), self.shape.coding
+        # what a lenient decoder reads is no plaintext
+        otherwise: Vector = {} if coding == "base64" and not self.shape.separator else lost
         head = self.pieces.get("head", b"")
         if coding in ("rails", "laravel"):
             yield self.with_value("malformed", "the end cut off", value[:-3])
@@ -250,16 +252,17 @@ class Breaker:
         yield self.with_value("malformed", "no payload", value[:at], **lost)
         if coding in ("base64", "base64-lines"):
             yield self.with_value(
-                "malformed", "a letter of the other alphabet", value[:at] + "-" + value[at + 1 :], **lost
+                "malformed", "a letter of the other alphabet", value[:at] + "-" + value[at + 1 :], **otherwise
             )
-            yield self.with_value("malformed", "the last character cut off", value.rstrip("\n")[:-1], **lost)
+            cut_off = value.rstrip("\n")[:-1]
+            yield self.with_value("malformed", "the last character cut off", cut_off, **otherwise)
         if coding == "hex":
             yield self.with_value("malformed", "the last character cut off", value[:-1], **lost)
             if not self.shape.separator:
                 upper = value[:at] + payload.upper()
                 yield self.with_value("ok", "in upper case", upper, plain=self.plain.hex(), liberal=True)
         if coding == "base64":
-            yield self.with_value("malformed", "a newline at the end", value + "\n", **lost)
+            yield self.with_value("malformed", "a newline at the end", value + "\n", **otherwise)
         if coding.startswith("base64url"):
             counts = (
                 n for n in range(1, 5) if len(cut(n).rpartition(self.shape.separator or ":")[2]) % 4 == 1

@@ -77,7 +77,7 @@ INVALID = [
         "malformed",
         "invalid non-urlsafe characters in b64",
         "gAAAAAAdwJ6wAAEC/AwQFBgcICQoLDA0ODy+021cpGVWKZ_eEwCGM4BLLF_5CV9dOPmrhuVUPgJobwOz7JcbmrR64jVmpU4IwqDA==",
-        "plaintext",
+        "malformed",
     ),
 ]
 

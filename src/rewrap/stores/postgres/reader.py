@@ -170,7 +170,7 @@ class PostgresReader:
             if len(rows) < count:
                 # few or none by chance: look everywhere before saying that there is none
                 rows = await connection.fetch(
-                    self._statements.sample(prefixes, percent=None, limit=count), inline
+                    self._statements.sample(prefixes, percent=None, limit=count, mixed=share >= 100), inline
                 )
         return [self._key.folded(row) for row in rows]
 

@@ -97,15 +97,21 @@ class Statements:
         )
         return f"SELECT {heads} FROM {self.table.relation} AS t WHERE {self.key.equal(1)}"
 
-    def sample(self, prefixes: dict[str, Prefix], *, percent: float | None, limit: int) -> str:
-        """Rows from anywhere in the table under a marker. $1 is the size above which a value is held back."""
+    def sample(
+        self, prefixes: dict[str, Prefix], *, percent: float | None, limit: int, mixed: bool = False
+    ) -> str:
+        """Rows from anywhere in the table under a marker. $1 is the size above which a value is held back.
+
+        `mixed` reads all of it and takes any: a row that was rewritten stands at the table's end.
+        """
+        order = " ORDER BY pg_catalog.random()" if mixed else ""
         sampled = f" TABLESAMPLE SYSTEM ({percent:.6f})" if percent is not None else ""
         markers = " OR ".join(
             begins(field, prefixes[field.name]) for field in self.table.fields if field.name in prefixes
         )
         return (
             f"SELECT {', '.join(self.key.values)}, {self._bounded_values(1)} "
-            f"FROM {self.table.relation} AS t{sampled} WHERE {markers} LIMIT {limit:d}"
+            f"FROM {self.table.relation} AS t{sampled} WHERE {markers}{order} LIMIT {limit:d}"
         )
 
     def bounds(self, percent: float, shares: list[float]) -> str:
