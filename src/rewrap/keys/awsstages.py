@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewrap.errors import GateClosed, KeyAccessError, KeyRefused, UsageError
+from rewrap.gate import values_are
 from rewrap.job import Job
 from rewrap.keys.aws import Aws
 from rewrap.keys.awssecret import CURRENT, Secret, StoredVersion
@@ -114,6 +115,9 @@ class Stages:
                 hint=f"its labels are {', '.join(labels) or 'none'}",
             )
         return found
+
+    def none_readable(self) -> KeyAccessError:
+        return KeyAccessError(f"{self.shown}: no version of it can be read", hint="see rewrap keys list")
 
     def current(self, versions: Versions) -> str:
         return self.version_of(CURRENT, versions)
@@ -291,7 +295,7 @@ def planned(label: str, source: str, target: str | None, versions: Versions, hel
     needed = [version for version in bare if held.get(version)]
     if target is None and source in needed:
         raise GateClosed(
-            f"{held[source]:,} values are under {source}, and {label} is its last label",
+            f"{values_are(held[source])} under {source}, and {label} is its last label",
             hint="rotate them first: AWS may delete a version without a label",
         )
     return Move(
