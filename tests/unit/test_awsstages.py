@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from rewrap.errors import GateClosed, KeyAccessError, KeyRefused
+from rewrap.errors import GateClosed, KeyAccessError, KeyRefused, UsageError
 from rewrap.gate import gate_of
 from rewrap.keys.awssecret import StoredVersion
 from rewrap.keys.awsstages import Move, candidates, planned, rolled_back
@@ -91,3 +91,10 @@ def test_longest_version_that_a_name_ends_in_is_its() -> None:
     assert "the secret has no a2.kgone, gone: no run opens" in str(info.value.hint)
     with pytest.raises(GateClosed, match="1 value is under"):
         gate_of({"older": 1}, ["older"], []).require_open()
+
+
+def test_label_that_no_version_has_is_an_error() -> None:
+    """A slip of the pen is no success, and says which labels there are."""
+    with pytest.raises(UsageError, match='no version has the label "rewrap-candidat"') as info:
+        planned("rewrap-candidat", "new", None, THREE, {})
+    assert info.value.hint == "labels are AWSCURRENT, AWSPREVIOUS, rewrap-candidate"
