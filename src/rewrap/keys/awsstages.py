@@ -195,7 +195,7 @@ class Stages:
                 raise
             raise type(exc)(
                 f"{exc.message}; done by then: {', '.join(did)}",
-                hint=f"{exc.hint or 'see rewrap keys gate'}; then give the same command again for what is left",
+                hint=f"{exc.hint or 'see rewrap keys gate'}; then give the same command again",
                 code=exc.code,
             ) from None
 
@@ -296,10 +296,8 @@ def planned(label: str, source: str, target: str | None, versions: Versions, hel
             )
     place = at(label, versions)
     if place is None:
-        labels = sorted({label for one in versions.values() for label in one.labels})
-        raise UsageError(
-            f'no version has the label "{label}"', hint=f"labels are {', '.join(labels) or 'none'}"
-        )
+        there = sorted({one for version in versions.values() for one in version.labels})
+        raise UsageError(f'no version has the label "{label}"', hint=f"labels are {', '.join(there)}")
     done = place == target
     if not done and place != source:
         raise KeyRefused(
