@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from rewrap.errors import GateClosed
 from rewrap.job import Job
 from rewrap.keys.keyring import Keyring
+from rewrap.labels import values_are
 from rewrap.rotations import close_all
 from rewrap.stores.open import Stores
 from rewrap.verify import verify
@@ -68,11 +69,6 @@ class Gate:
                 "run takes them; declare a layout for them, or have the application rewrite them"
             )
         return ways
-
-
-def values_are(number: int) -> str:
-    """So many values are, in words."""
-    return "1 value is" if number == 1 else f"{number:,} values are"
 
 
 def version_in(name: str, versions: Sequence[str]) -> str | None:

@@ -151,7 +151,7 @@ def move(
     with errors_shown(as_json=as_json, debug=debug):
         loaded = _loaded(job)
         from rewrap import stages
-        from rewrap.gate import values_are
+        from rewrap.labels import values_are
 
         if label == "AWSCURRENT" and target is None:
             raise UsageError("AWSCURRENT is taken off no version", hint="name the one that gets it: --to ID")

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewrap.errors import GateClosed, KeyAccessError, KeyRefused, UsageError
-from rewrap.gate import values_are
 from rewrap.job import Job
 from rewrap.keys.aws import Aws
 from rewrap.keys.awssecret import CURRENT, Secret, StoredVersion
 from rewrap.keys.keyring import Key
+from rewrap.labels import values_are
 from rewrap.pace.gate import Cap
 
 PREVIOUS = "AWSPREVIOUS"
