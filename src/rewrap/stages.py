@@ -53,11 +53,15 @@ class Minted:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A move of a label, and where labels are since then; before it where it was not done."""
+    """A move of a label, and where labels are since then; before it where it was not done.
+
+    `unproven` if what gets AWSCURRENT had no label before: it was no candidate, and never in use of late.
+    """
 
     move: Move
     versions: Versions
     held: Mapping[str, int]
+    unproven: bool
 
     @property
     def current(self) -> str | None:
@@ -99,7 +103,9 @@ async def move(
         if target is not None:
             # what nobody can fetch, no application can
             await stages.key(target, looked.versions)
-        return Moved(plan, await stages.move(plan) if confirmed else looked.versions, looked.gate.held)
+        unproven = label == CURRENT and target is not None and not looked.versions[target].labels
+        now = await stages.move(plan) if confirmed else looked.versions
+        return Moved(plan, now, looked.gate.held, unproven)
 
 
 async def canary(job: Job, name: str, environ: Mapping[str, str] = os.environ) -> list[Finding]:

@@ -41,6 +41,7 @@ def test_label_moves_when_told_and_what_rows_need_is_kept(arda: Arda) -> None:
     assert set(stored["key"]) <= set(PLAIN)
     assert stored["key"] not in made.out + made.err
     assert told["fingerprint"] == "sha256:" + hashlib.sha256(stored["key"].encode()).hexdigest()[:16]
+    assert f"gate: open, next: rewrap keys canary arda.toml --to {new}" in arda.rewrap("keys gate").out
     wrong = arda.rewrap("keys move", "--from", arda.older, "--to", new, "--confirm")
     assert wrong.code == 10
     assert f'label "AWSCURRENT" is at {arda.old}, and not at {arda.older}' in wrong.err
@@ -103,6 +104,17 @@ def test_candidate_that_is_no_key_is_found_before_the_switch(arda: Arda) -> None
         assert f"this identity may not secretsmanager:{denied}" in refused.err
         arda.aws.proxy.clear()
     assert arda.labels["AWSCURRENT"] == arda.old
+
+    # one without a label was no candidate
+    gone = arda.client.put_secret_value(
+        SecretId=arda.secret, SecretString=payload(), VersionStages=["rewrap-gone"]
+    )["VersionId"]
+    arda.client.update_secret_version_stage(
+        SecretId=arda.secret, VersionStage="rewrap-gone", RemoveFromVersionId=gone
+    )
+    would = arda.rewrap("keys move", "--from", arda.old, "--to", gone)
+    assert would.code == 2
+    assert f"warning: {gone} had no label" in would.out
 
     # switched to one that is no key: back again without it
     bad = arda.client.put_secret_value(SecretId=arda.secret, SecretString='{"Key": "x"}')["VersionId"]

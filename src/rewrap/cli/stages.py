@@ -165,6 +165,7 @@ def move(
             _print(
                 "keys_moved", label=label, source=source, target=target, done=confirm or plan.done,
                 kept=dict(plan.kept), lost=list(plan.lost), current=done.current, previous=done.previous,
+                unproven=done.unproven,
             )  # fmt: skip
         else:
             console = stdout_console()
@@ -174,6 +175,9 @@ def move(
             for version in plan.lost:
                 lost = "has lost" if confirm else "would lose"
                 console.print(f"{version} {lost} its last label: AWS may delete it; no value is under it")
+            if done.unproven:
+                told = "no candidate, and not in use; prove it first with rewrap keys canary --to"
+                console.print(f"warning: {target} had no label: {told} {target}")
             where = target or "no version"
             if plan.done:
                 console.print(f"{label} was at {where} already")
