@@ -25,6 +25,11 @@ def shown_version(version: str, known: Sequence[str]) -> str:
     return version if version in known or _SHOWABLE.fullmatch(version) else MASK
 
 
+def values_are(number: int) -> str:
+    """So many values are, in words."""
+    return "1 value is" if number == 1 else f"{number:,} values are"
+
+
 def names_a_key(name: str) -> bool:
     """Whether a name is that of a version of a key: `key_version`, `ssn_kid`, `dekId`."""
     return _OF_A_KEY.search(_HUMP.sub("_", name).lower()) is not None

@@ -242,7 +242,19 @@ async def _keys(
                 "info", "key-not-at-hand", f"key {version}",
                 "is not set here, or is not a key; only the keys of a rotation must be",
             )  # fmt: skip
+    if from_versions is None and job.keys.provider == "aws-secrets-manager" and not keyring.unlisted:
+        await _current(out, job, environ)
     return None, keyring
+
+
+async def _current(out: Findings, job: Job, environ: Mapping[str, str]) -> None:
+    """Says what is wrong with the version that applications take for the current one."""
+    current = "AWSCURRENT"
+    try:
+        current = (await versions_of(job, [current], environ))[current]
+        await (await open_keyring(job, [current], environ, wanted=[])).close()
+    except KeyAccessError as exc:
+        out.refused(exc, exc.code, f"key {current}", "warning")
 
 
 async def _rotation(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import shlex
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,10 +13,10 @@ from rewrap.check import Findings
 from rewrap.crypto.ciphers import OPEN_FAILURES
 from rewrap.errors import KeyAccessError, KeyRefused
 from rewrap.events import Finding
-from rewrap.gate import Gate, held_by_version
+from rewrap.gate import Gate, gate_of, held_by_version
 from rewrap.job import Job
 from rewrap.keys.awssecret import CURRENT
-from rewrap.keys.awsstages import PREVIOUS, Move, Stages, Versions, at, planned, rolled_back
+from rewrap.keys.awsstages import PREVIOUS, Move, Stages, Versions, at, candidates, planned, rolled_back
 from rewrap.keys.keyring import Key
 from rewrap.keys.open import open_keyring
 from rewrap.preflight import check
@@ -29,6 +30,12 @@ class Looked:
 
     versions: Versions
     gate: Gate
+    unread: Mapping[str, KeyAccessError]
+    """Why a version's key cannot be had, of those that cannot."""
+
+    @property
+    def candidates(self) -> list[str]:
+        return candidates(self.versions)
 
     @property
     def labels(self) -> dict[str, tuple[str, ...]]:
@@ -46,11 +53,15 @@ class Minted:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A move of a label, and where labels are since then; before it where it was not done."""
+    """A move of a label, and where labels are since then; before it where it was not done.
+
+    `unproven` if what gets AWSCURRENT had no label before: it was no candidate, and never in use of late.
+    """
 
     move: Move
     versions: Versions
     held: Mapping[str, int]
+    unproven: bool
 
     @property
     def current(self) -> str | None:
@@ -71,7 +82,7 @@ async def mint(job: Job, stage: str, environ: Mapping[str, str] = os.environ) ->
     """A new version under a label of rewrap's own. Raises GateClosed where it would strand values."""
     async with _opened(job) as stages:
         looked = await _looked(stages, job, environ)
-        looked.gate.require_open()
+        looked.gate.require_open(f" {shlex.quote(str(job.path))}")
         key = await stages.mint(stage, looked.versions)
         return Minted(key, stage, stages.current(looked.versions))
 
@@ -87,12 +98,14 @@ async def move(
 ) -> Moved:
     """Moves a label, naming both ends; without a target it is taken off. Unless confirmed it only says."""
     async with _opened(job) as stages:
-        looked = await _looked(stages, job, environ)
+        looked = await _looked(stages, job, environ, target)
         plan = planned(label, source, target, looked.versions, looked.gate.held)
         if target is not None:
             # what nobody can fetch, no application can
             await stages.key(target, looked.versions)
-        return Moved(plan, await stages.move(plan) if confirmed else looked.versions, looked.gate.held)
+        unproven = label == CURRENT and target is not None and not looked.versions[target].labels
+        now = await stages.move(plan) if confirmed else looked.versions
+        return Moved(plan, now, looked.gate.held, unproven)
 
 
 async def canary(job: Job, name: str, environ: Mapping[str, str] = os.environ) -> list[Finding]:
@@ -172,18 +185,30 @@ def _round_trip(out: Findings, job: Job, key: Key) -> None:
         )  # fmt: skip
 
 
-async def _looked(stages: Stages, job: Job, environ: Mapping[str, str]) -> Looked:
+async def _looked(stages: Stages, job: Job, environ: Mapping[str, str], target: str | None = None) -> Looked:
+    """What there is. It takes one key that can be had, `target`'s or another, and not the current one."""
     versions = await stages.versions()
     current = stages.current(versions)
-    keyring = await open_keyring(job, [current], environ)
+    keyring = await open_keyring(job, [], environ)
     try:
-        held = await held_by_version(job, keyring, current, environ)
+        unread = {}
+        for version in versions:
+            if version not in keyring:
+                try:
+                    await stages.key(version, versions)
+                except KeyAccessError as exc:
+                    unread[version] = exc
+        first = [one for one in (target, current, *versions) if one is not None and one in keyring]
+        if not first:
+            raise unread[current] if current in unread else stages.none_readable()
+        held = await held_by_version(job, keyring, first[0], environ)
     finally:
         await keyring.close()
     previous = at(PREVIOUS, versions)
     # after a switch was taken back, one more version would strand what is under the one that was given up
     both = previous is not None and not rolled_back(versions)
-    return Looked(versions, Gate(held, [current, str(previous)] if both else [current]))
+    allowed = [current, str(previous)] if both else [current]
+    return Looked(versions, gate_of(held, list(versions), allowed), unread)
 
 
 @asynccontextmanager

@@ -15,6 +15,7 @@ from rewrap.cli.stages import _loaded
 from rewrap.errors import GateClosed, KeyAccessError, KeyRefused, UsageError
 from rewrap.keys.awsstages import CANDIDATE, Move, Stages, at, planned
 from rewrap.keys.keyring import Key
+from rewrap.keys.open import open_keyring
 from tests.contract.test_aws_secrets import DERIVED, FIELD, ROLE, Stored
 from tests.support.aws import AwsServer, aws_error
 from tests.support.proxy import Drop
@@ -162,6 +163,44 @@ def test_nothing_is_left_without_a_label_by_a_crash(stored: Stored) -> None:
         return planned("AWSCURRENT", current, new, now, {older: 1})
 
     assert staged(stored, work).kept == {}
+
+
+def test_role_that_never_answers_is_waited_for_once(stored: Stored) -> None:
+    """However many versions it would be needed for: patience is over once, and those are not at hand."""
+    current = stored.put()
+    for number in range(3):
+        stored.move(f"rewrap-{number}", since=stored.put(stages=[f"rewrap-{number}"]))
+    stored.aws.proxy.add(Drop(), "sts")
+    job = stored.job(f'{FIELD}\nfallback_role = "{ROLE}"')
+    job = job.model_copy(update={"keys": job.keys.model_copy(update={"patience_s": 1.0})})
+
+    async def work() -> list[str]:
+        keyring = await open_keyring(job, [current])
+        await keyring.close()
+        return [key.version for key in keyring]
+
+    assert anyio.run(work) == [current]
+    # once, and not once for each of the three
+    assert [kind for kind, _ in stored.asked].count("sts") == 1
+
+
+def test_move_that_is_half_done_says_so(stored: Stored) -> None:
+    """What follows AWSCURRENT's move is denied: where it is now is told, and the same again ends it."""
+    current, new = stored.put(), stored.put(stages=[CANDIDATE])
+
+    async def work(stages: Stages) -> tuple[KeyAccessError, dict[str, tuple[str, ...]]]:
+        plan = planned("AWSCURRENT", current, new, await stages.versions(), {})
+        stored.aws.proxy.add(aws_error("AccessDeniedException"), "UpdateSecretVersionStage", skip=1)
+        with pytest.raises(KeyAccessError, match="may not secretsmanager:UpdateSecretVersionStage") as info:
+            await stages.move(plan)
+        stored.aws.proxy.clear()
+        now = await stages.move(planned("AWSCURRENT", current, new, await stages.versions(), {}))
+        return info.value, {one.version: one.labels for one in now.values() if one.labels}
+
+    error, labels = staged(stored, work)
+    assert f"done by then: AWSCURRENT has moved to {new}" in error.message
+    assert "give the same command again" in str(error.hint)
+    assert labels == {new: ("AWSCURRENT",), current: ("AWSPREVIOUS",)}
 
 
 def test_without_the_package_the_extra_is_named(

@@ -41,6 +41,7 @@ def test_label_moves_when_told_and_what_rows_need_is_kept(arda: Arda) -> None:
     assert set(stored["key"]) <= set(PLAIN)
     assert stored["key"] not in made.out + made.err
     assert told["fingerprint"] == "sha256:" + hashlib.sha256(stored["key"].encode()).hexdigest()[:16]
+    assert f"gate: open, next: rewrap keys canary arda.toml --to {new}" in arda.rewrap("keys gate").out
     wrong = arda.rewrap("keys move", "--from", arda.older, "--to", new, "--confirm")
     assert wrong.code == 10
     assert f'label "AWSCURRENT" is at {arda.old}, and not at {arda.older}' in wrong.err
@@ -104,6 +105,31 @@ def test_candidate_that_is_no_key_is_found_before_the_switch(arda: Arda) -> None
         arda.aws.proxy.clear()
     assert arda.labels["AWSCURRENT"] == arda.old
 
+    # one without a label was no candidate
+    gone = arda.client.put_secret_value(
+        SecretId=arda.secret, SecretString=payload(), VersionStages=["rewrap-gone"]
+    )["VersionId"]
+    arda.client.update_secret_version_stage(
+        SecretId=arda.secret, VersionStage="rewrap-gone", RemoveFromVersionId=gone
+    )
+    would = arda.rewrap("keys move", "--from", arda.old, "--to", gone)
+    assert would.code == 2
+    assert f"warning: {gone} had no label" in would.out
+
+    # switched to one that is no key: back again without it
+    bad = arda.client.put_secret_value(SecretId=arda.secret, SecretString='{"Key": "x"}')["VersionId"]
+    gate = arda.rewrap("keys gate")
+    assert gate.code == 3
+    assert f"1 under {arda.older}" in gate.err
+    assert f"cannot be read: {bad}" in gate.out
+    checked = arda.rewrap("check")
+    assert checked.code == 0, checked.out
+    assert 'its field "key" is missing' in checked.out
+    assert "no warnings" not in checked.out
+    back = arda.rewrap("keys move", "--from", bad, "--to", arda.old, "--confirm")
+    assert back.code == 0, back.err
+    assert arda.labels["AWSCURRENT"] == arda.old
+
 
 def test_other_algorithms_are_counted_and_left(arda: Arda) -> None:
     """a2.k… is under a version of its own: not plaintext, not touched, and nothing is complete with it."""
@@ -124,7 +150,13 @@ def test_other_algorithms_are_counted_and_left(arda: Arda) -> None:
     assert ran.event("verdict")["plaintext"] == 0
     assert ran.event("field_verdict")["versions"] == {new: 9, f"a2.k{arda.old}": 1}
     assert arda.bench.value("SELECT server_token FROM tenant_email WHERE tenant_id = 1") == value
-    assert arda.rewrap("keys gate").code == 3
+    gate = arda.rewrap("keys gate", "--json")
+    assert gate.code == 3
+    assert gate.event("keys_gate")["held"] == {new: 9, arda.old: 1}
+    assert gate.event("keys_gate")["stranded"] == {f"a2.k{arda.old}": 1}
+    needed = arda.rewrap("keys move", "--label", "AWSPREVIOUS", "--from", arda.old, "--confirm")
+    assert needed.code == 3
+    assert f"1 value is under {arda.old}, and AWSPREVIOUS is its last label" in needed.err
 
 
 def test_algorithm_changes_when_the_job_says_so(arda: Arda) -> None:

@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from rewrap.errors import GateClosed, KeyAccessError, KeyRefused
+from rewrap.errors import GateClosed, KeyAccessError, KeyRefused, UsageError
+from rewrap.gate import gate_of
 from rewrap.keys.awssecret import StoredVersion
 from rewrap.keys.awsstages import Move, candidates, planned, rolled_back
 
@@ -63,3 +64,37 @@ def test_switch_that_was_taken_back_is_seen() -> None:
     assert not rolled_back(versions(older="AWSPREVIOUS", old="AWSCURRENT"))
     assert rolled_back(versions(old="AWSCURRENT", new="AWSPREVIOUS"))
     assert not rolled_back(versions(old="AWSCURRENT"))
+
+
+def test_value_of_another_algorithm_is_under_its_version() -> None:
+    """It keeps the version's last label, and it closes the gate: no run of this job takes it away."""
+    gate = gate_of({"a2.kolder": 2, "old": 5}, ["older", "old"], ["old", "older"])
+    assert gate.held == {"older": 2, "old": 5}
+    kept = versions(older="rewrap-keep-older", old="AWSCURRENT")
+    with pytest.raises(GateClosed, match="2 values are under older, and rewrap-keep-older is its last label"):
+        planned("rewrap-keep-older", "older", None, kept, gate.held)
+    assert gate.stranded == {"a2.kolder": 2}
+    with pytest.raises(GateClosed, match=r"2 values are under .*: 2 under a2\.kolder") as info:
+        gate.require_open(" arda.toml")
+    assert "declare a layout" in str(info.value.hint)
+    assert "--from any" not in str(info.value.hint)
+
+
+def test_longest_version_that_a_name_ends_in_is_its() -> None:
+    """And what is under a version that is gone is under no other."""
+    counted = {"a2.kfolder": 1, "a2.kgone": 2, "gone": 3, "older": 4}
+    gate = gate_of(counted, ["older", "folder"], ["folder"])
+    assert gate.held == {"folder": 1, "a2.kgone": 2, "gone": 3, "older": 4}
+    with pytest.raises(GateClosed, match="10 values are under") as info:
+        gate.require_open(" arda.toml")
+    assert "rewrap run arda.toml --from any --to AWSCURRENT" in str(info.value.hint)
+    assert "the secret has no a2.kgone, gone: no run opens" in str(info.value.hint)
+    with pytest.raises(GateClosed, match="1 value is under"):
+        gate_of({"older": 1}, ["older"], []).require_open()
+
+
+def test_label_that_no_version_has_is_an_error() -> None:
+    """A slip of the pen is no success, and says which labels there are."""
+    with pytest.raises(UsageError, match='no version has the label "rewrap-candidat"') as info:
+        planned("rewrap-candidat", "new", None, THREE, {})
+    assert info.value.hint == "labels are AWSCURRENT, AWSPREVIOUS, rewrap-candidate"

@@ -44,6 +44,8 @@ def gate(job: JobArgument = DEFAULT_JOB, as_json: JsonOption = False, debug: Deb
         if as_json:
             _print(
                 "keys_gate", open=not stranded, held=dict(found.gate.held), stranded=stranded,
+                foreign=dict(found.gate.foreign),
+                unreadable={version: exc.message for version, exc in found.unread.items()},
                 labels={version: list(labels) for version, labels in found.labels.items()},
             )  # fmt: skip
             raise typer.Exit(3 if stranded else 0)
@@ -57,9 +59,20 @@ def gate(job: JobArgument = DEFAULT_JOB, as_json: JsonOption = False, debug: Deb
             drawn.add_row(Text(version), f"{found.gate.held.get(version, 0):,}", Text(shown))
         console = stdout_console()
         print_drawn(console, drawn)
+        for version, exc in found.unread.items():
+            console.print(Text(f"cannot be read: {version}: {exc.message}"))
+        for name, number in found.gate.foreign.items():
+            console.print(Text(f"sealed otherwise: {number:,} as {name}"))
         if not stranded:
-            console.print(f"gate: open, next: rewrap keys mint{named(loaded)}")
-        found.gate.require_open()
+            console.print(f"gate: open, next: {_next(loaded, found.candidates)}")
+        found.gate.require_open(named(loaded))
+
+
+def _next(job: Job, candidates: list[str]) -> str:
+    """What comes after an open gate: a candidate that is there is gone on with."""
+    if candidates:
+        return f"rewrap keys canary{named(job)} --to {shlex.quote(candidates[0])}"
+    return f"rewrap keys mint{named(job)}"
 
 
 def mint(
@@ -138,6 +151,7 @@ def move(
     with errors_shown(as_json=as_json, debug=debug):
         loaded = _loaded(job)
         from rewrap import stages
+        from rewrap.labels import values_are
 
         if label == "AWSCURRENT" and target is None:
             raise UsageError("AWSCURRENT is taken off no version", hint="name the one that gets it: --to ID")
@@ -151,15 +165,19 @@ def move(
             _print(
                 "keys_moved", label=label, source=source, target=target, done=confirm or plan.done,
                 kept=dict(plan.kept), lost=list(plan.lost), current=done.current, previous=done.previous,
+                unproven=done.unproven,
             )  # fmt: skip
         else:
             console = stdout_console()
             for version, kept in plan.kept.items():
-                told = f"{done.held[version]:,} values are under it"
+                told = f"{values_are(done.held[version])} under it"
                 console.print(f"{version} {'keeps' if confirm else 'would get'} the label {kept}: {told}")
             for version in plan.lost:
                 lost = "has lost" if confirm else "would lose"
                 console.print(f"{version} {lost} its last label: AWS may delete it; no value is under it")
+            if done.unproven:
+                told = "no candidate, and not in use; prove it first with rewrap keys canary --to"
+                console.print(f"warning: {target} had no label: {told} {target}")
             where = target or "no version"
             if plan.done:
                 console.print(f"{label} was at {where} already")

@@ -231,7 +231,8 @@ def source_faults(proof: Proof, from_versions: Sequence[str], keyring: Keyring) 
                 f'key version "{version}" opens none of {failed} stored values marked with it, in '
                 f"{proof.failing(version)}",
                 hint=f"the key at hand is {keyring.get(version).fingerprint}; compare it with the "
-                "application's, and check the layouts: order, aad; nothing was written or quarantined",
+                "application's, and check the layouts: order, aad, kdf and its info; nothing was written or "
+                "quarantined",
             )
             continue
         for (relation, column, marked), count in proof.failed.items():

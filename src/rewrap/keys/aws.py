@@ -7,6 +7,7 @@ through the gate. What an error says is read from its code alone, for its text m
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -134,6 +135,8 @@ class Aws:
             logging.getLogger(name).addFilter(_above_debug)
         logging.getLogger("botocore.credentials").addFilter(_without_traceback)
         self._clients: dict[str | None, Any] = {}
+        self._patience_s = patience_s
+        self._away: dict[str, tuple[float, KeyAccessError]] = {}
         self.calls: Counter[str] = Counter()
 
     @property
@@ -162,7 +165,9 @@ class Aws:
         `explain`, which is told which of `words` the error's text has. `key` is whose call it counts as.
         Raises KeyAccessError.
         """
-        method = partial(getattr(await self._client(role or self._section.role), operation), **given)
+        role = role or self._section.role
+        self._require_not_away(role)
+        method = partial(getattr(await self._client(role), operation), **given)
 
         async def attempt() -> dict[str, Any] | None:
             self.calls[key] += 1
@@ -173,7 +178,7 @@ class Aws:
             except ClientError as exc:
                 code, status = _code(exc), exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
                 if exc.operation_name == "AssumeRole" and is_denied(code):
-                    raise self._no_role(role or self._section.role or "") from None
+                    raise self._no_role(role or "") from None
                 if answers is not None and code in answers:
                     refusal = answers[code]()
                     if refusal is None:
@@ -190,7 +195,21 @@ class Aws:
                 raise Unanswered("answers with what is no answer of AWS") from None
             return found
 
-        return await self.service.call(operation, attempt, cost=cost)
+        try:
+            return await self.service.call(operation, attempt, cost=cost)
+        except KeyAccessError as exc:
+            if exc.code == "key-away" and role is not None:
+                self._away[role] = (time.monotonic(), exc)
+            raise
+
+    def _require_not_away(self, role: str | None) -> None:
+        """Raises what was said when patience with a role was over a moment ago.
+
+        Whoever asks for one version after the other would else wait as long for each, and ever longer.
+        """
+        since, exc = self._away.get(role or "", (0.0, None))
+        if exc is not None and time.monotonic() - since <= self._patience_s:
+            raise KeyAccessError(exc.message, hint=exc.hint, code=exc.code)
 
     async def _client(self, role: str | None) -> Any:
         if role not in self._clients:

@@ -22,6 +22,7 @@ from rewrap.job import Job
 from rewrap.keys.aws import Aws
 from rewrap.keys.awssecret import CURRENT, Secret, StoredVersion
 from rewrap.keys.keyring import Key
+from rewrap.labels import values_are
 from rewrap.pace.gate import Cap
 
 PREVIOUS = "AWSPREVIOUS"
@@ -115,6 +116,9 @@ class Stages:
             )
         return found
 
+    def none_readable(self) -> KeyAccessError:
+        return KeyAccessError(f"{self.shown}: no version of it can be read", hint="see rewrap keys list")
+
     def current(self, versions: Versions) -> str:
         return self.version_of(CURRENT, versions)
 
@@ -179,23 +183,43 @@ class Stages:
         return [name for name, _ in paths]
 
     async def move(self, move: Move) -> Versions:
-        """The versions after a move. What it keeps is kept first, so that a crash leaves nothing without."""
+        """The versions after a move. What it keeps is kept first, so that a crash leaves nothing without.
+
+        An error says what was done before it; to move again does the rest.
+        """
+        did: list[str] = []
+        try:
+            return await self._move(move, did)
+        except KeyAccessError as exc:
+            if not did:
+                raise
+            raise type(exc)(
+                f"{exc.message}; done by then: {', '.join(did)}",
+                hint=f"{exc.hint or 'see rewrap keys gate'}; then give the same command again",
+                code=exc.code,
+            ) from None
+
+    async def _move(self, move: Move, did: list[str]) -> Versions:
         for version, label in move.kept.items():
             await self._relabel(label, None, version)
+            did.append(f"{version} has got {label}")
         if not move.done:
             await self._relabel(move.label, move.source, move.target)
+            did.append(f"{move.label} has moved to {move.target or 'no version'}")
         now = await self.versions()
         if at(move.label, now) != move.target:
+            did.clear()
             raise KeyRefused(
                 f"{self.shown}: {move.label} is at {at(move.label, now) or 'no version'}, and was to be at "
                 f"{move.target or 'none'}",
-                hint="somebody else may have moved it; nothing else was done",
+                hint="somebody else may have moved it",
                 code="key-refused",
             )
         if move.label == CURRENT and move.target is not None:
             own = [label for label in now[move.target].labels if label.startswith(OWN)]
             for label in own:
                 await self._relabel(label, move.target, None)
+                did.append(f"{label} is off")
             now = await self.versions() if own else now
         return now
 
@@ -271,6 +295,9 @@ def planned(label: str, source: str, target: str | None, versions: Versions, hel
                 hint="name both ends by their ids: rewrap keys gate",
             )
     place = at(label, versions)
+    if place is None:
+        there = sorted({one for version in versions.values() for one in version.labels})
+        raise UsageError(f'no version has the label "{label}"', hint=f"labels are {', '.join(there)}")
     done = place == target
     if not done and place != source:
         raise KeyRefused(
@@ -291,7 +318,7 @@ def planned(label: str, source: str, target: str | None, versions: Versions, hel
     needed = [version for version in bare if held.get(version)]
     if target is None and source in needed:
         raise GateClosed(
-            f"{held[source]:,} values are under {source}, and {label} is its last label",
+            f"{values_are(held[source])} under {source}, and {label} is its last label",
             hint="rotate them first: AWS may delete a version without a label",
         )
     return Move(

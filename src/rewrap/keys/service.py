@@ -109,7 +109,7 @@ class KeyService:
             if waited > patience_s:
                 raise KeyAccessError(
                     f"{self._shown} {said}, and {patience_s:.0f} s of patience are over",
-                    hint="nothing was put aside; go on later with rewrap resume, with a lower "
-                    "keys.max_calls_per_s if it was throttled",
+                    hint="nothing was put aside; later give the same command again, or after a run "
+                    "rewrap resume; with a lower keys.max_calls_per_s if it was throttled",
                     code="key-away",
                 )
