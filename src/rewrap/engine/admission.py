@@ -59,7 +59,7 @@ class Admission:
                 partial(self.store.refuse_fenced, table, self.rotation.target_markers(table))
             )
         proof = await self._prove(tables, commitments, resumed=resumed)
-        await quiescence.begin(self.rotation.job, self.store, tables, self.sink)
+        await quiescence.begin(self.rotation, self.store, tables, self.sink)
         courses = await self._claim(tables, record, identity, resumed=resumed)
         await self.ledger.add_proof(
             {_proof_name(commitments, place): count for place, count in proof.opened.items() if count}
