@@ -21,6 +21,7 @@ from rewrap.engine.conductor import Conductor, Examined
 from rewrap.engine.dryrun import dry_run
 from rewrap.engine.options import RunOptions
 from rewrap.engine.pipeline import StopFlag
+from rewrap.engine.swapped import warning_of_swapped
 from rewrap.errors import LedgerError, UsageError
 from rewrap.events import Event, RunEnded
 from rewrap.forecast import Server, TableShape
@@ -133,7 +134,7 @@ async def _rotated(
         if dry:
             return await dry_run(rotation, store, sink, stop, options, lambda: _checked(stores, store))
         ended = await _run(rotation, stores, store, sink, stop, options)
-        return await probed(rotation.job, ended, sink, environ)
+        return await probed(rotation.job, rotation.to_version, ended, sink, environ)
     finally:
         await close_all(store, *rotation.deks.values())
 
@@ -181,12 +182,18 @@ async def _run(
                     await census.close()
 
         before = fingerprint if job.witnessed else None
+        earlier, known = await ledger.latest(), await ledger.completed(rotation.to_version)
         try:
-            return await Conductor(
+            ended = await Conductor(
                 rotation, store, guard, ledger, sink, stop, options, examine, before, stores.gates
             ).run()
         finally:
             await guard.close()
+        resumed = earlier is not None and earlier.run_id == ended.run_id
+        swapped = warning_of_swapped(job, rotation.from_versions, rotation.to_version, ended)
+        if swapped is not None and not known and not resumed:
+            sink(swapped)
+        return ended
 
 
 async def resume(

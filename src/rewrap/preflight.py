@@ -99,7 +99,8 @@ async def check(
         for said in quiescence.needed(job):
             out.add(
                 "warning", "quiesced", quiescence.tables_said(job.quiesced), said,
-                "stop the application before the run, and start it with the new key once it is complete",
+                "stop the application before the run; once every job of its tables is complete, start it "
+                "with the key of --to",
             )  # fmt: skip
         await _check_references(out, stores)
         await _check_budgets(out, job, environ)

@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from rewrap.events import Notice, RunEnded
+from rewrap.hints import named
 from rewrap.interfaces import Sink
 from rewrap.job import Job
 from rewrap.probes.ask import ask
 from rewrap.stores.open import Stores
 
 
-async def probed(job: Job, ended: RunEnded, sink: Sink, environ: Mapping[str, str]) -> RunEnded:
+async def probed(
+    job: Job, to_version: str, ended: RunEnded, sink: Sink, environ: Mapping[str, str]
+) -> RunEnded:
     """The end of a run that finished, once the job's probes were asked: what fails, values remain or not, is
     for the operator to see before anybody retires a key.
 
@@ -25,7 +28,8 @@ async def probed(job: Job, ended: RunEnded, sink: Sink, environ: Mapping[str, st
             Notice(
                 level="info",
                 message="the probes were not asked: the application is stopped",
-                hint="start it with the new key, then rewrap check asks them",
+                hint="once every job of the application's tables is complete, start it with the key of "
+                f"{to_version}; then rewrap check{named(job)} asks them",
             )
         )
         return ended

@@ -218,7 +218,7 @@ WITHOUT = json.dumps({"other": text_key()})
         (FIELD, DERIVED, WITHOUT, 'its field "key" is missing', "correct"),
         (FIELD, DERIVED, json.dumps({"key": {"k": text_key()}}), 'its field "key" is no text', "correct"),
         (FIELD, DERIVED, json.dumps({"key": "canary-short"}), "has 12 bytes", "short secret"),
-        (FIELD, "", json.dumps({"key": text_key()}), "has 64 bytes, its layout takes 32", "64 hex digits"),
+        (FIELD, "", json.dumps({"key": text_key()}), "has 64 bytes, its layout takes 32", 'encoding = "hex"'),
         (
             f'{FIELD}\nencoding = "hex"', "", json.dumps({"key": "canary-" + "z" * 57}),
             "is not hex", "set keys.aws-secrets-manager.encoding",

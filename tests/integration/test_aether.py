@@ -71,6 +71,9 @@ def test_a_rotation_is_acknowledged_and_says_so_everywhere(bench: Workbench) -> 
     first = next(event for event in ran.events if event["type"] == "notice")
     assert first["level"] == "warning"
     assert first["message"].startswith("quiesced: the operator")
+    assert "once every job of the application's tables is complete, with the key of v2" in first["hint"]
+    assert "complete, start it with the key of v2; then rewrap check aether.toml asks" in ran.out
+    assert "may have been swapped" not in ran.out
     assert ran.events.index(first) <= 2
     assert ran.event("run_ended")["probed"] == {"opened": 40, "first": 39}
     assert [one["outcome"] for one in aether.audited()] == ["refused", "complete"]
@@ -81,8 +84,28 @@ def test_a_rotation_is_acknowledged_and_says_so_everywhere(bench: Workbench) -> 
     # the way back is the reverse rotation
     back = ("--from", "v2", "--to", "v1", "--allow-unseen-target")
     assert aether.rewrap("run", "secrets", *back).code == 2
-    assert aether.rewrap("run", "secrets", *back, FLAG).code == 0
+    returned = aether.rewrap("run", "secrets", *back, FLAG)
+    assert returned.code == 0
+    assert returned.err.count("with the key of v1") == 2, returned.err
     assert aether.service("read")["secrets"] == made
+    paused = aether.rewrap("pause", "secrets")
+    assert f"until rewrap resume aether.toml {FLAG}" in paused.out, paused.out + paused.err
+
+
+def test_swapped_keys_are_told_by_a_run_that_rewrites_nothing(bench: Workbench) -> None:
+    """Values name no version, so it completes; a second run is not warned of again."""
+    aether = Aether(bench)
+    aether.service("make", "20")
+    swapped = {"SECRET_ENCRYPTION_KEY": aether.old, "SECRET_ENCRYPTION_KEY_PREVIOUS": aether.new}
+    first = aether.run("secrets", FLAG, **swapped)
+    assert first.code == 0, first.out + first.err
+    warned = [one for one in first.events if "may have been swapped" in one.get("message", "")]
+    assert [one["level"] for one in warned] == ["warning"]
+    assert "20 values were under v2 already" in warned[0]["message"]
+    assert "rewrap keys list aether.toml" in warned[0]["hint"]
+    again = aether.run("secrets", FLAG, **swapped)
+    assert again.code == 0, again.out + again.err
+    assert "may have been swapped" not in again.out
 
 
 @pytest.mark.parametrize("table", JOBS)
@@ -144,7 +167,7 @@ def test_a_lost_swap_proves_that_the_service_is_at_work(
         run_here(aether, quiesced=True)
     assert stopped.value.exit_code == 1
     assert "17" not in stopped.value.message
-    assert FLAG in (stopped.value.hint or "")
+    assert f"rewrap resume {bench.folder / JOBS['secrets']} {FLAG}," in (stopped.value.hint or "")
     assert [(one["outcome"], one["error"]) for one in aether.audited()] == [("failed", "NotQuiesced")]
     status = aether.rewrap("status", "secrets", "--json")
     assert '"failed"' in status.out
@@ -164,7 +187,7 @@ def test_a_value_that_is_written_behind_the_sweep_stops_the_run(bench: Workbench
         if isinstance(event, SweepDone) and event.sweep == 1:
             made["secrets"] |= aether.service("write", "5000")["secrets"]
 
-    with pytest.raises(NotQuiesced, match="1 values under v1 were written after it had been swept"):
+    with pytest.raises(NotQuiesced, match="1 values were written or moved after it had been swept"):
         run_here(aether, sink, quiesced=True)
     assert run_here(aether, resumed=True, quiesced=True).state == "complete"
     assert aether.service("read", new=True)["secrets"] == made["secrets"]
@@ -194,6 +217,8 @@ def test_a_key_of_16_bytes_goes_to_one_of_32(bench: Workbench) -> None:
     refused = aether.run("secrets", FLAG)
     assert refused.code == 10
     assert "has 16 bytes, its layout takes 32" in refused.err
+    assert "the layout's cipher is one for a key of its length" in refused.err
+    assert "rand -hex" not in refused.err
     ran = aether.run("secrets", FLAG, AETHER_BITS="128")
     assert ran.code == 3, ran.out + ran.err
     assert ran.event("run_ended")["outcomes"]["secrets"]["payload"] == {
@@ -204,3 +229,9 @@ def test_a_key_of_16_bytes_goes_to_one_of_32(bench: Workbench) -> None:
     bench.sql("DELETE FROM secrets WHERE id = -1")
     again = aether.run("secrets", FLAG, AETHER_BITS="128")
     assert again.code == 0, again.out + again.err
+    old = again.event("run_started")["fingerprints"]["v1"]
+    way_back = ("--from", "v2", "--to", "v1", "--to-fingerprint", old)
+    back = aether.rewrap("run", "secrets", *way_back, FLAG, AETHER_BITS="256", AETHER_TO_BITS="128")
+    assert back.code == 0, back.out + back.err
+    read = aether.service("read")["secrets"]
+    assert {name: read[name] for name in made["secrets"]} == made["secrets"]

@@ -64,6 +64,10 @@ class Reader:
             words = string.Template(command).substitute(self.environ)
             ran = rewrap(shlex.split(words)[1:], self.aether.bench.folder, self.environ)
             assert ran.code in (0, 2, 4), ran.err + ran.out
+            for fernet, old in re.findall(
+                r"^run \w+ of aether(-fernet)?: v1 .*keys: v1 sha256:(\w+)", ran.err, re.M
+            ):
+                self.environ["OLD_FERNET_FINGERPRINT" if fernet else "OLD_FINGERPRINT"] = old
             return ran.err + ran.out
         done = subprocess.run(
             ["bash", "-c", command], cwd=self.aether.bench.folder, env=self.environ,
@@ -71,7 +75,8 @@ class Reader:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr + done.stdout
         if "cut -c1-16" in command:
-            self.environ["NEW_FINGERPRINT"] = done.stdout.strip()
+            name = "NEW_FERNET_FINGERPRINT" if "FERNET" in command else "NEW_FINGERPRINT"
+            self.environ[name] = done.stdout.strip()
         return done.stderr + done.stdout
 
 

@@ -32,7 +32,7 @@ FLOORS = [
     ],
     ["recognise", "forecast", "metered", "learned", "derived", "labels", "pieces", "fingerprint"],
     ["interfaces", "targets", "untouched", "envelopes", "deks", "forms", "probes.section"],
-    ["formats", "keysections", "storage", "limits", "pace", "joberrors", "audit.section", "job"],
+    ["formats", "keysections", "storage", "limits", "pace", "joberrors", "audit.section", "job", "hints"],
     ["keys", "stores", "ledgers", "probes", "audit", "jobschema", "unfinished"],
     [
         "engine.health",

@@ -133,7 +133,11 @@ def test_every_length_that_a_layout_takes_is_taken() -> None:
         (KEY.hex(), "raw", 'encoding = "hex"'),
         (KEY.hex(), "base64", 'encoding = "hex"'),
         (KEY + b"\n", "raw", "ends with a newline"),
-        ("ab" * 31, "hex", "openssl rand -hex 32"),
+        (KEY.hex(), "utf8", 'encoding = "hex"'),
+        ("ab" * 31, "hex", "rand -hex 32"),
+        (base64.b64encode(KEY[:16]), "base64", "rand -base64 32"),
+        (KEY[:16], "raw", "openssl rand 32"),
+        ("k" * 31, "utf8", "rand -hex 16"),
     ],
 )
 def test_usual_slip_of_the_encoding_is_recognised(stored: bytes | str, encoding: str, hint: str) -> None:

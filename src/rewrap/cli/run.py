@@ -187,8 +187,7 @@ def finish(job: Job, work: Callable[[Sink, StopFlag], Awaitable[RunEnded]], *, a
         for line in summary(ended, verdicts[-1] if verdicts else None):
             console.print(line)
         if ended.exit_code == 4 and ended.state != "dry-run":
-            flag = f" {quiescence.FLAG}" if job.quiesced else ""
-            console.print(f"  go on with: rewrap resume{named(job)}{flag}")
+            console.print(f"  go on with: {quiescence.resuming(job)}")
         if ended.state == RunState.COMPLETE and job.witnessed:
             console.print(f"  whether payloads are as they were: rewrap verify --deep{named(job)}")
     raise typer.Exit(ended.exit_code)

@@ -21,6 +21,7 @@ from rewrap.cli.terminal import (
     named,
     stderr_console,
 )
+from rewrap.engine import quiescence
 from rewrap.errors import RewrapError, UsageError
 from rewrap.events import SCHEMA, Event, Notice
 from rewrap.job import Job
@@ -40,7 +41,7 @@ def pause(job: JobArgument = DEFAULT_JOB, as_json: JsonOption = False, debug: De
         waiting = _Waiting("the batch in hand is being finished (Ctrl-C: leave it to that, the pause stands)")
         answer = anyio.run(partial(api.pause, loaded, waiting=waiting))
         run = answer.run
-        later = f"until rewrap resume{named(loaded)}"
+        later = f"until {quiescence.resuming(loaded)}"
         if run is None or run.state.finished:
             if waiting.said_of:
                 _print(answer, f"run {waiting.said_of} has ended: {_state(answer)}", as_json)
@@ -65,7 +66,7 @@ def pause(job: JobArgument = DEFAULT_JOB, as_json: JsonOption = False, debug: De
             )
         else:
             _print(
-                answer, f"run {run.run_id}: paused — it goes on with rewrap resume{named(loaded)}", as_json
+                answer, f"run {run.run_id}: paused — it goes on with {quiescence.resuming(loaded)}", as_json
             )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shlex
 import signal
 import sys
 import traceback
@@ -21,6 +20,8 @@ from rich.console import Console, RenderableType
 from rewrap.engine.pipeline import StopFlag
 from rewrap.errors import RewrapError
 from rewrap.events import SCHEMA
+from rewrap.hints import DEFAULT_JOB as DEFAULT_JOB
+from rewrap.hints import named as named
 from rewrap.interfaces import Sink
 from rewrap.job import Job
 from rewrap.report import reporter
@@ -39,13 +40,6 @@ DebugOption = Annotated[
 ]
 
 UNCUT_COLUMNS = 10_000
-
-DEFAULT_JOB = Path("rewrap.toml")
-
-
-def named(job: Job) -> str:
-    """The job as the next command has to name it: nothing where it would find it by itself."""
-    return "" if job.path == DEFAULT_JOB else f" {shlex.quote(str(job.path))}"
 
 
 def quiet_libraries() -> None:

@@ -61,7 +61,7 @@ class Admission:
         if not resumed:
             await self._refuse_renamed(commitments)
         proof = await self._prove(tables, commitments, resumed=resumed)
-        await quiescence.begin(self.rotation.job, self.store, tables, self.sink)
+        await quiescence.begin(self.rotation, self.store, tables, self.sink)
         courses = await self._claim(tables, record, identity, resumed=resumed)
         await self.ledger.add_proof(
             {_proof_name(commitments, place): count for place, count in proof.opened.items() if count}

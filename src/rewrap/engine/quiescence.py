@@ -13,6 +13,7 @@ from rewrap.engine.compile import Rotation
 from rewrap.engine.course import Course
 from rewrap.errors import NotQuiesced, UsageError
 from rewrap.events import Notice
+from rewrap.hints import named
 from rewrap.interfaces import Attended, Bystanders, Sink, Store
 from rewrap.job import Job
 from rewrap.model import Table
@@ -21,7 +22,7 @@ FLAG = "--acknowledge-quiesced"
 
 CONSEQUENCE = (
     "whoever reads it knows one key only, and each value is unreadable to them from the moment it is "
-    "rewritten until they are started with the new key"
+    "rewritten until they are started with the key that it was rewritten to"
 )
 
 
@@ -49,12 +50,13 @@ def needed(job: Job) -> list[str]:
     return [f"{tables_said(job.quiesced)} must be quiesced for a run ({FLAG}): {CONSEQUENCE}"]
 
 
-async def begin(job: Job, store: Store, tables: Sequence[Table], sink: Sink) -> None:
+async def begin(rotation: Rotation, store: Store, tables: Sequence[Table], sink: Sink) -> None:
     """Looks for signs that somebody is at work after all, before the first write.
 
     Raises NotQuiesced when a transaction is open that has written one of the tables. Sessions that only exist
     are named in a warning: an operator's own may be among them.
     """
+    job = rotation.job
     mine = [table for table in tables if table.target in job.quiesced]
     if not mine:
         return
@@ -70,7 +72,8 @@ async def begin(job: Job, store: Store, tables: Sequence[Table], sink: Sink) -> 
             level="warning",
             message=f"quiesced: the operator has acknowledged that nobody else works in "
             f"{tables_said(job.quiesced)}; {CONSEQUENCE}",
-            hint="do not start it before the run is complete; a write of its own stops the run",
+            hint="start it once every job of the application's tables is complete, with the key of "
+            f"{rotation.to_version}; a write of its own stops the run",
         )
     )
     if found.sessions:
@@ -84,23 +87,33 @@ async def begin(job: Job, store: Store, tables: Sequence[Table], sink: Sink) -> 
 
 
 def judge(rotation: Rotation, left: Sequence[Course], found: Mapping[str, int]) -> None:
-    """Raises NotQuiesced where values under an old key came into a table after it was swept.
+    """Raises NotQuiesced where values to rewrite came into a table after it was swept.
 
-    `found` is by relation how many values are left; what a sweep put off was there before.
+    `found` is by relation how many values are left; what a sweep put off was there before. Where values name
+    no version, one that was rewritten and then moved to other associated data counts as left, too.
     """
     for course in left:
         new = found[course.table.relation] - course.put_off
         if new > 0 and rotation.target(course.table).quiesced:
             old = " or ".join(rotation.from_versions)
             raise disproved(
-                course.table.name, f"{new} values under {old} were written after it had been swept"
+                rotation.job,
+                course.table.name,
+                f"{new} values were written or moved after it had been swept: they are under {old}, or open "
+                "no more where they are now",
             )
 
 
-def disproved(table: str, how: str) -> NotQuiesced:
+def resuming(job: Job) -> str:
+    """The command that goes on with a run of this job."""
+    return f"rewrap resume{named(job)}{f' {FLAG}' if job.quiesced else ''}"
+
+
+def disproved(job: Job, table: str, how: str) -> NotQuiesced:
     """What is raised when a write by somebody else shows that a table was not quiesced."""
     return NotQuiesced(
         f"table {table} is not quiesced: {how}",
-        hint="stop what writes there: it cannot read what was rewritten, and it knows the old key alone. "
-        f"Nothing of its own was overwritten. Then rewrap resume {FLAG}, which takes what it wrote along",
+        hint="stop what writes there: if it knows the old key alone, it cannot read what was rewritten. "
+        f"Nothing of its own was overwritten. Then {resuming(job)}, which takes along what is under the old "
+        "key; what opens under no key at hand is put aside",
     )

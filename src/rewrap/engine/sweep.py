@@ -191,7 +191,7 @@ class Sweeper:
                     budget=budget,
                     pacer=self.pacers[self.home_of(course)],
                     patience_s=self.rotation.job.limits.reconnect_s,
-                    disturbed=partial(disturbed_at, table.name)
+                    disturbed=partial(disturbed_at, self.rotation.job, table.name)
                     if self.rotation.target(table).quiesced
                     else None,
                 )

@@ -191,8 +191,14 @@ def _private(stored: bytes, version: str, where: str) -> bytes:
 def _length_hint(stored: bytes, secret: bytes, encoding: str, lengths: frozenset[int]) -> str:
     if encoding == "raw" and stored.endswith(b"\n") and len(secret.rstrip(b"\r\n")) in lengths:
         return "the file ends with a newline; write it without one (printf %s), or use hex"
-    if encoding == "raw" and len(stored.strip()) in {2 * n for n in lengths}:
+    if encoding in ("raw", "utf8") and len(stored.strip()) in {2 * n for n in lengths}:
         return 'this looks like hex; set encoding = "hex"'
     if encoding == "base64" and len(stored.strip()) in {2 * n for n in lengths}:
         return 'this has the length of hex; set encoding = "hex"'
-    return "a 32-byte key is 64 hex digits; make one with: openssl rand -hex 32"
+    options = {"hex": "-hex {0}", "base64": "-base64 {0}", "utf8": "-hex {1}"}.get(encoding, "{0}")
+    commands = [f"openssl rand {options.format(n, n // 2)}" for n in sorted(lengths)]
+    # stored values may be under this key: to make another one is not the first thing to do
+    return (
+        "check that this is the whole of it, and that the layout's cipher is one for a key of its length; "
+        f"a new key that fits is made with: {' or '.join(commands)}"
+    )

@@ -102,6 +102,11 @@ class Ledger(LedgerDatabase):
             row.updated_at,
         )
 
+    async def completed(self, to_version: str) -> bool:
+        """Whether a run of the job to this version has ever completed."""
+        mine = (runs.c.job == self.job, runs.c.to_version == to_version)
+        return bool(await self.rows(sa.select(runs.c.run_id).where(*mine, runs.c.state == RunState.COMPLETE)))
+
     async def begin(self, record: RunRecord) -> None:
         async with self.writing() as connection:
             number = await connection.scalar(sa.select(sa.func.max(runs.c.number)))
