@@ -316,7 +316,8 @@ class Draft:
             _PLAIN,
         )
         if place.fits and telling:
-            return min(place.fits, key=len)
+            fitting = min(place.fits, key=len)
+            return None if fitting in _KEPT_ELSEWHERE else fitting
         shaped = bool(place.look.marker or place.look.separator or "version" in place.parts)
         if place.look.family in ("marker", "bare", "pieces") and shaped:
             what = "the cipher and the order are guesses" if place.look.separator else "the cipher is a guess"
@@ -337,6 +338,12 @@ class Draft:
         self.layouts[name] = LayoutDraft(name, fields, doubt)
         return name
 
+
+_KEPT_ELSEWHERE = {
+    "vault-transit": "a transit engine has sealed these: that takes a job of its own, with "
+    'keys.provider = "vault-transit" (docs/keys-transit.md)',
+}
+"""Built-in layouts that no job with keys of its own can use, and what can."""
 
 _PLAIN = "{version}:"
 """A marker that many formats have: it does not say which of them it is."""
@@ -388,6 +395,8 @@ def _commented(place: Place) -> str:
             "an IV and whole blocks: this may be AES-CBC, which does not authenticate. Then declare it with "
             'cipher = "aes-256-cbc", an order, and what plaintexts look like (docs/layouts.md)'
         )
+    kept = [_KEPT_ELSEWHERE[name] for name in place.fits if name in _KEPT_ELSEWHERE]
+    why = kept[0] if kept and not (place.refused or place.opens) else why
     target = (
         f"[[targets]]\ntable = {quoted(place.table.name)}\n{key_of(place)}"
         f"fields = [{field_of(place, place.fits[0] if place.fits else '…')}]"

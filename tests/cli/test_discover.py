@@ -444,6 +444,8 @@ def test_written_file_holds_no_value_and_no_password(bench: Workbench) -> None:
     # what cannot be rotated yet stands in comments, with the reason
     assert Job.load(bench.folder / "found.toml", bench.environ).targets
     assert "# zoo.laravel" in text
+    assert "# zoo.vault" in text
+    assert 'keys.provider = "vault-transit"' in text
 
 
 @pytest.mark.parametrize("source", ["http://example.org/x", "no-such.toml"])

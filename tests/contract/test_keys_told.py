@@ -18,8 +18,8 @@ from rewrap.keys.listed import Listed
 from rewrap.keys.open import open_keyring
 from tests.support.keepers import KEEPERS, SERVICES, Keeper
 
-WATCHED = ["files", "aws-secrets-manager"]
-"""Whose keys come into the process, and may be withdrawn while it has them."""
+WATCHED = ["files", "aws-secrets-manager", "vault-transit"]
+"""Whose keys may be withdrawn while a process has them, and who can be asked for that."""
 
 
 @pytest.fixture
@@ -108,7 +108,9 @@ def test_keys_that_are_elsewhere_are_watched_by_nobody(keeper: Keeper) -> None:
 
     async def work() -> None:
         keyring = await open_keyring(keeper.job, [keeper.old, keeper.new], wanted=[])
-        assert keyring.watched is None
-        await keyring.close()
+        try:
+            assert keyring.watched is None
+        finally:
+            await keyring.close()
 
     anyio.run(work)
