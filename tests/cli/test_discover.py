@@ -66,6 +66,11 @@ def b64url(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
+def in_one_piece(make: Callable[[], str]) -> str:
+    """Such a text without two hyphens in a row: one in some 700 has them, and passes for two pieces."""
+    return next(text for text in iter(make, "") if "--" not in text)
+
+
 def token(parts: int, header: dict[str, str]) -> str:
     head = b64url(json.dumps(header).encode())
     return ".".join([head, *(b64url(os.urandom(40)) for _ in range(parts - 1))])
@@ -98,7 +103,7 @@ Make = Callable[[int], Any]
 
 SEALED: dict[str, tuple[str, Make, str]] = {
     "libsodium": ("text", lambda n: box(f"{SECRET} {n}"), "{version}:"),
-    "two_axes": ("text", lambda n: f"a1.k7:{b64url(gcm(n))}", "a1.k{version}:"),
+    "two_axes": ("text", lambda n: in_one_piece(lambda: f"a1.k7:{b64url(gcm(n))}"), "a1.k{version}:"),
     "prefixed": ("text", lambda n: f"enc:v{1 + n % 2}:{b64(gcm(n))}", "enc:{version}:"),
     "vault": ("varchar(400)", lambda n: f"vault:v3:{b64(gcm(n))}", "vault:{version}:"),
     "sentry": ("text", lambda n: f"enc:fernet:key1:{FERNET.encrypt(SECRET.encode()).decode()}", ""),
